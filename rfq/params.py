@@ -1,0 +1,111 @@
+"""The parameter table: what each leaf of the model is, said once.
+
+Initialization, the optimizers' partition, weight quantization and sharding all read
+this table, so that adding a parameter is one line here and a missing line is an
+error that names the leaf.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+
+from rfq.errors import InputError
+
+
+class MatrixAxes(NamedTuple):
+    """Which axes of a leaf are the matrix; every other axis is a batch of matrices.
+
+    y = x W contracts x with `in_axes` and leaves `out_axes`. A leaf `[L, D, H, K]` with
+    `in_axes=(1,)` and `out_axes=(2, 3)` is L matrices of shape D x HK.
+    """
+
+    in_axes: tuple[int, ...]
+    out_axes: tuple[int, ...]
+
+
+class ParamAxes(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        kind: "matrix" (matrix optimizers, weight quantization), "embedding" (AdamW, the
+            tied head) or "gain" (AdamW without decay, never quantized).
+        logical: one name per array axis, translated to mesh axes in `sharding`.
+        matrix: the matrix axes; None for gains.
+    """
+
+    kind: Literal["matrix", "embedding", "gain"]
+    logical: tuple[str, ...]
+    matrix: MatrixAxes | None
+
+
+_QKV = ParamAxes(
+    "matrix", ("layer", "embed", "heads", "head_width"), MatrixAxes((1,), (2, 3))
+)
+
+TABLE: Mapping[str, ParamAxes] = {
+    # As the head, logits = h E^T: the embedding maps width (in) to vocabulary (out).
+    "embedding": ParamAxes("embedding", ("vocab", "embed"), MatrixAxes((1,), (0,))),
+    "w_q": _QKV,
+    "w_k": _QKV,
+    "w_v": _QKV,
+    "w_o": ParamAxes(
+        "matrix", ("layer", "heads", "head_width", "embed"), MatrixAxes((1, 2), (3,))
+    ),
+    "w_up": ParamAxes("matrix", ("layer", "embed", "mlp"), MatrixAxes((1,), (2,))),
+    "w_down": ParamAxes("matrix", ("layer", "mlp", "embed"), MatrixAxes((1,), (2,))),
+    "attn_norm": ParamAxes("gain", ("layer", "embed"), None),
+    "mlp_norm": ParamAxes("gain", ("layer", "embed"), None),
+    "final_norm": ParamAxes("gain", ("embed",), None),
+}
+
+
+def leaf_name(path: tuple) -> str:
+    """The last key of a jax key path: the name under which TABLE lists the leaf."""
+    return str(getattr(path[-1], "key", getattr(path[-1], "name", path[-1])))
+
+
+def axes(params):
+    """Maps a parameter tree (arrays or shapes) to a tree of `ParamAxes`.
+
+    Raises:
+        InputError: a leaf is not in TABLE, or its rank differs from its row's.
+    """
+
+    def row(path, leaf) -> ParamAxes:
+        name = leaf_name(path)
+        if name not in TABLE:
+            raise InputError(
+                f"parameter {jax.tree_util.keystr(path)} has no row in rfq.params.TABLE; "
+                f"rows: {sorted(TABLE)}"
+            )
+        if len(leaf.shape) != len(TABLE[name].logical):
+            raise InputError(
+                f"parameter {jax.tree_util.keystr(path)} has shape {leaf.shape}, but "
+                f"rfq.params.TABLE gives it the axes {TABLE[name].logical}"
+            )
+        return TABLE[name]
+
+    return jax.tree_util.tree_map_with_path(row, params)
+
+
+def matrix_axes(params):
+    """The `axes` argument of `rfq.optim`'s transforms, for our own models.
+
+    Same structure as `params`, with `MatrixAxes` at the hidden matrices and None at the
+    embedding and the gains, which fall back to AdamW.
+    """
+    return jax.tree.map(
+        lambda row: row.matrix if row.kind == "matrix" else None,
+        axes(params),
+        is_leaf=lambda row: isinstance(row, ParamAxes),
+    )
+
+
+def decayed(params):
+    """True at the leaves that weight decay shrinks: all but the gains."""
+    return jax.tree.map(
+        lambda row: row.kind != "gain",
+        axes(params),
+        is_leaf=lambda row: isinstance(row, ParamAxes),
+    )
