@@ -1,0 +1,61 @@
+"""What every test relies on: the platform, the compilation cache, strictness.
+
+The environment is set before anything imports jax, because jax reads it once.
+"""
+
+import getpass
+import importlib.metadata
+import os
+import tempfile
+from pathlib import Path
+
+_EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Eight virtual devices for every test, because jax cannot change their number later.
+# A function without shardings runs on device 0 alone, as fast as it would without.
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT_DEVICES}"
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+_CACHE = (
+    Path(tempfile.gettempdir())
+    / f"rfq-test-cache-{getpass.getuser()}"
+    / importlib.metadata.version("jaxlib")
+)
+
+# Broadcasting across ranks hides missing axes: tests make it an error.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+hypothesis.settings.register_profile(
+    "rfq", derandomize=True, deadline=None, max_examples=25, database=None
+)
+hypothesis.settings.load_profile("rfq")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips `mesh` tests where somebody's XLA_FLAGS asked for fewer devices."""
+    if item.get_closest_marker("mesh") and jax.device_count() < 8:
+        pytest.skip(f"needs 8 devices, XLA_FLAGS gives {jax.device_count()}")
+
+
+@pytest.fixture
+def one_device_env() -> dict[str, str]:
+    """The environment for a subprocess that should see one CPU device, as a user's."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    kept = [f for f in flags if "xla_force_host_platform_device_count" not in f]
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": " ".join(kept),
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
