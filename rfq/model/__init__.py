@@ -1,0 +1,1 @@
+"""The decoder: sizes, mathematics, Linen shell, initialization recipes."""

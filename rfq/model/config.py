@@ -1,0 +1,120 @@
+"""The decoder's shape, and the names of the activations that a tap can reach."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from rfq.errors import InputError
+
+# Activations named in every block, in the order in which the forward pass meets them.
+BLOCK_SITES: tuple[str, ...] = (
+    "attn_norm_in",
+    "attn_in",
+    "q",
+    "k",
+    "v",
+    "attn_out",
+    "mlp_norm_in",
+    "mlp_in",
+    "mlp_hidden",
+)
+# Activations that exist once, after the last block.
+MODEL_SITES: tuple[str, ...] = ("final_norm_in", "head_in")
+SITES: tuple[str, ...] = BLOCK_SITES + MODEL_SITES
+
+# Which sites are quantized. "paper" is appendix D: "inputs to the normalization layers
+# and the SA/MLP", 4 L tensors. "full" covers every operand of a matrix product with
+# weights or of attention, so that the network can run on integers.
+TAP_SETS: Mapping[str, tuple[str, ...]] = {
+    "paper": ("attn_norm_in", "attn_in", "mlp_norm_in", "mlp_in"),
+    "full": (*BLOCK_SITES, "head_in"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape and numerics of the decoder. Defaults are appendix D of the paper.
+
+    The MLP is ungated with two matrices and the embedding is tied to the head: the
+    only reading under which appendix D's sizes give its 194 M parameters.
+    """
+
+    num_layers: int = 24  # L
+    width: int = 768  # D
+    num_heads: int = 12  # H
+    mlp_ratio: int = 4  # F = mlp_ratio * D
+    vocab_size: int = 32_000  # V
+    seq_len: int = 512  # T
+    skip: Literal["residual", "residual_free"] = "residual_free"  # eq. 1, eq. 2
+    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    # Attention temperature tau_l = beta ** -l for l = 1..L (section 4 iii).
+    beta: float = 1.1
+    # q.k is divided by sqrt(K) per head ("head_width") or, as the paper writes it for
+    # a single head, by sqrt(D) ("width").
+    attention_scale: Literal["head_width", "width"] = "head_width"
+    rope_base: float = 10_000.0
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    attention: Literal["xla", "cudnn"] = "xla"
+    # Recompute each block in the backward pass instead of keeping its activations.
+    remat: bool = True
+    # Blocks per iteration of the layer scan: 1 compiles fastest, num_layers runs
+    # fastest on CPU.
+    scan_unroll: int = 1
+    # Slices of the sequence over which the [B, T, V] logits are formed one at a time.
+    loss_chunks: int = 16
+
+    @property
+    def head_width(self) -> int:
+        """K = D / H."""
+        return self.width // self.num_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """F, the hidden width of the MLP."""
+        return self.mlp_ratio * self.width
+
+    def __post_init__(self):
+        for name in (
+            "num_layers", "width", "num_heads", "mlp_ratio", "vocab_size", "seq_len",
+            "scan_unroll", "loss_chunks",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name}={getattr(self, name)} must be >= 1")
+        if self.width % self.num_heads:
+            raise InputError(
+                f"model.width={self.width} must be a multiple of "
+                f"model.num_heads={self.num_heads}"
+            )
+        if self.head_width % 2:
+            raise InputError(
+                f"model.width / model.num_heads = {self.head_width} must be even: "
+                "rotary embeddings turn pairs of coordinates"
+            )
+        if self.seq_len % self.loss_chunks:
+            raise InputError(
+                f"model.seq_len={self.seq_len} must be a multiple of "
+                f"model.loss_chunks={self.loss_chunks}"
+            )
+        if not self.beta > 0:
+            raise InputError(
+                f"model.beta={self.beta} must be > 0 (1 turns the temperature off)"
+            )
+
+
+def num_params(config: ModelConfig) -> int:
+    """Number of trained parameters: 12 D^2 L + V D at F = 4 D, plus the norm gains."""
+    c = config
+    block = 4 * c.width**2 + 2 * c.width * c.mlp_width
+    gains = (2 * c.num_layers + 1) * c.width
+    return c.num_layers * block + c.vocab_size * c.width + gains
+
+
+def flops_per_token(config: ModelConfig) -> int:
+    """Floating-point operations per trained token, forward and backward.
+
+    6 N for the N weights that multiply (head included, lookup free) plus the causal
+    half of attention, 6 L T D.
+    """
+    c = config
+    matmul_weights = num_params(c) - (2 * c.num_layers + 1) * c.width
+    return 6 * matmul_weights + 6 * c.num_layers * c.seq_len * c.width

@@ -1,0 +1,149 @@
+"""The block's equations as free functions of arrays; no framework, no parameters.
+
+Shapes in names: B batch, T position, D width, H head, K head width, V vocabulary.
+Softmax, norms and the loss are computed in float32 whatever the carrier.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from rfq import params as params_lib
+from rfq.types import Array
+
+# y = x W. (x [..., *in], w [*in, *out], the parameter's name) -> [..., *out].
+Dot = Callable[[Array, Array, str], Array]
+# norm(x) * gain over the last axis.
+Norm = Callable[[Array, Array], Array]
+# (stream, what the sublayer computed) -> the next stream.
+Skip = Callable[[Array, Array], Array]
+# (clean stream, the same after its tap) -> what the skip path carries.
+Stream = Callable[[Array, Array], Array]
+
+_EPS = 1e-6
+
+
+def matmul(x: Array, w: Array, name: str) -> Array:
+    """Contracts x's last axes with the input axes of the weight called `name`.
+
+    The default `Dot`. Batch and position are flattened, because XLA's CPU backend is
+    a third faster on 2-D products. The weight is cast to x's dtype.
+    """
+    matrix = params_lib.TABLE[name].matrix
+    assert matrix is not None, name
+    num_in = len(matrix.in_axes)
+    in_shape, out_shape = w.shape[:num_in], w.shape[num_in:]
+    lead = x.shape[: x.ndim - num_in]
+    rows = x.reshape(-1, math.prod(in_shape))
+    columns = w.astype(x.dtype).reshape(rows.shape[1], math.prod(out_shape))
+    return (rows @ columns).reshape(*lead, *out_shape)
+
+
+def rms_norm(x: Array, gain: Array) -> Array:
+    """x / sqrt(mean(x^2) + 1e-6) * gain over the last axis, in float32."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + _EPS)
+    return (x32 * scale * _as_row(gain, x)).astype(x.dtype)
+
+
+def layer_norm(x: Array, gain: Array) -> Array:
+    """(x - mean) / sqrt(var + 1e-6) * gain over the last axis, in float32; no bias."""
+    x32 = x.astype(jnp.float32)
+    return rms_norm(x32 - jnp.mean(x32, axis=-1, keepdims=True), gain).astype(x.dtype)
+
+
+def _as_row(gain: Array, x: Array) -> Array:
+    return gain.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + gain.shape)
+
+
+def residual(x: Array, update: Array) -> Array:
+    """Equation 1: the sublayer is added to the stream."""
+    return x + update
+
+
+def residual_free(x: Array, update: Array) -> Array:
+    """Equation 2: the sublayer replaces the stream."""
+    del x
+    return update
+
+
+def branch(clean: Array, tapped: Array) -> Array:
+    """The tap serves the norm alone; the skip path carries the clean stream."""
+    del tapped
+    return clean
+
+
+def in_place(clean: Array, tapped: Array) -> Array:
+    """The tap's output replaces the stream, for the norm and the skip path alike."""
+    del clean
+    return tapped
+
+
+NORMS: Mapping[str, Norm] = {"rms_norm": rms_norm, "layer_norm": layer_norm}
+SKIPS: Mapping[str, Skip] = {"residual": residual, "residual_free": residual_free}
+STREAMS: Mapping[str, Stream] = {"branch": branch, "in_place": in_place}
+
+
+def rope(x_BTHK: Array, base: float) -> Array:
+    """Rotary position embedding (Su et al., arXiv 2104.09864), half-split pairs.
+
+    Coordinates k and k + K/2 of position t turn by the angle t * base^(-2k/K).
+    """
+    half = x_BTHK.shape[-1] // 2
+    rates = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    positions = jnp.arange(x_BTHK.shape[1], dtype=jnp.float32)
+    angles = (positions[:, None] * rates[None, :])[None, :, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    return jnp.concatenate(turned, axis=-1).astype(x_BTHK.dtype)
+
+
+def causal_attention(
+    q_BTHK: Array, k_BTHK: Array, v_BTHK: Array, scale: Array, implementation: str
+) -> Array:
+    """softmax(scale * q.k, over earlier and own positions) v, per head (section 3.1).
+
+    Args:
+        q_BTHK: Queries, keys and values have the same shape.
+        k_BTHK: See q_BTHK.
+        v_BTHK: See q_BTHK.
+        scale: Scalar tau_l / sqrt(K) or tau_l / sqrt(D); data, so that all layers of a
+            scan share one program.
+        implementation: "xla" anywhere, "cudnn" for flash attention on NVIDIA GPUs.
+    """
+    q_BTHK = (q_BTHK.astype(jnp.float32) * scale).astype(q_BTHK.dtype)
+    return jax.nn.dot_product_attention(
+        q_BTHK, k_BTHK, v_BTHK, scale=1.0, is_causal=True, implementation=implementation
+    )
+
+
+def token_cross_entropy(
+    h_BTD: Array, embedding_VD: Array, targets_BT: Array, num_chunks: int, dot: Dot
+) -> Array:
+    """Next-token loss -log softmax(h E^T)[target] at every position, in nats.
+
+    The sequence is cut in `num_chunks` slices whose logits are formed, reduced and
+    dropped one after the other (and again in the backward pass), so that at most
+    B * T / num_chunks * V logits exist at a time.
+
+    Returns:
+        Float32 [B, T].
+    """
+    head_DV = embedding_VD.T
+
+    def losses(h_BCD: Array, targets_BC: Array) -> Array:
+        logits_BCV = dot(h_BCD, head_DV, "embedding").astype(jnp.float32)
+        picked = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)
+        return jax.nn.logsumexp(logits_BCV, axis=-1) - picked[..., 0]
+
+    if num_chunks == 1:
+        return losses(h_BTD, targets_BT)
+    B, T, D = h_BTD.shape
+    h_NBCD = h_BTD.reshape(B, num_chunks, T // num_chunks, D).swapaxes(0, 1)
+    targets_NBC = targets_BT.reshape(B, num_chunks, -1).swapaxes(0, 1)
+    step = jax.checkpoint(losses)
+    losses_NBC = jax.lax.map(lambda chunk: step(*chunk), (h_NBCD, targets_NBC))
+    return losses_NBC.swapaxes(0, 1).reshape(B, T)

@@ -1,0 +1,183 @@
+"""The Linen shell: declares parameters, names sites, scans over stacked layers.
+
+The only file that knows flax.linen. Everything outside sees `shapes`, `features`,
+`apply` and `token_losses`, pure functions of (params, tokens).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rfq import taps as taps_lib
+from rfq.model import layers
+from rfq.model.config import BLOCK_SITES, ModelConfig
+from rfq.types import Array, Params, Record, SiteState
+
+
+def _declare(module: nn.Module, name: str, *shape: int) -> Array:
+    """A float32 parameter; its values come from `rfq.model.init`, not from here."""
+    return module.param(name, nn.initializers.zeros, shape, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seams:
+    """What an experiment may swap in the forward pass without touching the model.
+
+    Attributes:
+        taps: What to do at which sites.
+        stream: What a residual skip carries past a tapped norm input.
+        dot: How activations meet weights.
+    """
+
+    taps: taps_lib.Taps = taps_lib.NO_TAPS
+    stream: layers.Stream = layers.branch
+    dot: layers.Dot = layers.matmul
+
+
+PLAIN = Seams()
+
+
+class _Block(nn.Module):
+    """Attention and MLP, pre-norm, joined by the configured connection (eq. 1, 2)."""
+
+    config: ModelConfig
+    seams: Seams
+
+    @nn.compact
+    def __call__(self, x_BTD: Array, scanned: tuple[Array, dict[str, SiteState]]):
+        c, dot = self.config, self.seams.dot
+        layer, states = scanned
+        norm, skip = layers.NORMS[c.norm], layers.SKIPS[c.skip]
+        D, H, K, F = c.width, c.num_heads, c.head_width, c.mlp_width
+        attn_norm = _declare(self, "attn_norm", D)
+        mlp_norm = _declare(self, "mlp_norm", D)
+        w_q, w_k, w_v = (_declare(self, n, D, H, K) for n in ("w_q", "w_k", "w_v"))
+        w_o = _declare(self, "w_o", H, K, D)
+        w_up, w_down = _declare(self, "w_up", D, F), _declare(self, "w_down", F, D)
+
+        records: dict[str, Record] = {}
+
+        def site(name: str, x: Array) -> Array:
+            x_out, records[name] = self.seams.taps.at(name, x, states.get(name))
+            return x_out
+
+        # Attention. tau_l = beta ** -l in the paper's counting l = 1..L.
+        tau = jnp.float32(c.beta) ** -layer
+        scale = tau / math.sqrt(K if c.attention_scale == "head_width" else D)
+        tapped = site("attn_norm_in", x_BTD)
+        h_BTD = site("attn_in", norm(tapped, attn_norm)).astype(x_BTD.dtype)
+        q = site("q", layers.rope(dot(h_BTD, w_q, "w_q"), c.rope_base))
+        k = site("k", layers.rope(dot(h_BTD, w_k, "w_k"), c.rope_base))
+        v = site("v", dot(h_BTD, w_v, "w_v"))
+        heads_BTHK = layers.causal_attention(q, k, v, scale, c.attention)
+        update = dot(site("attn_out", heads_BTHK), w_o, "w_o")
+        x_BTD = skip(self.seams.stream(x_BTD, tapped), update)
+
+        # MLP.
+        tapped = site("mlp_norm_in", x_BTD)
+        h_BTD = site("mlp_in", norm(tapped, mlp_norm)).astype(x_BTD.dtype)
+        hidden_BTF = jax.nn.gelu(dot(h_BTD, w_up, "w_up"), approximate=False)
+        update = dot(site("mlp_hidden", hidden_BTF), w_down, "w_down")
+        x_BTD = skip(self.seams.stream(x_BTD, tapped), update)
+        return x_BTD, records
+
+
+class _Transformer(nn.Module):
+    """Embedding, L blocks in one scan, final norm. The head is the caller's."""
+
+    config: ModelConfig
+    seams: Seams
+
+    @nn.compact
+    def __call__(self, tokens_BT: Array, states: dict[str, SiteState]):
+        c = self.config
+        embedding_VD = _declare(self, "embedding", c.vocab_size, c.width)
+        final_norm = _declare(self, "final_norm", c.width)
+        block = nn.remat(_Block, prevent_cse=False) if c.remat else _Block
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=c.num_layers,
+            unroll=min(c.scan_unroll, c.num_layers),
+        )(c, self.seams, name="blocks")
+        layer_numbers = jnp.arange(1, c.num_layers + 1, dtype=jnp.float32)
+        block_states = {name: s for name, s in states.items() if name in BLOCK_SITES}
+
+        x_BTD = embedding_VD.astype(c.compute_dtype)[tokens_BT]
+        x_BTD, records = stack(x_BTD, (layer_numbers, block_states))
+
+        def site(name: str, x: Array) -> Array:
+            x_out, records[name] = self.seams.taps.at(name, x, states.get(name))
+            return x_out
+
+        norm = layers.NORMS[c.norm]
+        h_BTD = site("head_in", norm(site("final_norm_in", x_BTD), final_norm))
+        return h_BTD, {name: r for name, r in records.items() if r is not None}
+
+
+def shapes(config: ModelConfig) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+    model = _Transformer(config, PLAIN)
+    tokens_BT = jax.ShapeDtypeStruct((1, config.seq_len), jnp.int32)
+    init = lambda tokens: model.init(jax.random.key(0), tokens, {})["params"]  # noqa: E731
+    return jax.eval_shape(init, tokens_BT)
+
+
+def features(
+    params: Params,
+    tokens_BT: Array,
+    config: ModelConfig,
+    seams: Seams = PLAIN,
+    states: Mapping[str, SiteState] | None = None,
+) -> tuple[Array, dict[str, Record]]:
+    """Everything but the head.
+
+    Args:
+        params: As `shapes` declares.
+        tokens_BT: Token ids.
+        config: Sizes, connection, numerics.
+        seams: Taps, stream and dot.
+        states: {site: state}, each leaf of a block site with a leading [L].
+
+    Returns:
+        The normalized features [B, T, D] and {site: record}; records of block sites
+        have a leading [L].
+    """
+    model = _Transformer(config, seams)
+    return model.apply({"params": params}, tokens_BT, dict(states or {}))  # type: ignore[return-value]
+
+
+def apply(
+    params: Params,
+    tokens_BT: Array,
+    config: ModelConfig,
+    seams: Seams = PLAIN,
+    states: Mapping[str, SiteState] | None = None,
+) -> tuple[Array, dict[str, Record]]:
+    """Logits in float32 [B, T, V], and the taps' records; arguments as `features`."""
+    h_BTD, records = features(params, tokens_BT, config, seams, states)
+    logits_BTV = seams.dot(h_BTD, params["embedding"].T, "embedding")
+    return logits_BTV.astype(jnp.float32), records
+
+
+def token_losses(
+    params: Params,
+    batch: Array,
+    config: ModelConfig,
+    seams: Seams = PLAIN,
+    states: Mapping[str, SiteState] | None = None,
+) -> tuple[Array, dict[str, Record]]:
+    """Next-token loss of each target [B, T] in nats, float32, and the taps' records.
+
+    `batch` holds token ids [B, T + 1]; the other arguments are `features`'.
+    """
+    h_BTD, records = features(params, batch[:, :-1], config, seams, states)
+    losses_BT = layers.token_cross_entropy(
+        h_BTD, params["embedding"], batch[:, 1:], config.loss_chunks, seams.dot
+    )
+    return losses_BT, records
