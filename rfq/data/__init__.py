@@ -1,0 +1,1 @@
+"""Documents to batches of token ids. Nothing here touches an accelerator."""
