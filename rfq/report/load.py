@@ -1,0 +1,223 @@
+"""Reads what `rfq compare` wrote into plain records, and names the bad line.
+
+Nothing here invents a number: a field that is absent, null or not finite is None, and
+the tables say "missing" or "not finite" in its place.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from rfq.errors import InputError
+
+Record = Mapping[str, object]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run directory, `arms/<arm>/seed-<s>`.
+
+    Attributes:
+        config: config.json, empty if absent; so are `histograms` and `done`.
+        metrics: one record a logged step, in the order of the steps.
+        measures: one record a measured step, with `sites`, in the order of the steps.
+        sites: distortion per site and layer, one record a quantization setting.
+    """
+
+    arm: str
+    seed: int
+    config: Record
+    metrics: Sequence[Record]
+    measures: Sequence[Record]
+    sites: Sequence[Record]
+    histograms: Record
+    done: Record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything in a compare directory.
+
+    Attributes:
+        rows: one record an arm, seed and setting.
+        runs: the run directories, in the order of their names.
+        context: context.json: `floors`, `data`, `arms`; empty if absent.
+        notes: what was left out while reading, in sentences for the page.
+    """
+
+    directory: pathlib.Path
+    rows: Sequence[Record]
+    runs: Sequence[Run]
+    context: Record
+    notes: Sequence[str]
+
+
+def number(record: Record, field: str) -> float | None:
+    """The finite number under `field`, or None for absent, null, NaN and text."""
+    value = record.get(field)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def numbers(record: Record, field: str) -> list[float | None]:
+    """The numbers of a list field, with None for those that are not finite."""
+    values = record.get(field)
+    if not isinstance(values, list):
+        return []
+    return [number({"value": value}, "value") for value in values]
+
+
+def text(record: Record, field: str) -> str | None:
+    """The text under `field`, or None."""
+    value = record.get(field)
+    return value if isinstance(value, str) else None
+
+
+def child(record: Record, *fields: str) -> Record:
+    """The object at the end of a path of fields, or an empty one."""
+    for field in fields:
+        value = record.get(field)
+        record = value if isinstance(value, dict) else {}
+    return record
+
+
+def nonfinite(record: Record, field: str) -> bool:
+    """Whether the driver recorded that `field` was NaN or infinite."""
+    names = record.get("nonfinite")
+    value = record.get(field)
+    return (isinstance(names, list) and field in names) or (
+        isinstance(value, float) and not math.isfinite(value)
+    )
+
+
+def _object(source: str, where: str) -> Record:
+    try:
+        value = json.loads(source)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{where} is not JSON ({error.msg}); delete it or write it again with the "
+            "command that made it"
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{where} holds a {type(value).__name__}, not an object of fields; delete "
+            "it or write it again with the command that made it"
+        )
+    return value
+
+
+def read_json(path: pathlib.Path) -> Record:
+    """Reads one object, empty if there is no such file.
+
+    Raises:
+        InputError: the file is not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    return _object(path.read_text(encoding="utf-8"), str(path))
+
+
+def read_jsonl(path: pathlib.Path, notes: list[str]) -> list[Record]:
+    """Reads one object a line, none if there is no such file.
+
+    A last line without a line feed is still being written, or was cut by a kill: it is
+    left out and said in `notes`.
+
+    Raises:
+        InputError: another line is not a JSON object; the message names the line.
+    """
+    if not path.is_file():
+        return []
+    records = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for index, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_object(line, f"line {index} of {path}"))
+        except InputError:
+            if index < len(lines):
+                raise
+            notes.append(
+                f"The last line of {path.name} is cut off and was left out; the "
+                "command that writes it was stopped or is still running."
+            )
+    return records
+
+
+def _by_step(records: Sequence[Record]) -> list[Record]:
+    """Orders records by step; of a step written twice (a resume) the last counts."""
+    last = {number(record, "step"): record for record in records}
+    return [last[step] for step in sorted(step for step in last if step is not None)]
+
+
+def _seed_of(directory: pathlib.Path) -> int | None:
+    """The s of `seed-<s>`, or None for any other folder."""
+    prefix, _, seed = directory.name.rpartition("-")
+    return int(seed) if prefix == "seed" and seed.isdigit() else None
+
+
+def _read_run(directory: pathlib.Path, seed: int, notes: list[str]) -> Run:
+    return Run(
+        arm=directory.parent.name,
+        seed=seed,
+        config=read_json(directory / "config.json"),
+        metrics=_by_step(read_jsonl(directory / "metrics.jsonl", notes)),
+        measures=_by_step(read_jsonl(directory / "measures.jsonl", notes)),
+        sites=read_jsonl(directory / "quantize" / "sites.jsonl", notes),
+        histograms=read_json(directory / "quantize" / "histograms.json"),
+        done=read_json(directory / "done.json"),
+    )
+
+
+def _quantize_rows(directory: pathlib.Path, notes: list[str]) -> list[Record]:
+    """The rows of the single runs, for a compare that has not joined them yet."""
+    rows: list[Record] = []
+    for path in sorted(directory.glob("arms/*/seed-*/quantize/rows.jsonl")):
+        home = path.parent.parent
+        known = {"arm": home.parent.name, "seed": _seed_of(home)}
+        rows += [{**known, **row} for row in read_jsonl(path, notes)]
+    if rows:
+        notes.append("rows.jsonl is absent; the rows are those of the single runs.")
+    return rows
+
+
+def load(directory: str | pathlib.Path) -> Results:
+    """Reads a compare directory; absent files give empty records.
+
+    Raises:
+        InputError: there is no such directory, nothing in it to report, or a line that
+            is not a JSON object.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise InputError(
+            f"{str(directory)!r} is not a directory; give the one that `rfq compare` "
+            "wrote"
+        )
+    notes: list[str] = []
+    runs = []
+    for home in sorted(directory.glob("arms/*/seed-*")):
+        seed = _seed_of(home)
+        if seed is not None and home.is_dir():
+            runs.append(_read_run(home, seed, notes))
+    rows: Sequence[Record] = read_jsonl(directory / "rows.jsonl", notes)
+    rows = rows or _quantize_rows(directory, notes)
+    if not rows and not runs:
+        raise InputError(
+            f"{str(directory)!r} has neither rows.jsonl nor runs under arms/; give the "
+            "directory that `rfq compare` wrote"
+        )
+    unnamed = sum(text(row, "arm") is None for row in rows)
+    if unnamed:
+        notes.append(f"{unnamed} rows name no arm and were left out.")
+    return Results(
+        directory=directory,
+        rows=tuple(row for row in rows if text(row, "arm") is not None),
+        runs=tuple(runs),
+        context=read_json(directory / "context.json"),
+        notes=tuple(dict.fromkeys(notes)),
+    )

@@ -1,0 +1,251 @@
+"""Puts tables, figures and sentences into one HTML file that needs nothing else."""
+
+import html
+import pathlib
+from collections.abc import Mapping
+
+import jinja2
+import markupsafe
+
+from rfq.report import figures, findings, load, paper, render, style, tables, view
+from rfq.report.figures import Figure
+from rfq.report.load import Results
+from rfq.report.tables import Table
+from rfq.report.view import View
+
+
+def _view(results: Results, setting: view.Setting | None = None) -> View:
+    found = view.settings(results)
+    default = found[0] if found else view.Setting(None, None)
+    return View(results=results, setting=setting or default)
+
+
+def all_tables(shown: View, printed: paper.Paper) -> list[Table]:
+    """Every table of the report; one more main table for each further setting."""
+    others = view.settings(shown.results)[1:]
+    return [
+        tables.main_table(shown),
+        tables.arms_table(shown),
+        tables.beside_table(shown, printed),
+        tables.kurtosis_table(shown),
+        tables.matched_table(shown),
+        tables.paper_kurtosis_table(shown, printed),
+        *(tables.paper_table(printed, name) for name in printed.tables),
+        *(tables.main_table(_view(shown.results, other)) for other in others),
+    ]
+
+
+def _distinct(results: Results, field: str) -> list[str]:
+    """The values of a field over rows and run configs, as text, in order."""
+    found = [row.get(field) for row in results.rows]
+    found += [run.config.get(field) for run in results.runs]
+    return list(dict.fromkeys(str(value) for value in found if value not in (None, {})))
+
+
+def provenance(shown: View) -> list[tuple[str, str]]:
+    """Where the numbers come from: fingerprints, commit, device, versions, time."""
+    results = shown.results
+    prints = {}
+    for row in results.rows:
+        name = load.text(row, "config_fingerprint")
+        if name is not None:
+            prints.setdefault(str(row["arm"]), set()).add(name)
+    for run in results.runs:
+        name = load.text(run.config, "fingerprint")
+        if name is not None:
+            prints.setdefault(run.arm, set()).add(name)
+    seconds = [
+        value
+        for run in results.runs
+        if (value := load.number(run.done, "seconds")) is not None
+    ]
+    versions: dict[str, object] = {}
+    for record in (*results.rows, *(run.config for run in results.runs)):
+        versions |= load.child(record, "versions")
+    data = load.child(results.context, "data")
+    total = load.number(results.context, "seconds")
+    lines = [
+        ("Data", ", ".join(f"{key} {value}" for key, value in _flat(data))),
+        (
+            "Config fingerprints",
+            "; ".join(
+                f"{view.arm_label(arm)} {', '.join(sorted(names))}"
+                for arm, names in prints.items()
+            ),
+        ),
+        ("Commit", ", ".join(_distinct(results, "commit"))),
+        ("Device", ", ".join(_distinct(results, "device"))),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in sorted(versions.items()))),
+        ("Training, all runs", f"{sum(seconds):,.0f} s" if seconds else ""),
+        ("Whole comparison", "" if total is None else f"{total:,.0f} s"),
+        ("Evaluation tokens", ", ".join(_distinct(results, "eval_tokens"))),
+        ("Calibration tokens", ", ".join(_distinct(results, "calibration_tokens"))),
+    ]
+    return [(name, value or tables.MISSING) for name, value in lines]
+
+
+def _flat(record: load.Record) -> list[tuple[str, object]]:
+    """The short scalar entries of a manifest's summary."""
+    return [
+        (key.replace("_", " "), value)
+        for key, value in record.items()
+        if isinstance(value, str | int | float) and len(str(value)) <= 40
+    ]
+
+
+def _css(looks: Mapping[str, style.Look]) -> markupsafe.Markup:
+    """The arms' colors as CSS variables, for a light and for a dark page."""
+    sides = [
+        "".join(f"--arm-{i}:{getattr(look, side)};" for i, look in enumerate(looks.values()))
+        for side in ("light", "dark")
+    ]
+    return markupsafe.Markup(
+        f":root{{{sides[0]}}}@media(prefers-color-scheme:dark){{:root{{{sides[1]}}}}}"
+    )
+
+
+def _swatch(look: style.Look, index: int) -> markupsafe.Markup:
+    """A short sample of an arm's line and marker."""
+    dash = ' stroke-dasharray="5 2.5"' if look.line == "--" else ""
+    color = f"var(--arm-{index})"
+    return markupsafe.Markup(
+        f'<svg class="swatch" viewBox="0 0 34 12" aria-hidden="true">'
+        f'<line x1="1" x2="33" y1="6" y2="6" stroke="{color}" stroke-width="2"{dash}/>'
+        f'<circle cx="17" cy="6" r="3.4" fill="{color}"/></svg>'
+    )
+
+
+def html_page(shown: View, made: list[Figure], written: list[Table]) -> str:
+    """The page, complete without JavaScript and without a network."""
+    printed = paper.load()
+    known = dict.fromkeys((*shown.arms, *(entry.arm for entry in printed.kurtosis)))
+    known |= dict.fromkeys(row.arm for row in printed.tables["table2"])
+    looks = style.looks(tuple(known))
+    drawings = {
+        (figure.name, panel.name): markupsafe.Markup(
+            render.panel_svg(panel, f"f{i}p{j}", looks)
+        )
+        for i, figure in enumerate(made)
+        for j, panel in enumerate(figure.panels)
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rfq.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    arms = [
+        {
+            "name": arm,
+            "label": view.arm_label(arm),
+            "status": shown.status(arm),
+            "swatch": _swatch(looks[arm], list(looks).index(arm)),
+            "index": list(looks).index(arm),
+        }
+        for arm in shown.arms
+    ]
+    by_name = {table.name: table for table in written}
+    further = [
+        t for t in written if t.name.startswith("main_")
+    ]
+    return environment.get_template("report.html.j2").render(
+        arms=arms,
+        index_of={arm: i for i, arm in enumerate(looks)},
+        alerts=findings.alerts(shown),
+        findings=findings.findings(shown),
+        limits=findings.limits(shown, printed),
+        figures={figure.name: figure for figure in made},
+        drawings=drawings,
+        tables=by_name,
+        further=further,
+        paper=printed,
+        provenance=provenance(shown),
+        colors=_css(looks),
+        title=html.escape(shown.results.directory.resolve().name),
+    )
+
+
+def run(directory: str | pathlib.Path) -> pathlib.Path:
+    """Writes report.html, tables/ and figures/ into a compare directory.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        InputError: nothing to report there, a bad line, or files that cannot be
+            written.
+    """
+    results = load.load(directory)
+    shown = _view(results)
+    printed = paper.load()
+    written = all_tables(shown, printed)
+    made = figures.all_figures(shown, printed)
+    folders = {name: results.directory / name for name in ("tables", "figures")}
+    try:
+        for folder in folders.values():
+            folder.mkdir(exist_ok=True)
+        for table in written:
+            base = folders["tables"] / table.name
+            base.with_suffix(".md").write_text(tables.markdown(table), encoding="utf-8")
+            base.with_suffix(".csv").write_text(
+                tables.comma_separated(table), encoding="utf-8"
+            )
+        for figure in made:
+            render.write_files(figure, folders["figures"])
+        path = results.directory / "report.html"
+        path.write_text(html_page(shown, made, written), encoding="utf-8")
+    except OSError as error:
+        raise load.InputError(
+            f"the report cannot be written into {str(results.directory)!r} "
+            f"({error.strerror}); make the directory writable or copy it elsewhere"
+        ) from None
+    return path
+
+
+# Precisions of the terminal's table: where arms begin to differ at a small size.
+SUMMARY_SPECS = ("W8A8", "W8A6", "W8A4")
+
+
+def summary(directory: str | pathlib.Path) -> str:
+    """The main table for a terminal of 100 columns, with what a reader must know."""
+    shown = _view(load.load(directory))
+    specs = [name for name in SUMMARY_SPECS if shown.precision(name) is not None]
+    head = ["arm", "loss", "kurtosis", *specs]
+    lines = [head]
+    for arm in shown.arms:
+        loss, peak = shown.full_loss(arm), shown.block_kurtosis(arm)
+        cells = [
+            view.arm_label(arm),
+            _short(loss, ".3f"),
+            tables.MISSING if peak.value is None else tables.kurtosis_text(peak.value),
+        ]
+        for name in specs:
+            precision = shown.precision(name)
+            both = [shown.increase(arm, precision, s) for s in view.STREAMS]
+            cells.append(" / ".join(_short(found, "+.3f") for found in both))
+        lines.append(cells)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    rows = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    ]
+    rows.insert(1, "  ".join("-" * width for width in widths))
+    floors = [
+        f"{name} {tables.MISSING if value is None else format(value, '.3f')}"
+        for name in ("unigram", "bigram")
+        for value in [shown.floor(name)]
+    ]
+    notes = [
+        f"loss: held-out, nats a token (floors: {', '.join(floors)}); kurtosis: largest "
+        "excess over block inputs",
+        "WnAm: increase of the loss, stream quantizer in the branch / in place",
+    ]
+    warnings = [f"! {alert.text}" for alert in findings.alerts(shown)]
+    return "\n".join(line.rstrip() for line in [*rows, "", *notes, *warnings])
+
+
+def _short(found: view.Estimate, form: str) -> str:
+    if found.value is None:
+        return tables.NOT_FINITE if found.not_finite else tables.MISSING
+    return format(found.value, form)

@@ -1,0 +1,79 @@
+"""Draws panels: to files for papers, and to SVG whose ink follows the page."""
+
+import html
+import io
+import pathlib
+import re
+from collections.abc import Mapping
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+
+from rfq.report import style
+from rfq.report.figures import Figure, Panel
+
+PANEL_INCHES = (4.5, 2.9)
+COLUMNS = 2
+
+
+def _draw(ax: Axes, panel: Panel) -> None:
+    panel.draw(ax)
+    ax.set_title(panel.title)
+
+
+def _svg(canvas: Canvas) -> str:
+    buffer = io.StringIO()
+    canvas.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def panel_svg(panel: Panel, prefix: str, looks: Mapping[str, style.Look]) -> str:
+    """One panel as an inline SVG element.
+
+    Ids get `prefix`, so that several drawings share a page; an artist marked
+    `arm:<name>` becomes `data-arm`; the light colors become CSS variables that a dark
+    page redefines; the size is left to the page.
+    """
+    with matplotlib.rc_context(dict(style.RC)):
+        canvas = Canvas(figsize=PANEL_INCHES)
+        # The page sets the title in its own type, so that it wraps on a phone.
+        panel.draw(canvas.subplots())
+        source = _svg(canvas)
+    source = source[source.index("<svg") :]
+    source = re.sub(r"<metadata>.*?</metadata>", "", source, flags=re.DOTALL)
+    source = re.sub(r'\bid="arm:([^"]*)"', r'data-arm="\1"', source)
+    source = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', source)
+    source = re.sub(r"url\(#", rf"url(#{prefix}-", source)
+    source = re.sub(r'href="#', rf'href="#{prefix}-', source)
+    source = re.sub(r'^<svg ([^>]*?)width="[^"]*"', r"<svg \1", source, count=1)
+    source = re.sub(r'^<svg ([^>]*?)height="[^"]*"', r"<svg \1", source, count=1)
+    source = re.sub(r' version="1.1"| xmlns(:xlink)?="[^"]*"', "", source)
+    source = source.replace("xlink:href", "href")
+    for name, color in style.INK.items():
+        source = source.replace(color, f"var(--{name})")
+    for index, look in enumerate(looks.values()):
+        source = source.replace(look.light, f"var(--arm-{index})")
+    label = html.escape(panel.title, quote=True)
+    return source.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def write_files(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes all panels of a figure side by side, as PNG and SVG on white."""
+    if not figure.panels:
+        return []
+    columns = min(COLUMNS, len(figure.panels))
+    lines = -(-len(figure.panels) // columns)
+    with matplotlib.rc_context({**style.RC, "savefig.facecolor": "white"}):
+        canvas = Canvas(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines))
+        FigureCanvasAgg(canvas)
+        axes = canvas.subplots(lines, columns, squeeze=False)
+        for ax, panel in zip(axes.flat, figure.panels, strict=False):
+            _draw(ax, panel)
+        for ax in list(axes.flat)[len(figure.panels) :]:
+            ax.set_axis_off()
+        paths = [folder / f"{figure.name}.{kind}" for kind in ("png", "svg")]
+        canvas.savefig(paths[0], dpi=160)
+        paths[1].write_text(_svg(canvas), encoding="utf-8")
+    return paths

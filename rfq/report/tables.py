@@ -1,0 +1,579 @@
+"""Every table of the report, as data; written as markdown, CSV and HTML.
+
+A table's text is rounded for people, its CSV holds the numbers of the rows in full.
+What is not in the rows is "missing" in both, never a zero.
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+
+from rfq.report import load, view
+from rfq.report.load import Record
+from rfq.report.paper import Paper
+from rfq.report.view import Estimate, Precision, View
+
+MISSING = "missing"
+NOT_FINITE = "not finite"
+
+Value = str | float | int | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What a reader sees, and the named numbers that the CSV gets.
+
+    Attributes:
+        mark: "" | "best" | "missing" | "bad" | "quiet": how the page sets it.
+    """
+
+    text: str
+    data: Mapping[str, Value]
+    mark: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One row of a table. Lines of one `group` stand together; `arm` colors it."""
+
+    cells: Sequence[Cell]
+    group: str = ""
+    arm: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table: `name` is its file's name, `header` one title a column."""
+
+    name: str
+    title: str
+    caption: str
+    header: Sequence[str]
+    lines: Sequence[Line]
+
+
+def _plain(key: str, value: Value, mark: str = "") -> Cell:
+    shown = MISSING if value is None else str(value)
+    return Cell(text=shown, data={key: value}, mark=mark or ("missing" * (value is None)))
+
+
+def _shown(found: Estimate, form: str) -> Cell | None:
+    """The cell of an estimate without a value."""
+    if found.value is None:
+        mark = "bad" if found.not_finite else "missing"
+        word = NOT_FINITE if found.not_finite else MISSING
+        return Cell(text=word, data={form: word}, mark=mark)
+    return None
+
+
+def _number(key: str, found: Estimate, form: str) -> Cell:
+    """A mean, with its standard deviation over seeds where there are several."""
+    absent = _shown(found, key)
+    if absent is not None:
+        return absent
+    text = format(found.value, form)
+    data: dict[str, Value] = {key: found.value}
+    if found.spread is not None:
+        text += f" ± {format(found.spread, form).lstrip('+')}"
+        data |= {f"{key}_sd": found.spread, f"{key}_seeds": found.num_seeds}
+    return Cell(text=text, data=data)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference with its sign; a rounded zero has none."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def kurtosis_text(value: float) -> str:
+    """Three significant digits, thousands as they are."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}".replace("-", "−")
+    return f"{value:.2f}".replace("-", "−")
+
+
+def count_text(value: float) -> str:
+    """A count for people: 0.82 M, 12.3 k."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _increase(key: str, found: Estimate, best: bool) -> Cell:
+    absent = _shown(found, key)
+    if absent is not None or found.value is None:
+        return absent or Cell(text=MISSING, data={})
+    text = signed(found.value)
+    data: dict[str, Value] = {key: found.value}
+    if found.lo is not None and found.hi is not None:
+        text += f" [{signed(found.lo)}, {signed(found.hi)}]"
+        data |= {f"{key}_lo": found.lo, f"{key}_hi": found.hi}
+    if found.spread is not None:
+        data |= {f"{key}_sd": found.spread, f"{key}_seeds": found.num_seeds}
+    return Cell(text=text, data=data, mark="best" if best else "")
+
+
+def _kurtosis(key: str, found: Estimate) -> Cell:
+    absent = _shown(found, key)
+    if absent is not None or found.value is None:
+        return absent or Cell(text=MISSING, data={})
+    text = kurtosis_text(found.value)
+    data: dict[str, Value] = {key: found.value}
+    if found.spread is not None:
+        text += f" ± {kurtosis_text(found.spread)}"
+        data |= {f"{key}_sd": found.spread, f"{key}_seeds": found.num_seeds}
+    return Cell(text=text, data=data)
+
+
+def _arm(arm: str) -> Cell:
+    return Cell(text=view.arm_label(arm), data={"arm": arm})
+
+
+def _full_precision(shown: View, arm: str, precision: Precision) -> list[Cell]:
+    """Both placements' increases of an FP row: none for the reference itself."""
+    cells = []
+    for stream in view.STREAMS:
+        key = f"loss_increase_{stream}"
+        found = shown.increase(arm, precision, stream)
+        if precision == shown.reference and found.value is not None:
+            cells.append(Cell(text="reference", data={key: 0.0}, mark="quiet"))
+        else:
+            cells.append(_increase(key, found, False))
+    return cells
+
+
+def _lowest(shown: View, precision: Precision, stream: str) -> str | None:
+    """The arm with the lowest increase among those that trained."""
+    found = {
+        arm: value
+        for arm in shown.arms
+        if shown.status(arm) in ("ok", "above bigram")
+        and (value := shown.increase(arm, precision, stream).value) is not None
+    }
+    return min(found, key=lambda arm: found[arm]) if len(found) > 1 else None
+
+
+def main_table(shown: View) -> Table:
+    """The shape of the paper's Table 1, with held-out loss in place of accuracy."""
+    lines = []
+    for precision in shown.precisions:
+        lowest = {s: _lowest(shown, precision, s) for s in view.STREAMS}
+        for arm in shown.arms:
+            cells = [_plain("precision", precision.label), _arm(arm)]
+            for stream in view.STREAMS:
+                found = shown.loss(arm, precision, stream)
+                cells.append(_number(f"loss_{stream}", found, ".3f"))
+            if precision.name == "FP":
+                cells += _full_precision(shown, arm, precision)
+                cells.append(Cell(text="exact", data={"sqnr_db": None}, mark="quiet"))
+            else:
+                for stream in view.STREAMS:
+                    found = shown.increase(arm, precision, stream)
+                    key = f"loss_increase_{stream}"
+                    cells.append(_increase(key, found, arm == lowest[stream]))
+                distortion = shown.distortion(arm, precision, "sqnr_db")
+                cells.append(_number("sqnr_db", distortion, ".1f"))
+            # Loss and increase side by side within a placement.
+            order = (0, 1, 2, 4, 3, 5, 6)
+            lines.append(
+                Line(cells=[cells[i] for i in order], group=precision.label, arm=arm)
+            )
+    suffix = "" if shown.setting in _first(shown) else f"_{_slug(shown.setting)}"
+    return Table(
+        name=f"main{suffix}",
+        title="Held-out loss by precision and arm",
+        caption=(
+            "Held-out loss in nats a token, and its increase against float32 with a "
+            "95 % interval (paired bootstrap over sequences; with several seeds the "
+            "hull of their intervals, and mean ± standard deviation for the loss). "
+            "Branch: only the norm sees the quantized stream. In place: the skip "
+            "carries it too. Residual-free blocks have no skip, so their two "
+            "placements are equal by construction. Bold: lowest increase among arms "
+            f"that trained. Taps {shown.setting.taps or MISSING}, calibration "
+            f"{shown.setting.calibrator or MISSING}."
+        ),
+        header=(
+            "Precision",
+            "Arm",
+            "Loss, branch",
+            "Increase, branch",
+            "Loss, in place",
+            "Increase, in place",
+            "SQNR, dB",
+        ),
+        lines=lines,
+    )
+
+
+def _first(shown: View) -> list[view.Setting]:
+    return view.settings(shown.results)[:1]
+
+
+def _slug(setting: view.Setting) -> str:
+    return "_".join(part or MISSING for part in setting)
+
+
+STATUS_TEXT: Mapping[str, str] = {
+    "ok": "below the bigram floor",
+    "above bigram": "above the bigram floor",
+    "stuck": "stuck near the unigram floor",
+    "not finite": "not finite",
+    "unfinished": "unfinished",
+    "missing": "missing",
+}
+
+
+def _config_number(shown: View, arm: str, *path: str) -> Estimate:
+    *parents, field = path
+    records = [load.child(run.config, "experiment", *parents) for run in shown.runs(arm)]
+    return estimate_of(records, field)
+
+
+def estimate_of(records: Sequence[Record], field: str) -> Estimate:
+    """Mean over seeds without the spread, for what does not vary by chance."""
+    found = view.estimate(records, field)
+    return found._replace(spread=None)
+
+
+def _count(key: str, found: Estimate) -> Cell:
+    absent = _shown(found, key)
+    if absent is not None or found.value is None:
+        return absent or Cell(text=MISSING, data={})
+    return Cell(text=count_text(found.value), data={key: found.value})
+
+
+def arms_table(shown: View) -> Table:
+    """What each arm is, how far it got, and its kurtosis beside its loss."""
+    lines = []
+    for arm in shown.arms:
+        rows = shown.rows(arm, shown.reference)
+        status = shown.status(arm)
+        seconds = estimate_of([run.done for run in shown.runs(arm)], "seconds")
+        if seconds.value is None:
+            seconds = estimate_of(rows, "seconds")
+        bad = status not in ("ok", "above bigram")
+        lines.append(
+            Line(
+                arm=arm,
+                cells=[
+                    _arm(arm),
+                    _number("loss", shown.full_loss(arm), ".3f"),
+                    _number(
+                        "bits_per_byte", view.estimate(rows, "bits_per_byte"), ".3f"
+                    ),
+                    _plain("status", STATUS_TEXT[status], "bad" if bad else ""),
+                    _kurtosis("excess_kurtosis", shown.block_kurtosis(arm)),
+                    _kurtosis("final_norm_excess_kurtosis", shown.final_kurtosis(arm)),
+                    _number(
+                        "learning_rate",
+                        _config_number(shown, arm, "optimizer", "learning_rate"),
+                        ".3g",
+                    ),
+                    _count("num_layers", estimate_of(rows, "num_layers")),
+                    _count("width", estimate_of(rows, "width")),
+                    _count("num_params", estimate_of(rows, "num_params")),
+                    _count("num_steps", estimate_of(rows, "num_steps")),
+                    _count("tokens_seen", estimate_of(rows, "tokens_seen")),
+                    _number("train_seconds", seconds, ".0f"),
+                ],
+            )
+        )
+    return Table(
+        name="arms",
+        title="The arms: loss and kurtosis, side by side",
+        caption=(
+            "Full precision, at the end of training. Kurtosis, blocks: largest excess "
+            "kurtosis over layers at the attention norm's input (0 for a Gaussian). "
+            "A model that learnt little has kurtosis near 0 too: read it beside the "
+            "loss. ± is the standard deviation over seeds."
+        ),
+        header=(
+            "Arm",
+            "Held-out loss, nats",
+            "Bits a byte",
+            "Against the floors",
+            "Kurtosis, blocks",
+            "Kurtosis, final norm",
+            "Peak rate",
+            "Layers",
+            "Width",
+            "Parameters",
+            "Steps",
+            "Tokens",
+            "Seconds",
+        ),
+        lines=lines,
+    )
+
+
+def kurtosis_table(shown: View) -> Table:
+    """Excess kurtosis by site and layer at the end of training."""
+    ends = {
+        arm: [run.measures[-1] for run in shown.runs(arm) if run.measures]
+        for arm in shown.arms
+    }
+    every = [end for found in ends.values() for end in found]
+    sites = [site for site in view.BLOCK_SITES if any(map(_has(site), every))]
+    depth = max(
+        (len(view.layer_kurtosis(end, site)) for end in every for site in sites),
+        default=0,
+    )
+    lines = []
+    for site in (*(sites or view.PAPER_SITES), *view.FINAL_SITES):
+        once = site in view.FINAL_SITES
+        if once and not any(map(_has(site), every)) and site != "final_norm_in":
+            continue
+        for arm in shown.arms:
+            name = view.FINAL_SITES[site] if once else view.BLOCK_SITES[site]
+            cells = [
+                Cell(text=f"{name} ({site})", data={"site": site}),
+                _arm(arm),
+                _number("loss", shown.full_loss(arm), ".3f"),
+            ]
+            for layer in range(max(depth, 1)):
+                values = [
+                    {"k": found[layer]}
+                    for end in ends[arm]
+                    if len(found := view.layer_kurtosis(end, site)) > layer
+                ]
+                key = f"layer_{layer + 1}"
+                if once and layer:
+                    cells.append(Cell(text="", data={key: ""}, mark="quiet"))
+                else:
+                    cells.append(_kurtosis(key, view.estimate(values, "k")))
+            lines.append(Line(cells=cells, group=site, arm=arm))
+    return Table(
+        name="kurtosis",
+        title="Excess kurtosis by site and layer",
+        caption=(
+            "Pooled excess kurtosis of the full-precision model at the end of training, "
+            "mean over seeds; the final norm's input has one value, in the first "
+            "column. 0 is Gaussian."
+        ),
+        header=("Site", "Arm", "Loss, nats", *(f"L{i + 1}" for i in range(max(depth, 1)))),
+        lines=lines,
+    )
+
+
+def _has(site: str):
+    return lambda measure: bool(load.child(measure, "sites", site))
+
+
+def matched_point(shown: View, arm: str, target: float) -> Record | None:
+    """The first measured step of the first seed whose held-out loss is <= target."""
+    for run in shown.runs(arm):
+        for measure in run.measures:
+            loss = load.number(measure, "loss")
+            if loss is not None and loss <= target:
+                return measure
+    return None
+
+
+def matched_loss(shown: View) -> float | None:
+    """The highest final held-out loss among arms that trained: all of them pass it."""
+    ends = [
+        loss
+        for arm in shown.arms
+        if shown.status(arm) in ("ok", "above bigram")
+        for run in shown.runs(arm)
+        if run.measures
+        and (loss := load.number(run.measures[-1], "loss")) is not None
+    ]
+    return max(ends) if len(ends) > 1 else None
+
+
+def matched_table(shown: View) -> Table:
+    """Kurtosis of each arm when it first reached the loss that all arms reached."""
+    target = matched_loss(shown)
+    lines = []
+    for arm in shown.arms:
+        found = None if target is None else matched_point(shown, arm, target)
+        point = found or {}
+        peak = view.peak_kurtosis(point, ("attn_norm_in",))
+        everywhere = view.peak_kurtosis(point, view.block_sites(point))
+        final = view.peak_kurtosis(point, ("final_norm_in",))
+        lines.append(
+            Line(
+                arm=arm,
+                cells=[
+                    _arm(arm),
+                    _count("step", view.estimate([point], "step")),
+                    _number("loss", view.estimate([point], "loss"), ".3f"),
+                    _kurtosis("attn_norm_in", Estimate(peak)),
+                    _kurtosis("all_block_sites", Estimate(everywhere)),
+                    _kurtosis("final_norm_in", Estimate(final)),
+                ],
+            )
+        )
+    reached = MISSING if target is None else f"{target:.3f} nats"
+    return Table(
+        name="matched_loss",
+        title="Kurtosis at matched loss",
+        caption=(
+            "The first measured step at which each arm's held-out loss is at most that "
+            f"of the arm that learnt least ({reached}); first seed. At equal steps an "
+            "arm that learnt less looks more Gaussian for that reason alone."
+        ),
+        header=(
+            "Arm",
+            "Step",
+            "Held-out loss, nats",
+            "Attention norm's input",
+            "All block sites",
+            "Final norm's input",
+        ),
+        lines=lines,
+    )
+
+
+def beside_table(shown: View, paper: Paper) -> Table:
+    """Our loss increase and the paper's change of accuracy, row by row."""
+    paper_arms = list(dict.fromkeys(row.arm for row in paper.tables["table2"]))
+    names = [p for p in shown.precisions if p.name != "FP"]
+    lines = []
+    for precision in names:
+        table = "table4" if precision.weight_bits is None else "table2"
+        if precision.weight_bits == 16:
+            table = "table3"
+        for arm in paper_arms:
+            theirs = paper.accuracy(table, arm, precision.name)
+            full = paper.accuracy(table, arm, "FP")
+            cells = [_plain("precision", precision.name), _arm(arm)]
+            for stream in view.STREAMS:
+                found = shown.increase(arm, precision, stream)
+                cells.append(_increase(f"our_loss_increase_{stream}", found, False))
+            if theirs is None or full is None:
+                absent = Cell(text="not in the paper", data={}, mark="quiet")
+                cells += [absent, absent]
+            else:
+                change = theirs - full
+                cells += [
+                    Cell(text=f"{theirs:.3f}", data={"paper_accuracy": theirs}),
+                    Cell(
+                        text=signed(change),
+                        data={"paper_accuracy_change": round(change, 6)},
+                    ),
+                ]
+            lines.append(Line(cells=cells, group=precision.name, arm=arm))
+    return Table(
+        name="beside_the_paper",
+        title="Ours beside the paper's",
+        caption=(
+            "Left: our held-out loss increase, nats a token (up is worse). Right, the "
+            "paper's numbers: average zero-shot accuracy on eight tasks of its models "
+            f"of {paper.num_params / 1e6:.0f} M parameters, and its change from BF16 "
+            "(down is worse). The units differ; compare the order of arms and where "
+            "each begins to fall, not the sizes. The paper gives one seed and does not "
+            "say which placement it used."
+        ),
+        header=(
+            "Precision",
+            "Arm",
+            "Ours: increase, branch",
+            "Ours: increase, in place",
+            "Paper: accuracy",
+            "Paper: change from BF16",
+        ),
+        lines=lines,
+    )
+
+
+def paper_table(paper: Paper, name: str) -> Table:
+    """One of the paper's Tables 1 to 4, as printed."""
+    lines = []
+    order = {row.spec: i for i, row in reversed(list(enumerate(paper.tables[name])))}
+    for row in sorted(paper.tables[name], key=lambda r: order[r.spec]):
+        label = "BF16" if row.spec == "FP" else row.spec
+        cells = [_plain("precision", label), _arm(row.arm)]
+        for task, score in zip((*paper.tasks, "avg"), (*row.scores, row.avg), strict=True):
+            cells.append(Cell(text=f"{score:.3f}", data={task: score}))
+        lines.append(Line(cells=cells, group=label, arm=row.arm))
+    return Table(
+        name=f"paper_{name}",
+        title=f"The paper's {paper.titles[name]}",
+        caption=(
+            f"The paper's numbers, not ours: zero-shot accuracy of models of "
+            f"{paper.num_params / 1e6:.0f} M parameters after {paper.num_steps:,} "
+            f"steps. {paper.source}, {paper.license}."
+        ),
+        header=("Precision", "Arm", *paper.tasks, "average"),
+        lines=lines,
+    )
+
+
+def paper_kurtosis_table(shown: View, paper: Paper) -> Table:
+    """The kurtosis values that the paper's text and figure 4 state, and ours."""
+    lines = []
+    for entry in paper.kurtosis:
+        ours = shown.block_kurtosis(entry.arm)
+        lines.append(
+            Line(
+                arm=entry.arm,
+                cells=[
+                    _arm(entry.arm),
+                    Cell(
+                        text=f"layer {entry.layer} of {paper.num_layers}, "
+                        f"{paper.num_steps:,} steps ({entry.where})",
+                        data={"paper_layer": entry.layer},
+                    ),
+                    Cell(
+                        text=f"{entry.excess_kurtosis:,g}",
+                        data={"paper_excess_kurtosis": entry.excess_kurtosis},
+                    ),
+                    _kurtosis("our_excess_kurtosis", ours),
+                    _number("our_loss", shown.full_loss(entry.arm), ".3f"),
+                ],
+            )
+        )
+    return Table(
+        name="paper_kurtosis",
+        title="Kurtosis that the paper states, and ours",
+        caption=(
+            "The paper's layers are those of its figures 4 and 7 to 9. Ours is the "
+            "largest over layers at the attention norm's input at the end of training."
+        ),
+        header=(
+            "Arm",
+            "Where in the paper",
+            "Paper: excess kurtosis",
+            "Ours: excess kurtosis",
+            "Ours: loss, nats",
+        ),
+        lines=lines,
+    )
+
+
+def markdown(table: Table) -> str:
+    """The table in GitHub's markdown, with its title and caption."""
+    head = "| " + " | ".join(table.header) + " |"
+    rule = "|" + "---|" * len(table.header)
+    body = [
+        "| "
+        + " | ".join(
+            f"**{cell.text}**" if cell.mark == "best" else cell.text.replace("|", "\\|")
+            for cell in line.cells
+        )
+        + " |"
+        for line in table.lines
+    ]
+    return "\n".join([f"### {table.title}", "", table.caption, "", head, rule, *body, ""])
+
+
+def comma_separated(table: Table) -> str:
+    """The table's numbers in full, one named column each."""
+    records = []
+    for line in table.lines:
+        record: dict[str, Value] = {}
+        for cell in line.cells:
+            record |= cell.data
+        records.append(record)
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for record in records:
+        cells = [record.get(name) for name in columns]
+        writer.writerow([MISSING if cell is None else cell for cell in cells])
+    return out.getvalue()

@@ -1,0 +1,341 @@
+"""Chooses rows: one quantization setting, several seeds, and what is not there."""
+
+import dataclasses
+import functools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from rfq.report import load
+from rfq.report.load import Record, Results, Run
+
+# The order of the page; arms that are not listed follow in alphabetical order.
+ARM_ORDER = (
+    "residual_adamw",
+    "residual_muon",
+    "residual_soap",
+    "residual_kl_shampoo",
+    "residual_free_adamw",
+    "residual_free_muon",
+    "residual_free_soap",
+    "residual_free_kl_shampoo",
+)
+
+WORDS: Mapping[str, str] = {
+    "adamw": "AdamW",
+    "kl": "KL",
+    "muon": "Muon",
+    "soap": "SOAP",
+    "shampoo": "Shampoo",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+}
+
+BLOCK_SITES: Mapping[str, str] = {
+    "attn_norm_in": "attention norm's input",
+    "attn_in": "attention's input",
+    "mlp_norm_in": "MLP norm's input",
+    "mlp_in": "MLP's input",
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "attn_out": "attention mix",
+    "mlp_hidden": "MLP hidden",
+}
+PAPER_SITES = ("attn_norm_in", "attn_in", "mlp_norm_in", "mlp_in")
+FINAL_SITES: Mapping[str, str] = {
+    "final_norm_in": "final norm's input",
+    "head_in": "head's input",
+}
+STREAMS: Mapping[str, str] = {"branch": "branch", "in_place": "in place"}
+
+# A run is stuck when it has covered less than this part of the way from the unigram
+# to the bigram cross-entropy; runs that never left the plateau end within 10 % of it.
+STUCK_FRACTION = 0.1
+
+Status = Literal["ok", "above bigram", "stuck", "not finite", "unfinished", "missing"]
+
+
+class Estimate(NamedTuple):
+    """A number over seeds.
+
+    Attributes:
+        value: the mean over the seeds that have a finite number; None without one.
+        lo, hi: 95 % interval. One seed: its bootstrap over sequences. Several: the hull
+            of theirs, which contains both the sampling error and the spread of seeds.
+        spread: standard deviation over seeds, None with one.
+        num_seeds: seeds behind `value`.
+        not_finite: a seed gave NaN or infinity.
+    """
+
+    value: float | None = None
+    lo: float | None = None
+    hi: float | None = None
+    spread: float | None = None
+    num_seeds: int = 0
+    not_finite: bool = False
+
+
+def estimate(
+    rows: Sequence[Record], field: str, *, interval: tuple[str, str] | None = None
+) -> Estimate:
+    """The mean of `field` over rows that differ by seed alone."""
+    values = [v for row in rows if (v := load.number(row, field)) is not None]
+    bad = any(load.nonfinite(row, field) for row in rows)
+    if not values:
+        return Estimate(not_finite=bad)
+    ends: list[list[float]] = [[], []]
+    for side, name in enumerate(interval or ()):
+        ends[side] = [v for row in rows if (v := load.number(row, name)) is not None]
+    known = all(len(end) == len(values) for end in ends)
+    return Estimate(
+        value=statistics.fmean(values),
+        lo=min(ends[0]) if known else None,
+        hi=max(ends[1]) if known else None,
+        spread=statistics.stdev(values) if len(values) > 1 else None,
+        num_seeds=len(values),
+        not_finite=bad,
+    )
+
+
+class Precision(NamedTuple):
+    """One precision of the tables: a WnAm name, or FP in one arithmetic type."""
+
+    name: str
+    weight_bits: int | None
+    act_bits: int | None
+    compute_dtype: str | None = None
+
+    @property
+    def label(self) -> str:
+        return f"FP, {self.compute_dtype}" if self.compute_dtype else self.name
+
+
+class Setting(NamedTuple):
+    """What rows have in common within one table."""
+
+    taps: str | None
+    calibrator: str | None
+
+
+def arm_label(arm: str) -> str:
+    """Writes `residual_free_kl_shampoo` as "residual-free KL-Shampoo"."""
+    connection, rest = "", arm
+    for prefix in ("residual_free", "residual"):
+        if arm == prefix or arm.startswith(prefix + "_"):
+            connection, rest = prefix.replace("_", "-"), arm[len(prefix) + 1 :]
+            break
+    words = " ".join(WORDS.get(word, word) for word in rest.split("_") if word)
+    return f"{connection} {words.replace('KL Shampoo', 'KL-Shampoo')}".strip() or arm
+
+
+def _bits(row: Record, field: str) -> int | None:
+    value = load.number(row, field)
+    return None if value is None else int(value)
+
+
+def _precision_order(precision: Precision) -> tuple[int, int, int, str]:
+    """FP, then W8 (the paper's main text), other weights, activations alone."""
+    weight, act = precision.weight_bits, precision.act_bits
+    if precision.name == "FP":
+        return (0, 0, 0, precision.compute_dtype or "")
+    group = 3 if weight is None else 1 if weight == 8 else 2
+    return (group, -(weight or 0), -(act or 0), precision.name)
+
+
+def setting_of(row: Record) -> Setting:
+    return Setting(load.text(row, "taps"), load.text(row, "calibrator"))
+
+
+def settings(results: Results) -> list[Setting]:
+    """The settings of the quantized rows, the paper's (taps, min-max) first."""
+    found = {setting_of(row) for row in results.rows if row.get("spec") != "FP"}
+    return sorted(
+        found,
+        key=lambda s: (s.taps != "paper", s.calibrator != "minmax", str(s)),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """The rows of one setting, indexed; of a row written twice the last counts."""
+
+    results: Results
+    setting: Setting
+
+    @functools.cached_property
+    def _index(
+        self,
+    ) -> Mapping[tuple[str, Precision, str | None], Mapping[int, Record]]:
+        index: dict[tuple[str, Precision, str | None], dict[int, Record]] = {}
+        for row in self.results.rows:
+            arm, spec = load.text(row, "arm"), load.text(row, "spec")
+            if arm is None or spec is None:
+                continue
+            if spec == "FP":
+                dtype = load.text(row, "compute_dtype")
+                key = (arm, Precision("FP", None, None, dtype), None)
+            elif setting_of(row) == self.setting:
+                bits = (_bits(row, "weight_bits"), _bits(row, "act_bits"))
+                key = (arm, Precision(spec, *bits), load.text(row, "stream"))
+            else:
+                continue
+            index.setdefault(key, {})[_bits(row, "seed") or 0] = row
+        return index
+
+    @functools.cached_property
+    def arms(self) -> tuple[str, ...]:
+        """Every arm with rows or a run, or that context.json planned."""
+        planned = self.results.context.get("arms")
+        names = {str(row["arm"]) for row in self.results.rows}
+        names |= {run.arm for run in self.results.runs}
+        if isinstance(planned, list):
+            names |= {arm for arm in planned if isinstance(arm, str)}
+        ranks = {arm: rank for rank, arm in enumerate(ARM_ORDER)}
+        return tuple(sorted(names, key=lambda arm: (ranks.get(arm, len(ranks)), arm)))
+
+    @functools.cached_property
+    def precisions(self) -> tuple[Precision, ...]:
+        return tuple(sorted({key[1] for key in self._index}, key=_precision_order))
+
+    @functools.cached_property
+    def reference(self) -> Precision | None:
+        """The FP row that increases are against: float32 where there is one (D17)."""
+        full = [p for p in self.precisions if p.name == "FP"]
+        return next((p for p in full if p.compute_dtype == "float32"), None) or (
+            full[0] if full else None
+        )
+
+    def precision(self, name: str) -> Precision | None:
+        """The precision of that WnAm name, if any row has it."""
+        return next((p for p in self.precisions if p.name == name), None)
+
+    def skip(self, arm: str) -> str | None:
+        """The connection: from the run's config, else from the arm's name."""
+        for run in self.runs(arm):
+            skip = load.text(load.child(run.config, "experiment", "model"), "skip")
+            if skip is not None:
+                return skip
+        if arm.startswith("residual_free"):
+            return "residual_free"
+        return "residual" if arm.startswith("residual") else None
+
+    def runs(self, arm: str) -> list[Run]:
+        return [run for run in self.results.runs if run.arm == arm]
+
+    def rows(
+        self, arm: str, precision: Precision | None, stream: str | None = None
+    ) -> list[Record]:
+        """The rows of one cell, one a seed.
+
+        Residual-free blocks cannot tell the placements apart, so that a placement
+        that was not evaluated for them is the other one. FP has no placement.
+        """
+        if precision is None:
+            return []
+        if precision.name == "FP":
+            stream = None
+        found = self._index.get((arm, precision, stream))
+        if not found and stream is not None and self.skip(arm) == "residual_free":
+            for other in (*STREAMS, None):
+                found = found or self._index.get((arm, precision, other))
+        return [found[seed] for seed in sorted(found)] if found else []
+
+    def any_rows(self, arm: str, precision: Precision | None) -> list[Record]:
+        """Rows of one cell in whichever placement exists, branch first."""
+        for stream in (*STREAMS, None):
+            if rows := self.rows(arm, precision, stream):
+                return rows
+        return []
+
+    def increase(
+        self, arm: str, precision: Precision | None, stream: str
+    ) -> Estimate:
+        """Increase of held-out loss against float32 FP, nats a token."""
+        if precision is not None and precision == self.reference:
+            rows = self.rows(arm, precision)
+            if estimate(rows, "loss").value is not None:
+                return Estimate(0.0, 0.0, 0.0, None, len(rows))
+        return estimate(
+            self.rows(arm, precision, stream),
+            "loss_increase",
+            interval=("loss_increase_lo", "loss_increase_hi"),
+        )
+
+    def loss(
+        self, arm: str, precision: Precision | None, stream: str | None = None
+    ) -> Estimate:
+        """Held-out loss, nats a token."""
+        return estimate(self.rows(arm, precision, stream), "loss")
+
+    def full_loss(self, arm: str) -> Estimate:
+        """Held-out loss in full precision; the last measured one where rows lack."""
+        found = self.loss(arm, self.reference)
+        if found.value is not None or found.not_finite:
+            return found
+        last = [run.measures[-1] for run in self.runs(arm) if run.measures]
+        return estimate(last, "loss")
+
+    def distortion(self, arm: str, precision: Precision | None, field: str) -> Estimate:
+        """`sqnr_db` or `nmse`: of the full-precision tensors, so of no placement."""
+        return estimate(self.any_rows(arm, precision), field)
+
+    def floor(self, name: str) -> float | None:
+        """A cross-entropy of n-grams, nats a token: "unigram" or "bigram"."""
+        return load.number(load.child(self.results.context, "floors"), name)
+
+    def status(self, arm: str) -> Status:
+        """What a reader must know before the arm's numbers."""
+        runs, loss = self.runs(arm), self.full_loss(arm)
+        if loss.not_finite or _blew_up(runs):
+            return "not finite"
+        if loss.value is None:
+            return "unfinished" if runs else "missing"
+        unigram, bigram = self.floor("unigram"), self.floor("bigram")
+        if unigram is not None and bigram is not None:
+            if loss.value > unigram - STUCK_FRACTION * (unigram - bigram):
+                return "stuck"
+            if loss.value > bigram:
+                return "above bigram"
+        return "ok"
+
+    def block_kurtosis(self, arm: str) -> Estimate:
+        """Largest excess kurtosis over layers of attn_norm_in, at the end."""
+        rows = estimate(self.rows(arm, self.reference), "excess_kurtosis")
+        if rows.value is not None:
+            return rows
+        ends = [run.measures[-1] for run in self.runs(arm) if run.measures]
+        found = [{"k": peak_kurtosis(end, ("attn_norm_in",))} for end in ends]
+        return estimate(found, "k")
+
+    def final_kurtosis(self, arm: str) -> Estimate:
+        """Excess kurtosis of the final norm's input, at the end."""
+        rows = estimate(self.rows(arm, self.reference), "final_norm_excess_kurtosis")
+        if rows.value is not None:
+            return rows
+        ends = [run.measures[-1] for run in self.runs(arm) if run.measures]
+        found = [{"k": peak_kurtosis(end, ("final_norm_in",))} for end in ends]
+        return estimate(found, "k")
+
+
+def _blew_up(runs: Sequence[Run]) -> bool:
+    ends = [run.metrics[-1] for run in runs if run.metrics]
+    return any(load.nonfinite(end, "loss") for end in ends)
+
+
+def layer_kurtosis(measure: Record, site: str) -> list[float | None]:
+    """Excess kurtosis by layer at one measured step; a site of the model is one."""
+    record = load.child(measure, "sites", site)
+    single = load.number(record, "excess_kurtosis")
+    return [single] if single is not None else load.numbers(record, "excess_kurtosis")
+
+
+def peak_kurtosis(measure: Record, sites: Sequence[str]) -> float | None:
+    """Largest excess kurtosis over sites and layers at one measured step."""
+    found = [k for site in sites for k in layer_kurtosis(measure, site) if k is not None]
+    return max(found, default=None)
+
+
+def block_sites(measure: Record) -> list[str]:
+    """The block sites that a measured step has, in the order of the block."""
+    return [site for site in BLOCK_SITES if load.child(measure, "sites", site)]
