@@ -1,0 +1,528 @@
+"""Matrix optimizers over a parameter tree: which leaves, which axes, one stack a shape.
+
+A leaf `[batch..., in..., out...]` (axes in any order, told by `MatrixAxes`) is a batch
+of matrices. All matrices of one shape, from all leaves, are stacked into one
+`[N, m, n]` array with m <= n (wide ones as they are, tall ones transposed), so that
+each shape is compiled once however many layers and leaves there are, and so that whole
+matrices can be dealt to devices along N.
+
+An optimizer is a `Rule`: functions of stacks that know nothing of trees, devices, bad
+gradients or when to refresh. `scale_by_rule` does all of that once.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rfq.errors import InputError
+from rfq.params import MatrixAxes
+
+Array = jax.Array
+AxesTree = optax.Params  # MatrixAxes | None at every leaf of the parameters.
+Axes = AxesTree | Callable[[optax.Params], AxesTree] | None
+
+# A squared gradient norm above max_float / HEADROOM counts as not finite: the factors
+# multiply it by squared inverse roots, which are capped near 4000**2.
+HEADROOM = 1e8
+
+
+class Basis(NamedTuple):
+    """Eigenvectors (columns) of the two factors of a leaf's matrices.
+
+    Attributes:
+        rows: [batch..., m, m], of the side of `in_axes`.
+        cols: [batch..., n, n], of the side of `out_axes`.
+    """
+
+    rows: Array
+    cols: Array
+
+
+class Inner(Protocol):
+    """What a rule remembers of a stack: a NamedTuple of arrays [N, ...]."""
+
+    def diagnostics(self) -> Mapping[str, Array]:
+        """Per-matrix numbers [N], named as in `AGGREGATES`."""
+        ...
+
+
+InnerT = TypeVar("InnerT", bound=Inner)
+
+
+class Stack(NamedTuple):
+    """State of all matrices of one shape.
+
+    Attributes:
+        seen: [N] finite gradients seen so far; -1 marks padding.
+        nonfinite: [N] gradients thrown away.
+        update_rms: [N] root mean square of the last direction.
+        inner: the optimizer's own arrays.
+    """
+
+    seen: Array
+    nonfinite: Array
+    update_rms: Array
+    inner: Inner
+
+
+class MatrixState(NamedTuple):
+    """State of a matrix optimizer.
+
+    Attributes:
+        count: int32, calls so far.
+        active: per leaf, bool [batch..., 1...]: False where the last call must change
+            nothing (first call of KL-Shampoo and SOAP, gradient not finite).
+        stacks: "mxn" -> `Stack`.
+    """
+
+    count: Array
+    active: optax.Params
+    stacks: dict[str, Stack]
+
+
+class Rule(NamedTuple, Generic[InnerT]):
+    """A matrix optimizer as functions of one stack; g is [N, m, n] with m <= n.
+
+    One call runs: `first` on matrices that see their first gradient (and nothing else
+    on those); then `observe`, `step`, and every `period` steps `refresh`: after `step`,
+    or between `observe` and `step` if there is an `observe`.
+
+    Attributes:
+        init: (N, m, n, dtype) -> inner.
+        step: (g, inner, t) -> (direction, inner); t [N] is the 1-based step.
+        first: g -> inner, or None when the first gradient is used like any other.
+        observe: (g, inner, t) -> inner, or None.
+        refresh: inner -> inner, or None.
+        period: steps between refreshes.
+        stagger: refresh 1/period of the stack every step instead.
+    """
+
+    init: Callable[[int, int, int, jnp.dtype], InnerT]
+    step: Callable[[Array, InnerT, Array], tuple[Array, InnerT]]
+    first: Callable[[Array], InnerT] | None = None
+    observe: Callable[[Array, InnerT, Array], InnerT] | None = None
+    refresh: Callable[[InnerT], InnerT] | None = None
+    period: int = 1
+    stagger: bool = False
+
+
+class _Member(NamedTuple):
+    """Where one leaf's matrices stand in their stack, and how to bring them there."""
+
+    index: int
+    path: str
+    order: tuple[int, ...]
+    batch: tuple[int, ...]
+    rows: tuple[int, ...]
+    cols: tuple[int, ...]
+    start: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.batch)
+
+    @property
+    def transposed(self) -> bool:
+        return math.prod(self.rows) > math.prod(self.cols)
+
+
+class _Group(NamedTuple):
+    """All matrices of one shape."""
+
+    members: tuple[_Member, ...]
+    num: int
+    m: int
+    n: int
+    dtype: jnp.dtype
+
+
+def is_axes(node) -> bool:
+    """True for what stands at the leaves of an axes tree."""
+    return node is None or isinstance(node, MatrixAxes)
+
+
+def resolve(axes: Axes, params: optax.Params) -> AxesTree:
+    """Turns an `axes` argument into a tree with MatrixAxes | None at every leaf.
+
+    None, for plain trees: a leaf with exactly two axes is a matrix (0,) -> (1,). Never
+    rely on this for stacked layers: there a stack of vectors has two axes as well.
+    """
+    if axes is None:
+        return jax.tree.map(
+            lambda p: MatrixAxes((0,), (1,)) if p.ndim == 2 else None, params
+        )
+    return axes(params) if callable(axes) else axes
+
+
+def scale_by_rule(
+    rule: Rule,
+    *,
+    axes: Axes,
+    mesh: jax.sharding.Mesh | None,
+    leaf_scale: Callable[[int, int], float],
+) -> optax.GradientTransformation:
+    """Lifts a rule to a parameter tree in which every leaf holds matrices.
+
+    Args:
+        rule: the optimizer.
+        axes: see `resolve`.
+        mesh: None, or the devices to which the stacks are dealt along N: state, step
+            and refresh of a matrix live on one device; gradients enter and directions
+            leave by one reshard each. Stacks are padded to a multiple of the devices.
+        leaf_scale: (fan_in, fan_out) -> factor on the direction of that leaf.
+
+    Raises:
+        InputError: a leaf has no matrix axes.
+    """
+    num_devices = 1 if mesh is None else mesh.size
+
+    def init(params: optax.Params) -> MatrixState:
+        layout, stacks = _layout(params, axes), {}
+        for name, group in layout.items():
+            num = _padded(group.num, num_devices)
+            stack = Stack(
+                seen=jnp.where(jnp.arange(num) < group.num, 0, -1).astype(jnp.int32),
+                nonfinite=jnp.zeros((num,), jnp.int32),
+                update_rms=jnp.zeros((num,), jnp.float32),
+                inner=rule.init(num, group.m, group.n, group.dtype),
+            )
+            stacks[name] = _constrain(stack, mesh)
+        none = {name: jnp.zeros((g.num,), bool) for name, g in layout.items()}
+        active = _flags(params, layout, none)
+        return MatrixState(jnp.zeros((), jnp.int32), active, stacks)
+
+    def update(updates, state: MatrixState, params=None):
+        del params
+        layout = _layout(updates, axes)
+        leaves, treedef = jax.tree.flatten(updates)
+        stacks, active, directions = {}, {}, list(leaves)
+        for name, group in layout.items():
+            g = _collect(leaves, group, _padded(group.num, num_devices))
+            run = _dealt(rule, mesh)
+            direction, active[name], stacks[name] = run(
+                g, state.stacks[name], state.count
+            )
+            if mesh is not None:
+                whole = NamedSharding(mesh, P())
+                direction = jax.lax.with_sharding_constraint(direction, whole)
+            for member in group.members:
+                scale = leaf_scale(math.prod(member.rows), math.prod(member.cols))
+                directions[member.index] = scale * _take(direction, member)
+        count = optax.safe_increment(state.count)
+        state = MatrixState(count, _flags(updates, layout, active), stacks)
+        return jax.tree.unflatten(treedef, directions), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def unscaled(fan_in: int, fan_out: int) -> float:
+    """The `leaf_scale` of an optimizer whose direction needs none."""
+    del fan_in, fan_out
+    return 1.0
+
+
+def _dealt(rule: Rule, mesh: jax.sharding.Mesh | None):
+    def run(g: Array, stack: Stack, count: Array):
+        return _call(rule, g, stack, count)
+
+    if mesh is None:
+        return run
+    dealt = P(mesh.axis_names)
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(dealt, dealt, P()),
+        out_specs=(dealt, dealt, dealt),
+        check_vma=False,
+    )
+
+
+def _call(rule: Rule, g: Array, stack: Stack, count: Array):
+    """One call of a rule on one stack: (direction, active, stack)."""
+    norm2 = jnp.sum(g * g, axis=(1, 2))
+    finite = jnp.isfinite(norm2 * HEADROOM) & (stack.seen >= 0)
+    g = jnp.where(finite[:, None, None], g, 0.0)
+    inner = stack.inner
+    if rule.first is None:
+        active, t = finite, stack.seen + 1
+        step_index = count + 1
+    else:
+        fresh = finite & (stack.seen == 0)
+        inner = jax.lax.cond(
+            jnp.any(fresh),
+            lambda inner: _select(fresh, rule.first(g), inner),
+            lambda inner: inner,
+            inner,
+        )
+        active, t = finite & (stack.seen > 0), stack.seen
+        step_index = count
+    new = inner
+    if rule.observe is not None:
+        new = rule.observe(g, new, t)
+        new = _refresh(rule, new, step_index)
+    direction, new = rule.step(g, new, t)
+    direction = jnp.where(active[:, None, None], direction, 0.0)
+    inner = _select(active, new, inner)
+    if rule.observe is None:
+        inner = _refresh(rule, inner, step_index)
+    rms = jnp.sqrt(jnp.mean(direction**2, axis=(1, 2)))
+    return (
+        direction,
+        active,
+        Stack(
+            seen=stack.seen + finite,
+            nonfinite=stack.nonfinite + (~finite & (stack.seen >= 0)),
+            update_rms=rms.astype(jnp.float32),
+            inner=inner,
+        ),
+    )
+
+
+def _refresh(rule: Rule, inner: Inner, step_index: Array) -> Inner:
+    """Runs `rule.refresh` when it is due; the cond stays outside any vmap."""
+    if rule.refresh is None:
+        return inner
+    due = (step_index > 0) & (step_index % rule.period == 0)
+    return jax.lax.cond(due, rule.refresh, lambda inner: inner, inner)
+
+
+def _select(keep: Array, new: Inner, old: Inner) -> Inner:
+    """Per matrix, `new` where keep [N] is True, else `old`."""
+
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(keep.reshape((-1, *(1,) * (a.ndim - 1))), a, b)
+
+    return jax.tree.map(pick, new, old)
+
+
+def _layout(tree: optax.Params, axes: Axes) -> dict[str, _Group]:
+    """Groups the matrices of a tree of arrays (or shapes) by shape."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    rows = treedef.flatten_up_to(resolve(axes, tree))
+    found: dict[str, list[_Member]] = {}
+    for index, ((path, leaf), row) in enumerate(zip(flat, rows, strict=True)):
+        name = _path_name(path)
+        if not isinstance(row, MatrixAxes):
+            raise InputError(
+                f"parameter {name!r} of shape {leaf.shape} has no matrix axes; give "
+                "them in `axes`, or use the optimizer (not its scale_by_ direction), "
+                "which sends such leaves to AdamW"
+            )
+        ins = tuple(axis % leaf.ndim for axis in row.in_axes)
+        outs = tuple(axis % leaf.ndim for axis in row.out_axes)
+        if len({*ins, *outs}) != len(ins) + len(outs):
+            raise InputError(f"parameter {name!r}: {row} names one axis twice")
+        batch = tuple(a for a in range(leaf.ndim) if a not in (*ins, *outs))
+        member = _Member(
+            index=index,
+            path=name,
+            order=(*batch, *ins, *outs),
+            batch=tuple(leaf.shape[a] for a in batch),
+            rows=tuple(leaf.shape[a] for a in ins),
+            cols=tuple(leaf.shape[a] for a in outs),
+            start=0,
+        )
+        m, n = sorted((math.prod(member.rows), math.prod(member.cols)))
+        found.setdefault(f"{m}x{n}", []).append(member)
+    groups = {}
+    for name, members in found.items():
+        placed, start = [], 0
+        for member in members:
+            placed.append(member._replace(start=start))
+            start += member.count
+        m, n = (int(size) for size in name.split("x"))
+        dtype = jnp.result_type(
+            jnp.float32, *(flat[member.index][1].dtype for member in members)
+        )
+        groups[name] = _Group(tuple(placed), start, m, n, dtype)
+    return groups
+
+
+def _collect(leaves: list[Array], group: _Group, num: int) -> Array:
+    """Stacks the matrices of a group: [num, m, n], zeros after the last one."""
+    parts = []
+    for member in group.members:
+        x = leaves[member.index].astype(group.dtype).transpose(member.order)
+        shape = (member.count, math.prod(member.rows), math.prod(member.cols))
+        x = x.reshape(shape)
+        parts.append(x.mT if member.transposed else x)
+    if num > group.num:
+        parts.append(jnp.zeros((num - group.num, group.m, group.n), group.dtype))
+    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def _take(stack: Array, member: _Member) -> Array:
+    """The inverse of `_collect` for one leaf."""
+    x = stack[member.start : member.start + member.count]
+    x = x.mT if member.transposed else x
+    return _restore(x.reshape((*member.batch, *member.rows, *member.cols)), member)
+
+
+def _restore(x: Array, member: _Member) -> Array:
+    inverse = sorted(range(len(member.order)), key=lambda i: member.order[i])
+    return x.transpose(inverse)
+
+
+def _flags(
+    tree: optax.Params, layout: dict[str, _Group], flags: Mapping[str, Array]
+) -> optax.Params:
+    """Spreads one boolean a matrix to leaves of shape [batch..., 1...]."""
+    leaves, treedef = jax.tree.flatten(tree)
+    for name, group in layout.items():
+        for member in group.members:
+            ones = (1,) * (len(member.rows) + len(member.cols))
+            x = flags[name][member.start : member.start + member.count]
+            leaves[member.index] = _restore(x.reshape((*member.batch, *ones)), member)
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _path_name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _padded(num: int, num_devices: int) -> int:
+    return -(-num // num_devices) * num_devices
+
+
+def _constrain(stack: Stack, mesh: jax.sharding.Mesh | None) -> Stack:
+    if mesh is None:
+        return stack
+    return jax.lax.with_sharding_constraint(
+        stack, NamedSharding(mesh, P(mesh.axis_names))
+    )
+
+
+def is_state(node) -> bool:
+    """True at the state of a matrix optimizer, for walks over an optimizer state."""
+    return isinstance(node, MatrixState)
+
+
+def get_basis(
+    opt_state: optax.OptState, params: optax.Params, path: str, *, axes: Axes
+) -> Basis:
+    """Reads the stored eigenbasis of one parameter.
+
+    Args:
+        opt_state: of `kl_shampoo`, `soap`, their `scale_by_` directions, or anything
+            that contains one.
+        params: the parameter tree (arrays or shapes) that the state belongs to.
+        path: the parameter, keys joined by "/", for example "blocks/w_q".
+        axes: the `axes` argument that the optimizer was made with.
+
+    Raises:
+        InputError: no such parameter, or its optimizer stores no basis.
+    """
+    name, member = _find(params, path, axes)
+    rows = slice(member.start, member.start + member.count)
+    found = [
+        state.stacks[name].inner.basis()
+        for state in jax.tree.leaves(opt_state, is_leaf=is_state)
+        if is_state(state) and hasattr(state.stacks[name].inner, "basis")
+    ]
+    if not found:
+        raise InputError(f"the optimizer of parameter {path!r} stores no eigenbasis")
+    left, right = (q[rows] for q in found[0])
+    left = left.reshape((*member.batch, *left.shape[1:]))
+    right = right.reshape((*member.batch, *right.shape[1:]))
+    return Basis(right, left) if member.transposed else Basis(left, right)
+
+
+def set_basis(
+    opt_state: optax.OptState,
+    params: optax.Params,
+    path: str,
+    basis: Basis,
+    *,
+    axes: Axes,
+) -> optax.OptState:
+    """Replaces the stored eigenbasis of one parameter; the rest is re-expressed in it.
+
+    Arguments and errors are those of `get_basis`.
+    """
+    get_basis(opt_state, params, path, axes=axes)
+    name, member = _find(params, path, axes)
+    rows = slice(member.start, member.start + member.count)
+    left, right = (basis.cols, basis.rows) if member.transposed else basis
+
+    def replace(node):
+        if not is_state(node):
+            return node
+        stack = node.stacks[name]
+        old_left, old_right = stack.inner.basis()
+        inner = stack.inner.with_basis(
+            old_left.at[rows].set(left.reshape((-1, *left.shape[-2:]))),
+            old_right.at[rows].set(right.reshape((-1, *right.shape[-2:]))),
+        )
+        stacks = {**node.stacks, name: stack._replace(inner=inner)}
+        return node._replace(stacks=stacks)
+
+    return jax.tree.map(replace, opt_state, is_leaf=is_state)
+
+
+def _find(params: optax.Params, path: str, axes: Axes) -> tuple[str, _Member]:
+    resolved = resolve(axes, params)
+    for name, group in _layout(
+        only(params, resolved), only(resolved, resolved)
+    ).items():
+        for member in group.members:
+            if member.path == path:
+                return name, member
+    raise InputError(f"parameter {path!r} is not a leaf with matrix axes")
+
+
+def only(tree: optax.Params, axes: AxesTree) -> optax.Params:
+    """Masks, as `optax.partition` does, the leaves that are not matrices."""
+    return jax.tree.map(
+        lambda row, leaf: optax.MaskedNode() if row is None else leaf,
+        axes,
+        tree,
+        is_leaf=is_axes,
+    )
+
+
+# How the per-matrix numbers of `diagnostics` are summarized: (values, where) -> scalar.
+AGGREGATES: Mapping[str, Callable[[Array, Array], Array]] = {
+    "update_rms": lambda x, real: jnp.sqrt(jnp.mean(x**2, where=real)),
+    "nonfinite_skips": lambda x, real: jnp.sum(x, where=real),
+    "refresh_failures": lambda x, real: jnp.sum(x, where=real),
+    "clamped_fraction": lambda x, real: jnp.mean(x, where=real),
+    "eigenvalue_min": lambda x, real: jnp.min(x, where=real, initial=jnp.inf),
+    "eigenvalue_max": lambda x, real: jnp.max(x, where=real, initial=0.0),
+    "basis_error": lambda x, real: jnp.max(x, where=real, initial=0.0),
+}
+
+
+def diagnostics(opt_state: optax.OptState) -> dict[str, Array]:
+    """Summarises an optimizer state in a few float32 scalars, for logging.
+
+    Over all matrices: `update_rms` (root mean square of the last directions, before the
+    learning rate), `nonfinite_skips` (gradients thrown away so far) and, where the
+    optimizer has them, `clamped_fraction` (of inverse-root eigenvalues),
+    `eigenvalue_min`, `eigenvalue_max`, `basis_error` (max |Q^T Q - I|) and
+    `refresh_failures` (so far).
+    """
+    collected: dict[str, list[tuple[Array, Array]]] = {}
+    for state in jax.tree.leaves(opt_state, is_leaf=is_state):
+        if not is_state(state):
+            continue
+        for stack in state.stacks.values():
+            numbers = {
+                "update_rms": stack.update_rms,
+                "nonfinite_skips": stack.nonfinite,
+                **stack.inner.diagnostics(),
+            }
+            real = stack.seen >= 0
+            for name, values in numbers.items():
+                collected.setdefault(name, []).append(
+                    (values.astype(jnp.float32), real)
+                )
+    return {
+        name: AGGREGATES[name](*map(jnp.concatenate, zip(*parts, strict=True)))
+        for name, parts in collected.items()
+    }
