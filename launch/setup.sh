@@ -33,7 +33,7 @@ fail() {
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# "python3 is 3.9.2", or nothing when there is no such command or it does not run.
+# "python3 is 3.9.2", or nothing when it does not run.
 describe() {
   "$1" -c 'import platform, sys
 print(sys.argv[1] + " is " + platform.python_version())' "$1" 2>/dev/null || true
@@ -43,7 +43,7 @@ find_python() {
   local candidate description found=""
   if [ -n "${PYTHON:-}" ]; then
     if new_enough "$PYTHON"; then
-      echo "$PYTHON"
+      command -v "$PYTHON"
       return
     fi
     description="$(describe "$PYTHON")"
@@ -65,42 +65,38 @@ find_python() {
 
 # --- what is there and what is wanted -------------------------------------------------
 
-# The accelerator plug-ins of jax that an interpreter sees, and the jax they belong to,
-# as pip constraints; nothing on a CPU-only install.
-accelerator_pins() {
-  "$1" - <<'PY'
+# Python: the accelerator plug-ins of jax that an interpreter sees, and the jax they
+# belong to, as pip constraints; empty on a CPU-only install.
+pins_code='
 import importlib.metadata
 import re
 
 ours = re.compile(r"jax|jaxlib|libtpu|jax[-_](cuda|rocm|metal|oneapi).*|nvidia[-_].*")
-pins = {
-    dist.name.lower(): dist.version
-    for dist in importlib.metadata.distributions()
-    if dist.name and ours.fullmatch(dist.name.lower())
-}
-if any(name == "libtpu" or name.startswith(("jax-", "jax_")) for name in pins):
-    for name, version in sorted(pins.items()):
-        print(f"{name}=={version}")
-PY
-}
+names = [dist.name or "" for dist in importlib.metadata.distributions()]
+found = {name for name in names if ours.fullmatch(name.lower())}
+plugged = any(re.match("libtpu|jax[-_]", name.lower()) for name in found)
+pins = [f"{name}=={importlib.metadata.version(name)}" for name in sorted(found)]
+pins = pins if plugged else []
+'
 
-# Two hashes: of the interpreter and the place (a new one needs a new environment), and
-# of the requirements (new ones need only pip).
-hashes() {
-  "$python" - "$root" "$venv" "$borrow" "${RFQ_SYSTEM_PYTHON:-0}" <<'PY'
+# Two hashes, of the interpreter and the place (new ones need a new environment) and of
+# the requirements (new ones need only pip), then 1 where packages are borrowed, or 0.
+probe() {
+  "$python" -c "$pins_code"'
 import hashlib
 import pathlib
 import sys
 
-root, venv, borrow, system = sys.argv[1:]
-place = [sys.version, sys.prefix, root, venv, borrow, system]
-if borrow == "1":
-    place += sys.path[1:]
+root, venv, system = sys.argv[1:]
+borrow = system == "1" or bool(pins)
+place = [sys.version, sys.prefix, root, venv, system, str(borrow)]
+place += sys.path[1:] if borrow else []
 wanted = hashlib.sha256()
 for name in ("pyproject.toml", "requirements.lock", "requirements-dev.lock"):
     wanted.update(pathlib.Path(root, name).read_bytes())
-print(hashlib.sha256("\n".join(place).encode()).hexdigest(), wanted.hexdigest())
-PY
+place = hashlib.sha256("\n".join(place).encode())
+print(place.hexdigest(), wanted.hexdigest(), int(borrow))
+' "$root" "$venv" "$system"
 }
 
 # The requirements that an interpreter does not meet, as "grain>=0.2, jax>=0.10 (has 0.9)".
@@ -144,11 +140,12 @@ up_to_date() {
 }
 
 # Only an environment that was finished by the same interpreter in the same place is
-# added to: an interrupted one may hold half a package.
+# added to: an interrupted one may hold half a package. Its developer tools stay current.
 reusable() {
-  local done_place=""
+  local done_place="" done_dev=""
   [ -s "$state" ] && [ -x "$venv/bin/python" ] || return 1
-  read -r done_place _ <"$state" && [ "$done_place" = "$place" ]
+  read -r done_place _ done_dev <"$state" && [ "$done_place" = "$place" ] || return 1
+  [ "$dev" -ge "$done_dev" ] || dev="$done_dev"
 }
 
 take_lock() {
@@ -180,7 +177,7 @@ make_environment() {
   fi
   mkdir "$venv"
   : >"$state"
-  [ "${RFQ_SYSTEM_PYTHON:-0}" = 0 ] || flag="--without-pip"
+  [ "$system" = 0 ] || flag="--without-pip"
   if [ -z "$flag" ] && ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     fail "$python has no venv module; install it (Debian and Ubuntu:" \
       "apt install python3-venv) or name another Python with PYTHON"
@@ -224,7 +221,7 @@ link_package() {
 }
 
 pip_install() {
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@" >&2
 }
 
 install_packages() {
@@ -233,7 +230,7 @@ install_packages() {
     lock=requirements-dev.lock
     extra="[dev]"
   fi
-  pins="$(accelerator_pins "$venv/bin/python")"
+  pins="$("$venv/bin/python" -c "$pins_code"'print("\n".join(pins))')"
   if [ -n "$pins" ]; then
     say "keeping $(echo "$pins" | tr '\n' ' ')"
     echo "$pins" >"$venv/accelerator-pins.txt"
@@ -259,9 +256,10 @@ for arg in "$@"; do
     *) fail "unknown argument $arg; it takes --dev and --help" ;;
   esac
 done
-case "${RFQ_SYSTEM_PYTHON:-0}" in
+system="${RFQ_SYSTEM_PYTHON:-0}"
+case "$system" in
   0 | 1) ;;
-  *) fail "RFQ_SYSTEM_PYTHON=$RFQ_SYSTEM_PYTHON is neither 0 nor 1" ;;
+  *) fail "RFQ_SYSTEM_PYTHON=$system is neither 0 nor 1" ;;
 esac
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -272,9 +270,7 @@ venv="${venv%/}"
 state="$venv/rfq-setup-state"
 
 python="$(find_python)"
-borrow="${RFQ_SYSTEM_PYTHON:-0}"
-[ -z "$(accelerator_pins "$python")" ] || borrow=1
-read -r place wanted <<<"$(hashes)"
+read -r place wanted borrow <<<"$(probe)"
 
 if up_to_date; then
   say "$venv is up to date"
@@ -287,7 +283,7 @@ if up_to_date; then
 fi
 
 SECONDS=0
-if [ "${RFQ_SYSTEM_PYTHON:-0}" = 1 ]; then
+if [ "$system" = 1 ]; then
   missing="$(lacking)"
   [ -z "$missing" ] || fail "RFQ_SYSTEM_PYTHON=1, but $python lacks $missing;" \
     "install that there, or run without RFQ_SYSTEM_PYTHON"
@@ -296,11 +292,11 @@ if reusable; then
   say "updating $venv"
   : >"$state"
 else
-  say "making $venv with $(describe "$python"); a minute or two"
+  say "making $venv, which takes a minute or two; $(describe "$python")"
   make_environment
   [ "$borrow" = 0 ] || borrow_packages
 fi
-if [ "${RFQ_SYSTEM_PYTHON:-0}" = 1 ]; then
+if [ "$system" = 1 ]; then
   link_package
 else
   install_packages
