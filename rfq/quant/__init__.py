@@ -1,0 +1,1 @@
+"""Uniform affine quantization: grids, calibration, distortion and real integers."""

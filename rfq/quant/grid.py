@@ -1,0 +1,162 @@
+"""The uniform grid: the one place where a value is rounded.
+
+Everything is float32 inside and stays float32: a bfloat16 carrier cannot hold the
+grids of 10 bits and more. The number of levels is data and not a constant, so one
+compiled program serves every bit width, and a `Grid` with a leading layer axis is
+scanned beside the layers.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rfq.errors import InputError
+from rfq.types import Array
+
+# Below this spacing a GPU may flush the grid to zero.
+_SMALLEST_STEP = 1e-30
+
+
+class Grid(NamedTuple):
+    """Integer grid: x_hat = (q - zero_point) * step, q in 0..levels.
+
+    Float32 leaves of one shape that broadcasts against x. Symmetric grids are the same
+    thing with their codes shifted to start at 0.
+    """
+
+    step: Array
+    zero_point: Array  # An exact integer in 0..levels.
+    levels: Array  # The largest code; 2**num_bits - 1 for asymmetric grids.
+
+
+def grid_from_range(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
+    """Asymmetric grid over [min(lo, 0), max(hi, 0)], which always holds 0 exactly.
+
+    s = (hi - lo) / n, z = clip(rne(-lo / s), 0, n), n = 2**bits - 1. Because z is
+    rounded, one end of the range may be clipped by up to half a step. An all-zero range
+    gets step 1. The magnitude of the range must be below 1e38; NaN and inf make a grid
+    whose every output is NaN, so that they are seen (calibration refuses them earlier).
+
+    Args:
+        lo: range_lo of each group, any shape.
+        hi: range_hi, same shape.
+        num_bits: 2..16; a Python integer is checked, an array (a scalar, or one width
+            per group) is taken as it is.
+
+    Raises:
+        InputError: a Python integer num_bits is not in 2..16.
+    """
+    lo, hi = _with_zero(lo, hi)
+    levels = _num_codes(num_bits) - 1.0
+    step = _safe_step(_divide(hi - lo, levels))
+    zero_point = jnp.clip(jnp.round(_divide(-lo, step)), 0.0, levels)
+    return _same_shape(step, zero_point, levels)
+
+
+def symmetric(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
+    """Symmetric restricted grid: q * s for q in -Q..Q, s = max|range| / Q.
+
+    Q = 2**(bits - 1) - 1, so a 2-bit grid has the three values -s, 0 and s. Arguments
+    as `grid_from_range`.
+    """
+    lo, hi = _with_zero(lo, hi)
+    largest = _num_codes(num_bits) / 2.0 - 1.0
+    step = _safe_step(_divide(jnp.maximum(-lo, hi), largest))
+    return _same_shape(step, largest, 2.0 * largest)
+
+
+def symmetric_full(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
+    """As `symmetric`, with the code -2**(bits - 1) allowed."""
+    half = _num_codes(num_bits) / 2.0
+    step = symmetric(lo, hi, num_bits).step
+    return _same_shape(step, half, 2.0 * half - 1.0)
+
+
+def symmetric_half(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
+    """As `symmetric_full` with s = max|range| / (Q + 1/2), the convention of qwix.
+
+    The outer cells end at the range instead of being centred on its ends.
+    """
+    lo, hi = _with_zero(lo, hi)
+    half = _num_codes(num_bits) / 2.0
+    step = _safe_step(_divide(jnp.maximum(-lo, hi), half - 0.5))
+    return _same_shape(step, half, 2.0 * half - 1.0)
+
+
+def encode(x: Array, grid: Grid) -> Array:
+    """Integer codes q = clip(rne(x / s) + z, 0, levels), as float32.
+
+    Rounds, then adds z: adding first gives other codes. Divides by s: a reciprocal
+    does too. NaN stays NaN; inf goes to the ends.
+    """
+    return jnp.clip(_unclipped_codes(x, grid), 0.0, grid.levels)
+
+
+def decode(q: Array, grid: Grid) -> Array:
+    """The values x_hat = (q - z) * s of integer codes, float32."""
+    return (q.astype(jnp.float32) - grid.zero_point) * grid.step
+
+
+def fake_quantize(x: Array, grid: Grid | None) -> Array:
+    """Rounds x to the grid and back; the result is float32.
+
+    NaN stays NaN, inf goes to the ends of the grid, and a grid of None (full precision)
+    returns x itself. The gradient is zero almost everywhere; to train through
+    quantization use `straight_through`.
+    """
+    if grid is None:
+        return x
+    return decode(encode(x, grid), grid)
+
+
+def straight_through(x: Array, grid: Grid) -> Array:
+    """`fake_quantize` whose gradient is 1 inside the grid and 0 where it clips.
+
+    The value is bit for bit that of `fake_quantize`.
+    """
+    q = _unclipped_codes(x, grid)
+    inside = (q >= 0.0) & (q <= grid.levels)
+    passed = jnp.where(inside, x.astype(jnp.float32), 0.0)
+    x_hat = jax.lax.stop_gradient(fake_quantize(x, grid))
+    return x_hat + (passed - jax.lax.stop_gradient(passed))
+
+
+def _unclipped_codes(x: Array, grid: Grid) -> Array:
+    return jnp.round(_divide(x.astype(jnp.float32), grid.step)) + grid.zero_point
+
+
+def _divide(x: Array, y: Array) -> Array:
+    """x / y rounded once, whatever the compiler; y is a scalar or broadcasts against x.
+
+    XLA turns a division by a broadcast into a multiplication by its reciprocal, which
+    changes a fifth to a half of the quotients by one ulp, and with them codes at exact
+    ties. A divisor that depends on x, where x is NaN, keeps the division.
+    """
+    return x / jnp.where(jnp.isnan(x), x, y)
+
+
+def _with_zero(lo: Array, hi: Array) -> tuple[Array, Array]:
+    lo, hi = (jnp.asarray(end, jnp.float32) for end in (lo, hi))
+    return jnp.minimum(lo, 0.0), jnp.maximum(hi, 0.0)
+
+
+def _num_codes(num_bits: int | Array) -> Array:
+    if isinstance(num_bits, int) and not 2 <= num_bits <= 16:
+        raise InputError(
+            f"num_bits={num_bits} must be from 2 to 16; use a grid of None for full "
+            "precision"
+        )
+    # A shift is exact on every backend; exp2 is not.
+    bits = jnp.asarray(num_bits).astype(jnp.int32)
+    return jnp.left_shift(jnp.int32(1), bits).astype(jnp.float32)
+
+
+def _safe_step(step: Array) -> Array:
+    """1 for an all-zero group, otherwise at least `_SMALLEST_STEP`; NaN stays NaN."""
+    return jnp.where(step == 0.0, 1.0, jnp.maximum(step, _SMALLEST_STEP))
+
+
+def _same_shape(*leaves: Array) -> Grid:
+    shape = jnp.broadcast_shapes(*(leaf.shape for leaf in leaves))
+    return Grid(*(jnp.broadcast_to(leaf, shape) for leaf in leaves))

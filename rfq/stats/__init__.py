@@ -1,0 +1,1 @@
+"""Statistics of activations and weights: small records that merge exactly."""
