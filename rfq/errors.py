@@ -20,3 +20,7 @@ def lookup(table: Mapping[str, Value], name: str, what: str) -> Value:
     if name not in table:
         raise InputError(f"{what}={name!r} is unknown; choose from {sorted(table)}")
     return table[name]
+
+
+class Diverged(RuntimeError):
+    """Training met a non-finite loss or gradient; the message says where and what next."""

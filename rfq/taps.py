@@ -42,7 +42,7 @@ def measure_distortion(x: Array, state: SiteState) -> tuple[Array, Record]:
     The input stays clean, so that the error is the site's own and not what earlier
     sites have done: appendix D compares a tensor with its own quantization.
     """
-    return x, distortion.distortion(x, grid.fake_quantize(x, state))
+    return x, distortion.measure(x, grid.fake_quantize(x, state))
 
 
 def _moments(x: Array, state: SiteState) -> Record:

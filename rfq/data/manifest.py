@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import grain
 import numpy as np
+from array_record.python import array_record_data_source
 
 from rfq.data import split
 from rfq.errors import InputError
@@ -151,9 +151,9 @@ def check(manifest: Manifest, *, vocab_size: int, tokenizer_fingerprint: str) ->
     recipe = manifest.recipe
     if recipe.tokenizer_fingerprint != tokenizer_fingerprint:
         raise InputError(
-            f"the data were prepared with tokenizer {recipe.tokenizer!r} (fingerprint "
-            f"{recipe.tokenizer_fingerprint[:12]}), not with the one given (fingerprint "
-            f"{tokenizer_fingerprint[:12]}); give that tokenizer or prepare the data "
+            f"the data were prepared with tokenizer {recipe.tokenizer!r}, fingerprint "
+            f"{recipe.tokenizer_fingerprint[:12]}, and the one given has fingerprint "
+            f"{tokenizer_fingerprint[:12]}; give that tokenizer or prepare the data "
             "again"
         )
     if recipe.vocab_size != vocab_size:
@@ -186,7 +186,7 @@ def _check_shard(path: pathlib.Path, shard: Shard, manifest: Manifest) -> None:
             f"{shard.num_bytes}: it is truncated or foreign; {_AGAIN}"
         )
     try:
-        with grain.sources.ArrayRecordDataSource([str(path)]) as records:
+        with array_record_data_source.ArrayRecordDataSource(str(path)) as records:
             num_records, first_bytes = len(records), len(records[0])
     except (RuntimeError, ValueError, IndexError) as error:
         raise InputError(
@@ -194,9 +194,9 @@ def _check_shard(path: pathlib.Path, shard: Shard, manifest: Manifest) -> None:
         ) from error
     if (num_records, first_bytes) != (shard.num_windows, manifest.record_bytes):
         raise InputError(
-            f"shard {path} holds {num_records} records of {first_bytes} bytes where the "
-            f"manifest says {shard.num_windows} of {manifest.record_bytes}: it is from "
-            f"another data set; {_AGAIN}"
+            f"shard {path} holds {num_records} records of {first_bytes} bytes where "
+            f"the manifest says {shard.num_windows} of {manifest.record_bytes}: it is "
+            f"from another data set; {_AGAIN}"
         )
 
 
@@ -240,6 +240,9 @@ def _manifest(row: Any) -> Manifest:
     )
     if manifest.dtype not in ("uint16", "int32"):
         raise ValueError(f"dtype is {manifest.dtype!r}")
+    for name, part in splits.items():
+        if not 0 < part.num_windows == sum(x.num_windows for x in part.shards):
+            raise ValueError(f"the shards of {name} do not add up")
     return manifest
 
 

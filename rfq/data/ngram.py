@@ -1,6 +1,5 @@
 """Unigram and bigram cross-entropies: the floors a language model has to beat."""
 
-
 import numpy as np
 
 # Above this vocabulary a dense V x V table (int64, 8 V^2 bytes) gives way to sorting.

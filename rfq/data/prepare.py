@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from rfq.data import manifest, sources, split
 from rfq.data.manifest import Manifest, Recipe, Shard, SourceFile, Split
@@ -95,7 +95,7 @@ def prepare(
     finished = _finished(out, recipe)
     if finished is not None:
         return finished
-    partial = out.with_name(f".{out.name}.partial")
+    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     documents = progress(opened.documents(), opened.num_documents, "prepare")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -164,22 +164,23 @@ def _write(
     tokenizer: Tokenizer,
 ) -> Manifest:
     dtype = "uint16" if recipe.vocab_size <= 1 << 16 else "int32"
-    splits = dict.fromkeys(split.SPLITS, _EMPTY)
+    little_endian = np.dtype(dtype).newbyteorder("<")
+    splits: dict[str, Split] = dict.fromkeys(split.SPLITS, _EMPTY)
     num_empty_documents = 0
     for index, part in enumerate(_parts(documents, recipe, tokenizer)):
         num_empty_documents += part.num_empty_documents
         for name in split.SPLITS:
             path = directory / f"{name}-{index:05d}.array_record"
-            windows = _windows(part.ids[name], recipe.window_len)
-            shards = _write_shard(path, windows.astype(np.dtype(dtype).newbyteorder("<")))
+            windows = _windows(part.ids[name], recipe.window_len).astype(little_endian)
+            shards = _write_shard(path, windows)
             splits[name] = _add(splits[name], part, name, windows, shards)
     for name, total in splits.items():
         if total.num_windows == 0:
             raise InputError(
-                f"the {name} split of source {recipe.source!r} has {total.num_documents} "
-                f"documents and {total.num_tokens} tokens, too few for one window of "
-                f"{recipe.window_len}; give more or smaller documents, a larger fraction "
-                "or a smaller window_len"
+                f"the {name} split of source {recipe.source!r} got "
+                f"{total.num_documents} documents with {total.num_tokens} tokens, too "
+                f"few for one window of {recipe.window_len}; give more documents, a "
+                "larger fraction or a smaller window_len"
             )
     made = Manifest(
         recipe=recipe,
@@ -206,7 +207,7 @@ def _parts(
 ) -> Iterator[_Part]:
     part = _new_part()
     bos = np.array([tokenizer.bos_id], np.int32)
-    for batch in _batches(documents):
+    for batch in _batches(documents, min(_BATCH_BYTES, recipe.part_bytes)):
         texts = [document for document in batch if document.text.strip()]
         part.num_empty_documents += len(batch) - len(texts)
         ids = tokenizer.encode_batch([document.text for document in texts])
@@ -228,13 +229,15 @@ def _new_part() -> _Part:
     return _Part({name: [] for name in split.SPLITS}, dict.fromkeys(split.SPLITS, 0))
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _batches(
+    documents: Iterable[Document], batch_bytes: int
+) -> Iterator[list[Document]]:
     batch: list[Document] = []
     num_bytes = 0
     for document in documents:
         batch.append(document)
         num_bytes += _num_bytes(document)
-        if num_bytes >= _BATCH_BYTES:
+        if num_bytes >= batch_bytes:
             yield batch
             batch, num_bytes = [], 0
     yield batch
@@ -258,10 +261,15 @@ def _write_shard(path: pathlib.Path, windows: np.ndarray) -> tuple[Shard, ...]:
     """Writes one record for each row; no rows make no file."""
     if not len(windows):
         return ()
-    writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-    for row in windows:
-        writer.write(row.tobytes())
-    writer.close()
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+        for row in windows:
+            writer.write(row.tobytes())
+        writer.close()
+    except RuntimeError as error:
+        raise InputError(
+            f"shard {path} cannot be written ({error}); make room or choose another out"
+        ) from error
     shard = Shard(
         name=path.name,
         num_windows=len(windows),

@@ -3,11 +3,12 @@
 import dataclasses
 import glob
 import gzip
+import io
 import json
 import lzma
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from rfq.errors import InputError
 
@@ -39,7 +40,11 @@ class Source:
         """Yields every document, empty ones included, one file at a time."""
         for path in self.files:
             read, opener = _reader(path)
-            with opener(path) as file:
+            try:
+                file = opener(path)
+            except OSError as error:
+                raise _damaged(path, error) from error
+            with file:
                 yield from read(path, file)
 
 
@@ -87,7 +92,7 @@ def _embedded() -> Source:
 SOURCES: Mapping[str, Callable[[], Source]] = {"embedded": _embedded}
 
 
-def _read_text(path: pathlib.Path, file: IO[bytes]) -> Iterator[Document]:
+def _read_text(path: pathlib.Path, file: io.BufferedIOBase) -> Iterator[Document]:
     """One document: the whole file. Its id is the file's name."""
     try:
         data = file.read()
@@ -100,7 +105,7 @@ def _read_text(path: pathlib.Path, file: IO[bytes]) -> Iterator[Document]:
         raise _not_utf8(path, line, error) from error
 
 
-def _read_jsonl(path: pathlib.Path, file: IO[bytes]) -> Iterator[Document]:
+def _read_jsonl(path: pathlib.Path, file: io.BufferedIOBase) -> Iterator[Document]:
     """One document a line: field `text`, and optionally `id`; blank lines are none."""
     lines = enumerate(file, start=1)
     while True:
@@ -133,29 +138,29 @@ def _parse_line(path: pathlib.Path, number: int, line: bytes) -> Document:
         )
     if not _is_encodable(row["text"]):
         raise InputError(
-            f"{path}, line {number} holds an unpaired surrogate escape and is not valid "
-            "Unicode text; repair the line or remove it"
+            f"{path}, line {number} holds half of a surrogate pair, which is no text; "
+            "repair the line or remove it"
         )
     name = row.get("id")
     # Without an id the place stands in for it, so that equal texts stay two documents.
     return Document(f"{path.name}:{number}" if name is None else str(name), row["text"])
 
 
-_Reader = Callable[[pathlib.Path, IO[bytes]], Iterator[Document]]
-_Opener = Callable[[pathlib.Path], IO[bytes]]
+_Reader = Callable[[pathlib.Path, io.BufferedIOBase], Iterator[Document]]
+_Opener = Callable[[pathlib.Path], io.BufferedIOBase]
 
 _READERS: Mapping[str, _Reader] = {".txt": _read_text, ".jsonl": _read_jsonl}
 
 
-def _open_plain(path: pathlib.Path) -> IO[bytes]:
+def _open_plain(path: pathlib.Path) -> io.BufferedIOBase:
     return path.open("rb")
 
 
-def _open_gzip(path: pathlib.Path) -> IO[bytes]:
+def _open_gzip(path: pathlib.Path) -> io.BufferedIOBase:
     return gzip.open(path, "rb")
 
 
-def _open_xz(path: pathlib.Path) -> IO[bytes]:
+def _open_xz(path: pathlib.Path) -> io.BufferedIOBase:
     return lzma.open(path, "rb")
 
 
@@ -217,6 +222,6 @@ def _not_utf8(path: pathlib.Path, line: int, error: UnicodeDecodeError) -> Input
 
 def _damaged(path: pathlib.Path, error: Exception) -> InputError:
     return InputError(
-        f"{path} cannot be read ({error}); the file is damaged or not of the kind its "
-        "name says, fetch it again"
+        f"{path} cannot be read ({error}); the file is damaged, protected or not of "
+        "the kind its name says"
     )

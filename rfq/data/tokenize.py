@@ -57,8 +57,8 @@ def load(spec: str) -> Tokenizer:
     path = pathlib.Path(spec)
     if not path.is_file():
         raise InputError(
-            f"tokenizer {spec!r} is neither one of {sorted(TOKENIZERS)} nor an existing "
-            "SentencePiece .model file"
+            f"tokenizer {spec!r} is neither one of {sorted(TOKENIZERS)} nor a file; "
+            "give a SentencePiece .model file"
         )
     return _sentencepiece(path, path.name)
 

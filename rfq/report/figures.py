@@ -27,13 +27,21 @@ INCREASE_LINEAR = 0.01
 
 DB_PER_BIT = 20.0 * math.log10(2.0)
 
+# One line of 8.5 point text as a fraction of the axes' height (`render.PANEL_INCHES`).
+LINE_HEIGHT = 0.058
+
 
 class Panel(NamedTuple):
-    """One axes: `title` is set by the renderer, `draw` does the rest."""
+    """One axes: `title` is set by the renderer, `draw` does the rest.
+
+    Attributes:
+        labelled: names of arms stand right of the axes and need room there.
+    """
 
     name: str
     title: str
     draw: Callable[[Axes], None]
+    labelled: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,64 +88,84 @@ def _band(ax: Axes, look: style.Look, arm: str, x, lo, hi) -> None:
     ax.fill_between(x, lo, hi, color=look.light, alpha=0.18, linewidth=0, gid=tag(arm))
 
 
+def spread(centers: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Moves labels apart as little as possible; the order of `centers` is kept.
+
+    Labels that touch become one block, centered on the mean of what its members
+    wanted, until no blocks touch; then blocks slide into [0, 1] where they fit.
+    """
+    order = sorted(range(len(centers)), key=lambda i: centers[i])
+    blocks: list[list[int]] = [[i] for i in order]
+
+    def extent(block: Sequence[int]) -> tuple[float, float]:
+        size = sum(heights[i] for i in block)
+        middle = statistics.fmean(centers[i] for i in block)
+        bottom = max(0.0, min(middle - size / 2, 1.0 - size))
+        return bottom, bottom + size
+
+    index = 0
+    while index + 1 < len(blocks):
+        if extent(blocks[index])[1] > extent(blocks[index + 1])[0]:
+            blocks[index : index + 2] = [blocks[index] + blocks[index + 1]]
+            index = max(0, index - 1)
+        else:
+            index += 1
+    placed = list(centers)
+    for block in blocks:
+        bottom = extent(block)[0]
+        for i in block:
+            placed[i] = bottom + heights[i] / 2
+            bottom += heights[i]
+    return placed
+
+
 def _label_ends(ax: Axes, shown: View, ends: Sequence[_End]) -> None:
     """Writes each arm's name right of its line, moved apart where they collide."""
     looks = style.looks(shown.arms)
     ax.autoscale_view()
     to_axes = ax.transData + ax.transAxes.inverted()
-    placed = []
-    for end in sorted(ends, key=lambda end: end.y):
-        height = 0.075 * (1 + end.text.count("\n")) + 0.02
-        wanted = float(np.clip(to_axes.transform((end.x, end.y))[1], 0.0, 1.0))
-        floor = placed[-1][1] + (placed[-1][2] + height) / 2 if placed else -math.inf
-        placed.append((end, max(wanted, floor), height))
-    # What was pushed over the top slides down again, keeping the distances.
-    ceiling = 1.05
-    for index in range(len(placed) - 1, -1, -1):
-        end, y, height = placed[index]
-        y = min(y, ceiling - height / 2)
-        placed[index] = (end, y, height)
-        ceiling = y - height / 2
-    for end, y, _ in placed:
+    tips = [to_axes.transform((end.x, end.y)) for end in ends]
+    centers = [float(np.clip(tip[1], 0.0, 1.0)) for tip in tips]
+    heights = [LINE_HEIGHT * (1.3 + end.text.count("\n")) for end in ends]
+    for end, tip, y in zip(ends, tips, spread(centers, heights), strict=True):
         color = looks[end.arm].light
-        note = ax.annotate(
+        ax.plot(
+            [min(1.01, tip[0] + 0.02), 1.06, 1.08],
+            [tip[1], y, y],
+            transform=ax.transAxes,
+            clip_on=False,
+            color=color,
+            linewidth=0.6,
+            alpha=0.7,
+            gid=tag(end.arm),
+        )
+        ax.text(
+            1.09,
+            y,
             end.text,
-            xy=(end.x, end.y),
-            xytext=(1.04, y),
-            textcoords="axes fraction",
+            transform=ax.transAxes,
             color=color,
             fontsize=8.5,
             va="center",
             ha="left",
             linespacing=1.05,
-            annotation_clip=False,
             gid=tag(end.arm),
-            arrowprops={
-                "arrowstyle": "-",
-                "color": color,
-                "linewidth": 0.6,
-                "alpha": 0.7,
-                "shrinkA": 1,
-                "shrinkB": 3,
-            },
         )
-        if note.arrow_patch is not None:
-            note.arrow_patch.set_gid(tag(end.arm))
 
 
 def _guide_line(ax: Axes, y: float, text: str) -> None:
-    """A horizontal reference with its name at the left end."""
+    """A horizontal reference with its name at the right end."""
     ax.axhline(y, color=style.INK["muted"], linewidth=0.9, linestyle=":")
     ax.annotate(
         text,
-        xy=(0.01, y),
+        xy=(0.99, y),
         xycoords=("axes fraction", "data"),
         xytext=(0, 2),
         textcoords="offset points",
         color=style.INK["muted"],
         fontsize=8,
         va="bottom",
-        ha="left",
+        ha="right",
     )
 
 
@@ -151,7 +179,7 @@ def _symlog(ax: Axes, linear: float, values: Sequence[float]) -> None:
     ax.set_yscale("symlog", linthresh=linear, linscale=0.6)
     top = max([*values, linear])
     bottom = min([*values, 0.0])
-    ticks = [0.0]
+    ticks = [0.0, 0.5 * linear]
     power = linear
     while power <= top * 1.001:
         ticks += [power, 3 * power] if top / linear < 300 else [power]
@@ -805,7 +833,7 @@ def histogram_figure(shown: View) -> Figure:
             )
 
         title = f"{view.arm_label(arm)}: γ = {kurtosis}, loss {beside}"
-        return Panel(arm, title, draw)
+        return Panel(arm, title, draw, labelled=False)
 
     panels = [panel(arm, made) for arm, made in found.items()]
     absent = [arm for arm in shown.arms if arm not in found]

@@ -16,11 +16,22 @@ from rfq.report.figures import Figure, Panel
 
 PANEL_INCHES = (4.5, 2.9)
 COLUMNS = 2
+# Left, right, bottom, top, in inches: ticks and titles, names of arms, ticks, title.
+LEFT, LABELS, BOTTOM, TITLE, EDGE = 0.66, 1.2, 0.48, 0.34, 0.1
 
 
-def _draw(ax: Axes, panel: Panel) -> None:
-    panel.draw(ax)
-    ax.set_title(panel.title)
+def _axes(canvas: Canvas, panel: Panel, corner: tuple[float, float], top: float) -> Axes:
+    """Axes of one panel whose lower left corner is at `corner` inches."""
+    width, height = canvas.get_size_inches()
+    right = LABELS if panel.labelled else EDGE
+    return canvas.add_axes(
+        (
+            (corner[0] + LEFT) / width,
+            (corner[1] + BOTTOM) / height,
+            (PANEL_INCHES[0] - LEFT - right) / width,
+            (PANEL_INCHES[1] - BOTTOM - top) / height,
+        )
+    )
 
 
 def _svg(canvas: Canvas) -> str:
@@ -39,7 +50,7 @@ def panel_svg(panel: Panel, prefix: str, looks: Mapping[str, style.Look]) -> str
     with matplotlib.rc_context(dict(style.RC)):
         canvas = Canvas(figsize=PANEL_INCHES)
         # The page sets the title in its own type, so that it wraps on a phone.
-        panel.draw(canvas.subplots())
+        panel.draw(_axes(canvas, panel, (0.0, 0.0), EDGE))
         source = _svg(canvas)
     source = source[source.index("<svg") :]
     source = re.sub(r"<metadata>.*?</metadata>", "", source, flags=re.DOTALL)
@@ -68,11 +79,12 @@ def write_files(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
     with matplotlib.rc_context({**style.RC, "savefig.facecolor": "white"}):
         canvas = Canvas(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines))
         FigureCanvasAgg(canvas)
-        axes = canvas.subplots(lines, columns, squeeze=False)
-        for ax, panel in zip(axes.flat, figure.panels, strict=False):
-            _draw(ax, panel)
-        for ax in list(axes.flat)[len(figure.panels) :]:
-            ax.set_axis_off()
+        for index, panel in enumerate(figure.panels):
+            line, column = divmod(index, columns)
+            x, y = PANEL_INCHES[0] * column, PANEL_INCHES[1] * (lines - 1 - line)
+            ax = _axes(canvas, panel, (x, y), TITLE)
+            panel.draw(ax)
+            ax.set_title(panel.title)
         paths = [folder / f"{figure.name}.{kind}" for kind in ("png", "svg")]
         canvas.savefig(paths[0], dpi=160)
         paths[1].write_text(_svg(canvas), encoding="utf-8")

@@ -1,5 +1,6 @@
 """One look for every figure: colors of the arms, and ink that follows the page."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -78,7 +79,6 @@ RC: Mapping[str, object] = {
     "lines.markersize": 5.0,
     "svg.fonttype": "none",
     "svg.hashsalt": "rfq",
-    "figure.constrained_layout.use": True,
 }
 
 
@@ -90,5 +90,6 @@ def looks(arms: tuple[str, ...]) -> Mapping[str, Look]:
 
 
 def short_label(arm: str) -> str:
-    """The arm's label on two lines, for the end of a line in a figure."""
-    return view.arm_label(arm).replace(" ", "\n", 1)
+    """The arm's label on short lines, for the end of a line in a figure."""
+    label = view.arm_label(arm)
+    return textwrap.fill(label, 14, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,343 @@
+"""The command line: `rfq COMMAND ...`; every command parses here and runs elsewhere."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
+
+import tyro
+
+from rfq import (
+    __version__,
+    compare,
+    distributed,
+    metrics,
+    optim,
+    plan,
+    ptq,
+    report,
+    runs,
+    train,
+)
+from rfq import experiment as experiment_lib
+from rfq.data import prepare as prepare_lib
+from rfq.data import tokenize
+from rfq.errors import Diverged, InputError, lookup
+from rfq.experiment import Experiment
+
+Positional = tyro.conf.Positional
+_TYRO = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Turn text into windows of token ids, ready for training.
+
+    Splits documents by hash into train, calibration and heldout; writes array_record
+    shards and a manifest. Does nothing when OUT already holds the result.
+
+    Example: rfq prepare embedded --out data/embedded
+    """
+
+    # "embedded" (the corpus that comes with rfq), a .txt or .jsonl file (also .gz, .xz),
+    # a directory of them, or a quoted glob.
+    source: Positional[str]
+    # Directory to make.
+    out: pathlib.Path
+    # "embedded", "byte", or the path of a SentencePiece .model file.
+    tokenizer: str = "embedded"
+    # Tokens per stored window; a multiple of every model.seq_len you will train with.
+    window_len: int = 2048
+    # Share of the documents, by hash, that calibrates activation ranges.
+    calibration_fraction: float = 0.03
+    # Share of the documents, by hash, on which losses are reported.
+    heldout_fraction: float = 0.05
+
+
+def _prepare(args: Prepare) -> None:
+    manifest = prepare_lib.prepare(
+        args.source,
+        args.out,
+        tokenizer=tokenize.load(args.tokenizer),
+        window_len=args.window_len,
+        calibration_fraction=args.calibration_fraction,
+        heldout_fraction=args.heldout_fraction,
+        progress=metrics.track,
+    )
+    for name, part in manifest.splits.items():
+        metrics.say(
+            f"{name:12} {part.num_documents:8,} documents {part.num_tokens:12,} tokens "
+            f"{part.num_windows:8,} windows"
+        )
+    metrics.say(f"data: {args.out}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train one arm from a config file, or go on where it stopped.
+
+    Every field of the config can be overridden after the file's name, for example
+    --train.num-steps 100 --optimizer.learning-rate 3e-3, and the optimizer as a whole by
+    --optimizer NAME. `rfq train CONFIG --help` lists the fields with their values.
+
+    Example: rfq train configs/demo/residual_adamw.py --out runs/mine
+    """
+
+    # A Python file with a function config() -> Experiment.
+    config: Positional[pathlib.Path]
+    # The run directory; with --dry-run it may be left out.
+    out: pathlib.Path | None = None
+    # Print parameters, FLOPs, memory and placement; allocate and train nothing.
+    dry_run: bool = False
+
+
+def _train(args: Train, overrides: Sequence[str]) -> None:
+    experiment = _override(experiment_lib.load(args.config), overrides)
+    _banner()
+    if args.dry_run:
+        plan.run(experiment)
+        return
+    if args.out is None:
+        raise InputError("rfq train needs --out DIR, the run directory to write")
+    train.run(experiment, args.out)
+    metrics.say(f"run: {args.out}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Train several arms, quantize them over the WnAm grid, and report them in one page.
+
+    What is finished is skipped, what was interrupted is resumed. Overrides, as for
+    `rfq train`, apply to every arm.
+
+    Example: rfq compare configs/demo/*.py --out runs/demo --train.num-steps 300
+    """
+
+    # Config files, one per arm.
+    configs: Positional[tuple[pathlib.Path, ...]]
+    # The directory for runs, rows and the report; with --dry-run it may be left out.
+    out: pathlib.Path | None = None
+    # Each arm is trained once per seed.
+    seeds: tuple[int, ...] = (0,)
+    # Print parameters, FLOPs, memory and placement of each arm; train nothing.
+    dry_run: bool = False
+
+
+def _compare(args: Compare, overrides: Sequence[str]) -> None:
+    if not args.configs:
+        raise InputError("rfq compare needs at least one config file")
+    arms = [_override(experiment_lib.load(path), overrides) for path in args.configs]
+    _banner()
+    if args.dry_run:
+        for experiment in arms:
+            plan.run(experiment)
+        return
+    if args.out is None:
+        raise InputError("rfq compare needs --out DIR, the directory to write")
+    compare.run(arms, args.seeds, args.out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantize:
+    """Quantize a finished run over a grid of WnAm settings and score each.
+
+    The settings are the run's own unless overridden: --specs FP W8A8 A4, --taps paper
+    full, --streams branch in_place, --calibration-tokens, --eval-tokens. Rows that exist
+    are kept.
+
+    Example: rfq quantize runs/demo/arms/residual_adamw/seed-0 --specs "FP W8A8 W4A4"
+    """
+
+    # A run directory, made by `rfq train` or `rfq compare`.
+    run: Positional[pathlib.Path]
+    # Where the prepared data are now, if not where they were.
+    data_dir: str | None = None
+
+
+def _quantize(args: Quantize, overrides: Sequence[str]) -> None:
+    experiment = _of_run(args.run, args.data_dir)
+    words = [word for text in overrides for word in text.split()]
+    grid = _parse(
+        "rfq quantize RUN", type(experiment.quantize), words, experiment.quantize
+    )
+    _banner()
+    rows = ptq.run(dataclasses.replace(experiment, quantize=grid), args.run)
+    for row in rows:
+        metrics.say(
+            f"{row['spec']:8} {row['taps']:6} {row['stream']:9} loss {row['loss']:.4f} "
+            f"({row['loss_increase']:+.4f}, 95 % {row['loss_increase_lo']:+.4f} to "
+            f"{row['loss_increase_hi']:+.4f})"
+        )
+    metrics.say(f"rows: {args.run / 'quantize' / 'rows.jsonl'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Score a finished run on held-out text: nats per token and bits per byte.
+
+    Example: rfq evaluate runs/demo/arms/residual_adamw/seed-0
+    """
+
+    # A run directory, made by `rfq train` or `rfq compare`.
+    run: Positional[pathlib.Path]
+    # Where the prepared data are now, if not where they were.
+    data_dir: str | None = None
+
+
+def _evaluate(args: Evaluate) -> None:
+    experiment = _of_run(args.run, args.data_dir)
+    _banner()
+    full = dataclasses.replace(experiment.quantize, specs=("FP",), streams=("branch",))
+    for row in ptq.run(dataclasses.replace(experiment, quantize=full), args.run):
+        metrics.say(
+            f"{row['arm']} seed {row['seed']} ({row['compute_dtype']}): held-out loss "
+            f"{row['loss']:.4f} nats per token, {row['bits_per_byte']:.4f} bits per "
+            f"byte, over {row['eval_tokens']:,} tokens"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write the report of a compare directory again, from the rows that are there.
+
+    Example: rfq report runs/demo
+    """
+
+    # The --out of `rfq compare`.
+    directory: Positional[pathlib.Path]
+
+
+def _report(args: Report) -> None:
+    page = report.run(args.directory)
+    metrics.say(report.summary(args.directory))
+    metrics.say(f"report: {page}")
+
+
+# Name -> (arguments, function, whether config overrides may follow).
+COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
+    "compare": (Compare, _compare, True),
+    "train": (Train, _train, True),
+    "quantize": (Quantize, _quantize, True),
+    "evaluate": (Evaluate, _evaluate, False),
+    "report": (Report, _report, False),
+    "prepare": (Prepare, _prepare, False),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status (0, 1 diverged, 2 bad input)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except InputError as error:
+        sys.stderr.write(f"rfq: {error}\n")
+        return 2
+    except Diverged as error:
+        sys.stderr.write(f"rfq: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("rfq: interrupted; the same command goes on from here\n")
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(_overview())
+        return 0
+    if argv[0] == "--version":
+        sys.stdout.write(f"rfq {__version__}\n")
+        return 0
+    kind, function, overridable = lookup(COMMANDS, argv[0], "command")
+    prog, rest = f"rfq {argv[0]}", argv[1:]
+    if not overridable:
+        function(_parse(prog, kind, rest))
+        return 0
+    if {"-h", "--help"} & set(rest):
+        _help(prog, kind, rest)
+        return 0
+    args, unknown = tyro.cli(
+        kind, prog=prog, args=rest, return_unknown_args=True, config=_TYRO
+    )
+    function(args, unknown)
+    return 0
+
+
+def _overview() -> str:
+    lines = [
+        "rfq: residual and residual-free transformers, trained and quantized side by side",
+        "",
+        "usage: rfq COMMAND ...   (rfq COMMAND --help explains a command)",
+        "",
+    ]
+    for name, (kind, _, _) in COMMANDS.items():
+        summary = (kind.__doc__ or "").strip().splitlines()[0]
+        lines.append(f"  {name:10} {summary}")
+    lines += [
+        "",
+        "start here:",
+        "  rfq prepare embedded --out data/embedded",
+        "  rfq compare configs/demo/*.py --out runs/demo",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _help(prog: str, kind: type, rest: Sequence[str]) -> None:
+    """Help on the command and, where a config or a run is named, on its fields."""
+    _show_help(prog, kind)
+    for word in rest:
+        path = pathlib.Path(word)
+        if path.suffix == ".py" and path.is_file():
+            experiment = experiment_lib.load(path)
+            _show_help(f"{prog} {word}", Experiment, experiment)
+            return
+        if (path / "config.json").is_file():
+            experiment, _ = runs.load(path)
+            _show_help(f"{prog} {word}", type(experiment.quantize), experiment.quantize)
+            return
+
+
+def _show_help(prog: str, kind: type, default=None) -> None:
+    try:
+        _parse(prog, kind, ["--help"], default)
+    except SystemExit:
+        return
+
+
+def _parse(prog: str, kind: type, args: Sequence[str], default=None):
+    given = {} if default is None else {"default": default}
+    return tyro.cli(kind, prog=prog, args=args, config=_TYRO[:1], **given)
+
+
+def _override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """Applies `--section.field value` to an experiment; `--optimizer NAME` goes first."""
+    words = [part for word in overrides for part in _split_equals(word)]
+    if "--optimizer" in words:
+        place = words.index("--optimizer")
+        name = words[place + 1] if place + 1 < len(words) else ""
+        config = lookup(optim.OPTIMIZERS, name, "--optimizer")
+        experiment = dataclasses.replace(experiment, optimizer=config())
+        del words[place : place + 2]
+    if not words:
+        return experiment
+    return _parse("rfq ... CONFIG", Experiment, words, experiment)
+
+
+def _split_equals(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--") else [word]
+
+
+def _of_run(run_dir: pathlib.Path, data_dir: str | None) -> Experiment:
+    experiment, _ = runs.load(run_dir)
+    if data_dir is None:
+        return experiment
+    data = dataclasses.replace(experiment.data, dir=data_dir)
+    return dataclasses.replace(experiment, data=data)
+
+
+def _banner() -> None:
+    """Says what this process runs on, and what it does not."""
+    metrics.say(f"rfq {__version__} on {distributed.devices()}")
+    warning = distributed.unused_accelerator()
+    if warning:
+        metrics.say(warning)

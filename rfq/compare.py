@@ -1,0 +1,118 @@
+"""The main job: train every arm, quantize it, put all rows in one table.
+
+    OUT/arms/<arm>/seed-<s>/    a run directory each, see `runs`
+    OUT/context.json            the floors and what the data are
+    OUT/rows.jsonl              the rows of all arms and seeds
+    OUT/report.html, tables/, figures/
+
+Every stage is skipped where it is finished and resumed where it is not.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+
+from rfq import metrics, ptq, report, runs, train
+from rfq.data import manifest as manifest_lib
+from rfq.data import ngram, pipeline
+from rfq.data.manifest import Manifest
+from rfq.errors import Diverged, InputError
+from rfq.experiment import Experiment
+
+
+def run(
+    experiments: Sequence[Experiment], seeds: Sequence[int], out: pathlib.Path
+) -> pathlib.Path:
+    """Trains, quantizes and reports all arms with all seeds.
+
+    An arm that diverges is left in the report as diverged; the others go on.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: an arm cannot run; nothing is trained then.
+        Diverged: at the end, if any arm did.
+    """
+    arms = [
+        dataclasses.replace(experiment, seed=seed)
+        for experiment in experiments
+        for seed in seeds
+    ]
+    run_dirs = [run_directory(out, arm) for arm in arms]
+    if len(set(run_dirs)) < len(arms):
+        raise InputError(
+            f"the arms {[arm.arm for arm in experiments]} with seeds {list(seeds)} are "
+            "not all different; give each config its own arm name"
+        )
+    metrics.make_directory(out)
+    # Everything that a person could have got wrong, before the first compilation.
+    manifests = [runs.check(arm) for arm in arms]
+    for arm, manifest, run_dir in zip(arms, manifests, run_dirs, strict=True):
+        runs.claim(arm, manifest, run_dir)
+    _write_context(out, arms[0], manifests[0])
+
+    diverged: list[str] = []
+    rows = []
+    for arm, run_dir in zip(arms, run_dirs, strict=True):
+        try:
+            train.run(arm, run_dir)
+        except Diverged as error:
+            diverged.append(f"{arm.arm} seed {arm.seed}: {error}")
+            metrics.say(diverged[-1])
+            continue
+        rows += ptq.run(arm, run_dir)
+        metrics.rewrite(out / "rows.jsonl", rows)
+        # Another arm has other shapes and programs; what this one compiled is garbage.
+        jax.clear_caches()
+    metrics.rewrite(out / "rows.jsonl", rows)
+    page = report.run(out)
+    metrics.say(report.summary(out))
+    metrics.say(f"report: {page}")
+    if diverged:
+        raise Diverged("; ".join(diverged))
+    return page
+
+
+def run_directory(out: pathlib.Path, experiment: Experiment) -> pathlib.Path:
+    """Where one arm and seed live below a compare directory."""
+    return out / "arms" / experiment.arm / f"seed-{experiment.seed}"
+
+
+def _write_context(out: pathlib.Path, experiment: Experiment, manifest: Manifest) -> None:
+    """Floors of the data, counted once: what n-grams of the training tokens reach."""
+    path = out / "context.json"
+    fingerprint = runs.data_fingerprint(manifest)
+    if path.exists() and json.loads(path.read_text())["data_fingerprint"] == fingerprint:
+        return
+    splits = {
+        name: {
+            "documents": part.num_documents,
+            "tokens": part.num_tokens,
+            "bytes": part.num_bytes,
+        }
+        for name, part in manifest.splits.items()
+    }
+    context = {
+        "data_fingerprint": fingerprint,
+        "data": {
+            "source": manifest.recipe.source,
+            "tokenizer": manifest.recipe.tokenizer,
+            "vocab_size": manifest.recipe.vocab_size,
+            "splits": splits,
+        },
+        "floors": _floors(experiment),
+    }
+    metrics.write_text(path, json.dumps(context, indent=1) + "\n")
+
+
+def _floors(experiment: Experiment) -> dict[str, float]:
+    directory = experiment.data.dir
+    return ngram.cross_entropies(
+        pipeline.windows(directory, "train"),
+        pipeline.windows(directory, "heldout"),
+        experiment.model.vocab_size,
+    )

@@ -1,0 +1,230 @@
+"""One experiment: the subsystems' configs, composed and checked against each other.
+
+A config file is a Python module with a function `config() -> Experiment`. Everything
+that a run depends on is in here, so that a checkpoint can describe itself.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import pathlib
+import re
+from typing import Any, Literal
+
+from rfq import optim
+from rfq.errors import InputError, lookup
+from rfq.model.config import TAP_SETS, ModelConfig
+from rfq.model.init import InitConfig
+from rfq.model.layers import STREAMS
+from rfq.optim.schedule import ScheduleConfig
+from rfq.quant.spec import QuantSpec
+from rfq.sharding import ShardingConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the prepared windows are (`rfq prepare` makes them)."""
+
+    dir: str = "data/embedded"
+    # "embedded", "byte" or a SentencePiece model file; must be what prepared the data.
+    tokenizer: str = "embedded"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length of the run and size of a step."""
+
+    num_steps: int = 50_000
+    batch_size: int = 512  # Sequences per step over all devices and hosts.
+    clip_norm: float | None = 1.0  # Global gradient norm; None turns it off (D18).
+
+    def __post_init__(self):
+        for name in ("num_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name}={getattr(self, name)} must be >= 1")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"train.clip_norm={self.clip_norm} must be > 0 or None")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written while training, and how often, in steps."""
+
+    log_every: int = 10
+    measure_every: int = 1000
+    measure_sequences: int = 64  # Held-out sequences behind each measured point.
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise InputError(
+                    f"log.{field.name}={getattr(self, field.name)} must be >= 1"
+                )
+
+
+_PAPER_SPECS = (
+    "FP",
+    *(f"{w}A{bits}" for w in ("W8", "W16", "") for bits in (16, 12, 10, 8, 6, 4)),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """The grid that `rfq quantize` walks over (appendix D, "Quantization protocol")."""
+
+    specs: tuple[str, ...] = _PAPER_SPECS
+    taps: tuple[str, ...] = ("paper",)
+    streams: tuple[str, ...] = ("branch", "in_place")
+    calibrator: Literal["min_max"] = "min_max"
+    calibration_tokens: int = 32_768
+    eval_tokens: int = 262_144
+    batch_size: int = 64  # Sequences per evaluation step.
+
+    def __post_init__(self):
+        for text in self.specs:
+            QuantSpec.parse(text)
+        for name in self.taps:
+            lookup(TAP_SETS, name, "quantize.taps")
+        for name in self.streams:
+            lookup(STREAMS, name, "quantize.streams")
+        for name in ("specs", "taps", "streams"):
+            if not getattr(self, name):
+                raise InputError(f"quantize.{name} is empty; name at least one")
+        for name in ("calibration_tokens", "eval_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"quantize.{name}={getattr(self, name)} must be >= 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that determines a run: the four factors of the paper and the rest."""
+
+    arm: str
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    init: InitConfig = InitConfig()
+    optimizer: optim.OptimizerConfig = optim.KLShampooConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    log: LogConfig = LogConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
+    sharding: ShardingConfig = ShardingConfig()
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.arm):
+            raise InputError(
+                f"arm={self.arm!r} must be a file name: letters, digits, '_', '.', '-'"
+            )
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed} must be >= 0")
+        if self.schedule.warmup_steps >= self.train.num_steps:
+            raise InputError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps} must be less than "
+                f"train.num_steps={self.train.num_steps}"
+            )
+        for what, tokens in (
+            ("calibration_tokens", self.quantize.calibration_tokens),
+            ("eval_tokens", self.quantize.eval_tokens),
+        ):
+            if tokens < self.model.seq_len:
+                raise InputError(
+                    f"quantize.{what}={tokens} must be at least "
+                    f"model.seq_len={self.model.seq_len}"
+                )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Trained tokens in one step."""
+        return self.train.batch_size * self.model.seq_len
+
+
+# Sections that do not change what is trained: a run may be logged, quantized, placed
+# and stored differently and still be the same run.
+FREE_SECTIONS = ("data", "log", "quantize", "sharding")
+
+
+def fingerprint(experiment: Experiment) -> str:
+    """Twelve hexadecimal digits that name the trained function and its path there."""
+    described = to_dict(experiment)
+    for section in FREE_SECTIONS:
+        del described[section]
+    canonical = json.dumps(described, sort_keys=True).encode()
+    return hashlib.sha256(canonical).hexdigest()[:12]
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """JSON-ready nested dict; the optimizer carries its `name`."""
+    described = dataclasses.asdict(experiment)
+    names = {config: name for name, config in optim.OPTIMIZERS.items()}
+    described["optimizer"] = {
+        "name": names[type(experiment.optimizer)],
+        **described["optimizer"],
+    }
+    return json.loads(json.dumps(described))
+
+
+def from_dict(described: dict[str, Any]) -> Experiment:
+    """Inverse of `to_dict`; unknown fields and names are InputErrors."""
+    sections = dict(described)
+    optimizer = dict(sections.pop("optimizer"))
+    config = lookup(optim.OPTIMIZERS, optimizer.pop("name"), "optimizer")
+    sections["optimizer"] = _build(config, optimizer, "optimizer")
+    return _build(Experiment, sections, "experiment")
+
+
+def _build(cls: type, values: dict[str, Any], where: str):
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise InputError(f"{where} has no field {unknown[0]!r}; it has {sorted(fields)}")
+    built = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            value = tuple(value)
+        if isinstance(value, dict):
+            value = _build(type(fields[name].default), value, name)
+        built[name] = value
+    return cls(**built)
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> list:
+    """Dotted paths at which two nested dicts differ, with both values."""
+    found = []
+    for key in sorted(set(ours) | set(theirs)):
+        a, b = ours.get(key), theirs.get(key)
+        where = f"{path}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{where}.")
+        elif a != b:
+            found.append((where, a, b))
+    return found
+
+
+def load(path: str | pathlib.Path) -> Experiment:
+    """Runs the config file's `config()`; any Python file works, inside or outside rfq."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"config {str(path)!r} is not a file; give a Python file with a function "
+            "config() -> Experiment, for example configs/demo/residual_adamw.py"
+        )
+    spec = importlib.util.spec_from_file_location(f"rfq_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"config {str(path)!r} is not a Python file (*.py)")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "config"):
+        raise InputError(
+            f"config {str(path)!r} has no function config() -> Experiment"
+        )
+    experiment = module.config()
+    if not isinstance(experiment, Experiment):
+        raise InputError(
+            f"config() in {str(path)!r} returned {type(experiment).__name__}, "
+            "not an rfq.experiment.Experiment"
+        )
+    return experiment

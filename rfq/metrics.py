@@ -1,0 +1,196 @@
+"""What a person and a plotting script see of a run: JSON lines, progress, words.
+
+The only file that prints. On a machine of many processes only process 0 writes; the
+others pass through here silently.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+
+from rfq.errors import InputError
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+_console = rich.console.Console(highlight=False, soft_wrap=True)
+
+
+def is_writer() -> bool:
+    """True on the process that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints a line on process 0, without interpreting it as markup."""
+    if is_writer():
+        _console.print(text, markup=False)
+
+
+# --- JSON lines ---------------------------------------------------------------------
+
+
+def to_json(row: Mapping[str, Any]) -> str:
+    """One line of strict JSON: NaN and infinities become null and are named.
+
+    The names of the top-level fields that lost a non-finite number are listed under
+    "nonfinite", so that it is never mistaken for a missing one.
+    """
+    lost = [key for key, value in row.items() if _has_nonfinite(value)]
+    clean = {key: _nulled(value) for key, value in row.items()}
+    if lost:
+        clean["nonfinite"] = lost
+    return json.dumps(clean, allow_nan=False)
+
+
+def _has_nonfinite(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(map(_has_nonfinite, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_nonfinite, value))
+    return False
+
+
+def _nulled(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _nulled(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nulled(item) for item in value]
+    return value
+
+
+def append(path: pathlib.Path, row: Mapping[str, Any]) -> None:
+    """Appends a row to a JSON-lines file, from process 0, whole or not at all."""
+    if is_writer():
+        with path.open("a", encoding="utf-8") as file:
+            file.write(to_json(row) + "\n")
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """All whole rows of a JSON-lines file; a torn last line (a kill) is dropped.
+
+    Raises:
+        InputError: any other line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path} line {number} is not JSON ({error.msg}); delete the line or "
+                "the file"
+            ) from error
+        rows.append(row)
+    return rows
+
+
+def rewrite(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replaces a JSON-lines file in one step, from process 0."""
+    write_text(path, "".join(to_json(row) + "\n" for row in rows))
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Replaces a file in one step, from process 0: never half-written."""
+    if is_writer():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+def make_directory(path: pathlib.Path) -> None:
+    """Creates an output directory, or says in a sentence why it cannot be written."""
+    if not is_writer():
+        return
+    probe = path / f".rfq-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"directory {str(path)!r} cannot be written ({error.strerror}); choose "
+            "another with --out"
+        ) from error
+
+
+# --- Progress -----------------------------------------------------------------------
+
+
+class Progress:
+    """A bar on a terminal; a line every 15 seconds in a log file."""
+
+    def __init__(self, description: str, total: int, done: int):
+        self._description = description
+        self._total = total
+        self._done = self._first = done
+        self._started = self._spoke = time.monotonic()
+        self._bar: rich.progress.Progress | None = None
+        if is_writer() and _console.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TimeRemainingColumn(),
+                rich.progress.TextColumn("{task.fields[note]}"),
+                console=_console,
+            )
+            self._task = self._bar.add_task(
+                description, total=total, completed=done, note=""
+            )
+            self._bar.start()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Moves to `done` of the total; `note` stands at the end of the line."""
+        self._done = done
+        if self._bar is not None:
+            fields = {"note": note} if note else {}
+            self._bar.update(self._task, completed=done, **fields)
+        elif time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
+            self._spoke = time.monotonic()
+            say(f"{self._description} {done}/{self._total}{self._left()} {note}")
+
+    def _left(self) -> str:
+        advanced = self._done - self._first
+        if advanced <= 0:
+            return ""
+        rate = advanced / (time.monotonic() - self._started)
+        return f", {(self._total - self._done) / rate:.0f} s left"
+
+    def close(self) -> None:
+        """Takes the bar off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, done: int = 0) -> Iterator[Progress]:
+    """Shows how far a long loop is, and how long it will take."""
+    shown = Progress(description, total, done)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def track(iterable: Iterable, total: int | None, description: str) -> Iterator:
+    """Yields from an iterable and shows progress; data code takes this as a value."""
+    with progress(description, total or 0) as shown:
+        for count, item in enumerate(iterable, start=1):
+            yield item
+            shown.update(count)

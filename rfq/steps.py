@@ -1,0 +1,258 @@
+"""The compiled functions, and the only place that compiles.
+
+Every function here is a pure function of arrays with static shapes. Which taps sit in
+the model is static (another `Seams` is another program); weights, ranges and bit widths
+are data, so that a whole grid of WnAm settings runs through one program.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rfq import optim, sharding, taps
+from rfq import params as params_lib
+from rfq.experiment import Experiment
+from rfq.model import init as init_lib
+from rfq.model import layers, transformer
+from rfq.model.config import BLOCK_SITES, TAP_SETS, ModelConfig
+from rfq.optim import build, schedule
+from rfq.quant import calibrate, distortion, grid, weights
+from rfq.types import Array, Batch, Params, Record
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes from step to step, and only arrays."""
+
+    step: Array
+    params: Params
+    opt_state: Any
+
+
+# {site: (range_lo, range_hi)}, each [L] or a scalar.
+Ranges = dict[str, tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSteps:
+    """What `train.run` calls.
+
+    Attributes:
+        state: The abstract `TrainState`, with shardings.
+        init: key -> state.
+        train: (state, batch) -> (state, metrics); the old state is donated.
+        measure: (params, batch) -> (losses [B], {site: {"moments": Moments}}).
+        diagnose: opt_state -> named scalars; apart from `train` because looking at
+            bases and eigenvalues costs more than stepping with them.
+    """
+
+    state: TrainState
+    init: Callable[[Array], TrainState]
+    train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+    measure: Callable[[Params, Batch], tuple[Array, dict[str, Record]]]
+    diagnose: Callable[[Any], dict[str, Array]]
+
+
+def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
+    """The functions of a training run; each compiles at its first call."""
+    config = experiment.model
+    shapes = transformer.shapes(config)
+    rate = schedule.make(
+        experiment.schedule,
+        experiment.optimizer.learning_rate,
+        experiment.train.num_steps,
+    )
+    optimizer = build.build(
+        experiment.optimizer,
+        experiment.schedule,
+        experiment.train.num_steps,
+        axes=params_lib.matrix_axes(shapes),
+        decay_mask=params_lib.decayed(shapes),
+        clip_norm=experiment.train.clip_norm,
+    )
+
+    def init(key: Array) -> TrainState:
+        params = init_lib.init(experiment.init, config, key=key)
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    def train(state: TrainState, batch: Batch):
+        def mean_loss(params: Params) -> Array:
+            return jnp.mean(transformer.token_losses(params, batch, config)[0])
+
+        with _matmul_precision(config):
+            loss, grads = jax.value_and_grad(mean_loss)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {
+            "loss": loss,
+            "learning_rate": rate(state.step),
+            "grad_norm": _global_norm(grads),
+        }
+        params = jax.tree.map(jnp.add, state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    sites = taps.Taps(taps.Measure(("moments",)), (*BLOCK_SITES, "final_norm_in"))
+
+    def measure(params: Params, batch: Batch):
+        return _sequence_losses(params, batch, config, transformer.Seams(taps=sites))
+
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    placed = sharding.state_shardings(experiment.sharding, mesh, abstract, shapes)
+    everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    return TrainSteps(
+        state=jax.tree.map(
+            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+            abstract,
+            placed,
+        ),
+        init=jax.jit(init, out_shardings=placed),
+        train=jax.jit(
+            train,
+            in_shardings=(placed, rows),
+            out_shardings=(placed, everywhere),
+            donate_argnums=0,
+        ),
+        measure=jax.jit(
+            measure,
+            in_shardings=(placed.params, rows),
+            out_shardings=everywhere,
+        ),
+        diagnose=jax.jit(
+            optim.diagnostics,
+            in_shardings=(placed.opt_state,),
+            out_shardings=everywhere,
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantSteps:
+    """What `ptq.run` calls. All but `score_as_trained` compute in float32 (D9).
+
+    Attributes:
+        params: The abstract parameters, with shardings.
+        quantize: (params, weight_bits) -> params on their grids.
+        calibrate: (params, batch) -> {site: Range} over the tap set.
+        score: (params, batch) -> losses [B], no quantized activation.
+        score_as_trained: the same in the dtype of training.
+        score_quantized: stream -> (params, batch, ranges, act_bits) -> losses [B].
+        distort: (params, batch, ranges, act_bits) -> {site: Distortion}.
+        measure: (params, batch) -> {site: {"moments": Moments}} at every site.
+        histogram: (params, batch, {site: scale}) -> {site: {"histogram": Histogram}}.
+    """
+
+    params: Params
+    quantize: Callable[[Params, Array], Params]
+    calibrate: Callable[[Params, Batch], dict[str, calibrate.Range]]
+    score: Callable[[Params, Batch], Array]
+    score_as_trained: Callable[[Params, Batch], Array]
+    score_quantized: dict[str, Callable[[Params, Batch, Ranges, Array], Array]]
+    distort: Callable[
+        [Params, Batch, Ranges, Array], dict[str, distortion.Distortion]
+    ]
+    measure: Callable[[Params, Batch], dict[str, Record]]
+    histogram: Callable[[Params, Batch, dict[str, Array]], dict[str, Record]]
+
+
+def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantSteps:
+    """The functions of a quantization sweep over one tap set."""
+    trained = experiment.model
+    config = dataclasses.replace(trained, compute_dtype="float32")
+    tapped = TAP_SETS[tap_set]
+    measured = (*BLOCK_SITES, "final_norm_in", "head_in")
+
+    def seams(tap, sites, stream: str = "branch") -> transformer.Seams:
+        return transformer.Seams(taps.Taps(tap, sites), layers.STREAMS[stream])
+
+    def grids(ranges: Ranges, act_bits: Array) -> dict[str, grid.Grid]:
+        return {
+            site: grid.grid_from_range(lo, hi, act_bits)
+            for site, (lo, hi) in ranges.items()
+        }
+
+    def records(params: Params, batch: Batch, tap, sites, states=None):
+        with _matmul_precision(config):
+            return transformer.features(
+                params, batch[:, :-1], config, seams(tap, sites), states
+            )[1]
+
+    def calibrate_(params: Params, batch: Batch):
+        return records(params, batch, taps.observe_range, tapped)
+
+    def distort(params: Params, batch: Batch, ranges: Ranges, act_bits: Array):
+        states = grids(ranges, act_bits)
+        return records(params, batch, taps.measure_distortion, tapped, states)
+
+    def measure(params: Params, batch: Batch):
+        return records(params, batch, taps.Measure(("moments",)), measured)
+
+    def histogram(params: Params, batch: Batch, scales: dict[str, Array]):
+        return records(params, batch, taps.Measure(("histogram",)), measured, scales)
+
+    def score(params: Params, batch: Batch) -> Array:
+        return _sequence_losses(params, batch, config, transformer.PLAIN)[0]
+
+    def score_as_trained(params: Params, batch: Batch) -> Array:
+        return _sequence_losses(params, batch, trained, transformer.PLAIN)[0]
+
+    def score_quantized(stream: str):
+        fake = seams(taps.fake_quantize, tapped, stream)
+
+        def score(params: Params, batch: Batch, ranges: Ranges, act_bits: Array):
+            states = grids(ranges, act_bits)
+            return _sequence_losses(params, batch, config, fake, states)[0]
+
+        return score
+
+    shapes = transformer.shapes(config)
+    placed = sharding.params_shardings(experiment.sharding, mesh, shapes)
+    everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+
+    def compiled(function, *more):
+        return jax.jit(
+            function, in_shardings=(placed, rows, *more), out_shardings=everywhere
+        )
+
+    return QuantSteps(
+        params=jax.tree.map(
+            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+            shapes,
+            placed,
+        ),
+        quantize=jax.jit(
+            weights.quantize, in_shardings=(placed, everywhere), out_shardings=placed
+        ),
+        calibrate=compiled(calibrate_),
+        score=compiled(score),
+        score_as_trained=compiled(score_as_trained),
+        score_quantized={
+            stream: compiled(score_quantized(stream), everywhere, everywhere)
+            for stream in layers.STREAMS
+        },
+        distort=compiled(distort, everywhere, everywhere),
+        measure=compiled(measure),
+        histogram=compiled(histogram, everywhere),
+    )
+
+
+def _sequence_losses(params, batch, config: ModelConfig, seams, states=None):
+    """Mean next-token loss of each sequence [B], and the taps' records."""
+    with _matmul_precision(config):
+        losses_BT, records = transformer.token_losses(
+            params, batch, config, seams, states
+        )
+    return jnp.mean(losses_BT, axis=1), records
+
+
+def _matmul_precision(config: ModelConfig):
+    """Full float32 products for a float32 carrier: TF32 could not carry A12."""
+    highest = config.compute_dtype == "float32"
+    return jax.default_matmul_precision("highest" if highest else "default")
+
+
+def _global_norm(tree) -> Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
