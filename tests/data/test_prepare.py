@@ -1,0 +1,305 @@
+import dataclasses
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+
+import chex
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from rfq.data import manifest, pipeline, prepare, sources, split, tokenize
+from rfq.errors import InputError
+from tests.data import corpora
+
+BYTE = tokenize.load("byte")
+
+
+def _files(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def _streams(texts, settings):
+    """The ids of each split by definition, for a source of a single part."""
+    streams = {name: [] for name in split.SPLITS}
+    for index, text in enumerate(texts):
+        name = split.split_of(sources.Document(str(index), text), **settings)
+        if text.strip():
+            streams[name] += [1, *(3 + byte for byte in text.encode())]
+    return streams
+
+
+@hypothesis.given(
+    lengths=st.lists(st.integers(0, 90), max_size=30),
+    window_len=st.sampled_from([1, 2, 12]),
+)
+@hypothesis.settings(max_examples=15)
+def test_every_token_but_the_first_is_a_target_once(
+    tmp_path_factory, lengths, window_len
+):
+    """At any seq_len that divides window_len, in order; the dropped end is counted."""
+    folder = tmp_path_factory.mktemp("prepare")
+    # Thirty fixed documents in front, so that no split stays without a window.
+    lengths = [20] * 30 + lengths
+    texts = ["é" * (n // 2) + "b" * (n % 2) for n in lengths]
+    source = corpora.write_jsonl(folder / "x.jsonl", texts)
+    settings = {"calibration_fraction": 0.3, "heldout_fraction": 0.3}
+    made = prepare.prepare(
+        str(source), folder / "out", tokenizer=BYTE, window_len=window_len, **settings
+    )
+    assert made.num_empty_documents == lengths.count(0)
+    streams = _streams(texts, settings)
+    for name, stream in streams.items():
+        part = made.splits[name]
+        assert part.num_tokens == len(stream)
+        kept = len(stream) - part.num_dropped_tokens
+        assert 0 <= part.num_dropped_tokens < window_len
+        for seq_len in {1, window_len}:
+            sequences = pipeline.open_split(folder / "out", name, seq_len)
+            targets = np.concatenate([s[1:] for s in sequences])
+            inputs = np.concatenate([s[:-1] for s in sequences])
+            chex.assert_trees_all_equal(targets, np.array(stream[1:kept], np.int32))
+            chex.assert_trees_all_equal(inputs, np.array(stream[: kept - 1], np.int32))
+
+
+def test_documents_in_are_documents_accounted_for_in_every_part(tmp_path):
+    texts = [*corpora.texts(120), "", " \n", "é" * 50]
+    source = corpora.write_jsonl(tmp_path / "x.jsonl", texts)
+    made = prepare.prepare(
+        str(source),
+        tmp_path / "out",
+        tokenizer=BYTE,
+        window_len=16,
+        calibration_fraction=0.2,
+        heldout_fraction=0.2,
+        part_bytes=5000,
+    )
+    parts = made.splits.values()
+    assert len(made.splits["train"].shards) > 1
+    assert made.num_empty_documents == 2
+    assert sum(p.num_documents for p in parts) + 2 == len(texts)
+    in_bytes = sum(len(text.encode()) for text in texts if text.strip())
+    assert sum(p.num_bytes for p in parts) == in_bytes
+    # A byte tokenizer makes one token of each byte, and one bos per document.
+    assert sum(p.num_tokens for p in parts) == in_bytes + len(texts) - 2
+    for part in parts:
+        kept = sum(shard.num_windows * 16 + 1 for shard in part.shards)
+        assert kept + part.num_dropped_tokens == part.num_tokens
+
+
+def test_tokens_per_byte_turns_nats_per_token_into_bits_per_byte(tmp_path):
+    """A uniform model of 2**8 tokens, one per byte and bos, is near 8 bits a byte."""
+    heldout = manifest.load(corpora.prepared(tmp_path)).splits["heldout"]
+    bits = math.log(256) / math.log(2) * heldout.tokens_per_byte
+    expected = 8 * (heldout.num_bytes + heldout.num_documents) / heldout.num_bytes
+    assert bits == pytest.approx(expected)
+
+
+def test_output_is_the_same_bytes_wherever_it_is_made(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    one = corpora.prepared(tmp_path)
+    other = corpora.prepared(tmp_path / "elsewhere")
+    assert _files(one) == _files(other)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "data",
+        "data.jsonl",
+        "elsewhere",
+    }
+
+
+def test_preparing_again_does_nothing(tmp_path):
+    out = corpora.prepared(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert corpora.prepared(tmp_path) == out
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("changed", ["window_len", "part_bytes", "heldout_fraction"])
+def test_another_recipe_does_not_overwrite(tmp_path, changed):
+    corpora.prepared(tmp_path)
+    value = {"window_len": 16, "part_bytes": 10_000, "heldout_fraction": 0.3}[changed]
+    with pytest.raises(InputError) as caught:
+        corpora.prepared(tmp_path, **{changed: value})
+    corpora.assert_one_sentence(caught, changed, "choose another")
+
+
+def test_another_source_or_tokenizer_does_not_overwrite(tmp_path):
+    out = corpora.prepared(tmp_path)
+    with pytest.raises(InputError) as caught:
+        corpora.prepared(tmp_path, num_documents=121)
+    corpora.assert_one_sentence(caught, "another files", str(out))
+    with pytest.raises(InputError) as caught:
+        prepare.prepare(
+            str(tmp_path / "data.jsonl"), out, tokenizer=tokenize.load("embedded")
+        )
+    corpora.assert_one_sentence(caught, "tokenizer_fingerprint", str(out))
+
+
+def test_an_unfinished_run_leaves_nothing_that_counts(tmp_path):
+    """What a killed run leaves is not the directory, and the next run clears it."""
+    leftover = tmp_path / ".data.partial"
+    leftover.mkdir()
+    (leftover / "train-00000.array_record").write_bytes(b"half")
+    out = corpora.prepared(tmp_path)
+    manifest.verify(out)
+    assert not leftover.exists()
+
+
+def test_a_killed_run_leaves_no_directory_and_a_later_one_the_same_bytes(tmp_path):
+    corpora.write_jsonl(tmp_path / "x.jsonl", corpora.texts(120))
+    (tmp_path / "whole").mkdir()
+    whole = corpora.prepared(tmp_path / "whole", "x")
+    program = (
+        "import os, sys, pathlib\n"
+        "from rfq.data import prepare\n"
+        "from tests.data import corpora\n"
+        "write, left = prepare._write_shard, [3]\n"
+        "def dying(path, windows):\n"
+        "    left[0] -= 1\n"
+        "    os._exit(9) if left[0] == 0 else None\n"
+        "    return write(path, windows)\n"
+        "prepare._write_shard = dying\n"
+        "corpora.prepared(pathlib.Path(sys.argv[1]), 'x')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert run.returncode == 9
+    assert not (tmp_path / "x").exists() and (tmp_path / ".x.partial").exists()
+    assert _files(corpora.prepared(tmp_path, "x")) == _files(whole)
+
+
+def test_a_bad_document_leaves_nothing(tmp_path):
+    path = corpora.write_jsonl(tmp_path / "x.jsonl", corpora.texts(50))
+    path.write_bytes(path.read_bytes() + b"{\n")
+    with pytest.raises(InputError) as caught:
+        prepare.prepare(
+            str(path), tmp_path / "out", tokenizer=BYTE, window_len=8, part_bytes=500
+        )
+    corpora.assert_one_sentence(caught, "line 51")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("use", ["file", "other files"])
+def test_an_out_that_is_in_use_is_refused_and_kept(tmp_path, use):
+    out = tmp_path / "data"
+    if use == "file":
+        out.write_text("precious")
+    else:
+        out.mkdir()
+        (out / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError) as caught:
+        corpora.prepared(tmp_path)
+    corpora.assert_one_sentence(caught, str(out), "choose")
+    kept = out if use == "file" else out / "thesis.tex"
+    assert kept.read_text() == "precious"
+
+
+def test_an_empty_out_directory_is_used(tmp_path):
+    (tmp_path / "data").mkdir()
+    manifest.load(corpora.prepared(tmp_path))
+
+
+def test_an_unwritable_out_is_refused(tmp_path):
+    """A path below a file cannot be made by anybody, root included."""
+    corpora.write_jsonl(tmp_path / "x.jsonl", corpora.texts(50))
+    with pytest.raises(InputError) as caught:
+        prepare.prepare(
+            str(tmp_path / "x.jsonl"),
+            tmp_path / "x.jsonl" / "below" / "out",
+            tokenizer=BYTE,
+            window_len=8,
+        )
+    corpora.assert_one_sentence(caught, "out", "cannot be written")
+
+
+def _no_file_above_1_kb():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    corpora.write_jsonl(tmp_path / "x.jsonl", corpora.texts(50))
+    program = (
+        "import sys\n"
+        "from rfq.data import prepare, tokenize\n"
+        "from rfq.errors import InputError\n"
+        "try:\n"
+        "    prepare.prepare(sys.argv[1], sys.argv[2], window_len=8,\n"
+        "        tokenizer=tokenize.load('byte'), calibration_fraction=.2)\n"
+        "except InputError as error:\n"
+        "    sys.exit(f'caught {error}')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "x.jsonl", tmp_path / "out"],
+        preexec_fn=_no_file_above_1_kb,
+        capture_output=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert b"caught" in run.stderr and b"cannot be written" in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_a_split_without_a_window_is_refused(tmp_path):
+    with pytest.raises(InputError) as caught:
+        corpora.prepared(tmp_path, num_documents=3)
+    corpora.assert_one_sentence(caught, "split", "window_len")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("window_len", 0),
+        ("part_bytes", 0),
+        ("heldout_fraction", 0.0),
+        ("calibration_fraction", 0.9),
+        ("calibration_fraction", -0.1),
+        ("heldout_fraction", float("nan")),
+    ],
+)
+def test_settings_out_of_range_are_refused(tmp_path, field, value):
+    with pytest.raises(InputError) as caught:
+        corpora.prepared(tmp_path, **{field: value})
+    corpora.assert_one_sentence(caught, f"{field}={value}")
+
+
+def test_progress_sees_every_document(tmp_path):
+    corpora.write_jsonl(tmp_path / "x.jsonl", corpora.texts(120))
+    seen = []
+
+    def progress(items, total, description):
+        assert (total, description) == (None, "prepare")
+        for item in items:
+            seen.append(item)
+            yield item
+
+    prepare.prepare(
+        str(tmp_path / "x.jsonl"),
+        tmp_path / "out",
+        tokenizer=BYTE,
+        window_len=8,
+        progress=progress,
+    )
+    assert len(seen) == 120
+
+
+def test_wide_vocabularies_are_stored_in_32_bits(tmp_path):
+    wide = dataclasses.replace(
+        BYTE,
+        vocab_size=70_000,
+        encode_batch=lambda texts: [ids + 69_000 for ids in BYTE.encode_batch(texts)],
+    )
+    source = corpora.write_jsonl(tmp_path / "x.jsonl", corpora.texts(120))
+    made = prepare.prepare(str(source), tmp_path / "out", tokenizer=wide, window_len=8)
+    assert made.dtype == "int32"
+    ids = pipeline.windows(tmp_path / "out", "train")
+    assert ids.max() > 69_000 and ids.dtype == np.int32
+
+
+def test_no_path_of_this_machine_is_written(tmp_path):
+    out = corpora.prepared(tmp_path)
+    text = (out / manifest.FILE_NAME).read_text()
+    assert str(tmp_path) not in text
+    assert json.loads(text)["recipe"]["source"] == "data.jsonl"
