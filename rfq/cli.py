@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
 
 import tyro
 
@@ -40,8 +39,8 @@ class Prepare:
     Example: rfq prepare embedded --out data/embedded
     """
 
-    # "embedded" (the corpus that comes with rfq), a .txt or .jsonl file (also .gz, .xz),
-    # a directory of them, or a quoted glob.
+    # "embedded" (the corpus that comes with rfq), a .txt or .jsonl file (also .gz and
+    # .xz), a directory of them, or a quoted glob.
     source: Positional[str]
     # Directory to make.
     out: pathlib.Path
@@ -78,8 +77,8 @@ class Train:
     """Train one arm from a config file, or go on where it stopped.
 
     Every field of the config can be overridden after the file's name, for example
-    --train.num-steps 100 --optimizer.learning-rate 3e-3, and the optimizer as a whole by
-    --optimizer NAME. `rfq train CONFIG --help` lists the fields with their values.
+    --train.num-steps 100 --optimizer.learning-rate 3e-3, and the optimizer as a whole
+    by --optimizer NAME. `rfq train CONFIG --help` lists the fields with their values.
 
     Example: rfq train configs/demo/residual_adamw.py --out runs/mine
     """
@@ -106,7 +105,7 @@ def _train(args: Train, overrides: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """Train several arms, quantize them over the WnAm grid, and report them in one page.
+    """Train several arms, quantize them over the WnAm grid, report them in one page.
 
     What is finished is skipped, what was interrupted is resumed. Overrides, as for
     `rfq train`, apply to every arm.
@@ -143,8 +142,8 @@ class Quantize:
     """Quantize a finished run over a grid of WnAm settings and score each.
 
     The settings are the run's own unless overridden: --specs FP W8A8 A4, --taps paper
-    full, --streams branch in_place, --calibration-tokens, --eval-tokens. Rows that exist
-    are kept.
+    full, --streams branch in_place, --calibration-tokens, --eval-tokens. Rows that
+    exist are kept.
 
     Example: rfq quantize runs/demo/arms/residual_adamw/seed-0 --specs "FP W8A8 W4A4"
     """
@@ -265,7 +264,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _overview() -> str:
     lines = [
-        "rfq: residual and residual-free transformers, trained and quantized side by side",
+        "rfq: residual and residual-free transformers, trained and quantized",
         "",
         "usage: rfq COMMAND ...   (rfq COMMAND --help explains a command)",
         "",
@@ -310,7 +309,7 @@ def _parse(prog: str, kind: type, args: Sequence[str], default=None):
 
 
 def _override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """Applies `--section.field value` to an experiment; `--optimizer NAME` goes first."""
+    """Applies `--section.field value`; `--optimizer NAME` goes first."""
     words = [part for word in overrides for part in _split_equals(word)]
     if "--optimizer" in words:
         place = words.index("--optimizer")

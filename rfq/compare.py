@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import jax
 
 from rfq import metrics, ptq, report, runs, train
-from rfq.data import manifest as manifest_lib
 from rfq.data import ngram, pipeline
 from rfq.data.manifest import Manifest
 from rfq.errors import Diverged, InputError
@@ -82,11 +81,16 @@ def run_directory(out: pathlib.Path, experiment: Experiment) -> pathlib.Path:
     return out / "arms" / experiment.arm / f"seed-{experiment.seed}"
 
 
-def _write_context(out: pathlib.Path, experiment: Experiment, manifest: Manifest) -> None:
+def _write_context(
+    out: pathlib.Path, experiment: Experiment, manifest: Manifest
+) -> None:
     """Floors of the data, counted once: what n-grams of the training tokens reach."""
     path = out / "context.json"
     fingerprint = runs.data_fingerprint(manifest)
-    if path.exists() and json.loads(path.read_text())["data_fingerprint"] == fingerprint:
+    if (
+        path.exists()
+        and json.loads(path.read_text())["data_fingerprint"] == fingerprint
+    ):
         return
     splits = {
         name: {

@@ -54,7 +54,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-    """The checkout's commit, with "+changes" when files differ; "unknown" outside git."""
+    """The checkout's commit, "+changes" when files differ, "unknown" outside git."""
     root = pathlib.Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return "unknown"

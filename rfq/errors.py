@@ -23,4 +23,4 @@ def lookup(table: Mapping[str, Value], name: str, what: str) -> Value:
 
 
 class Diverged(RuntimeError):
-    """Training met a non-finite loss or gradient; the message says where and what next."""
+    """Training met a non-finite loss or gradient; the message says where."""

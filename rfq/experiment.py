@@ -180,7 +180,9 @@ def _build(cls: type, values: dict[str, Any], where: str):
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise InputError(f"{where} has no field {unknown[0]!r}; it has {sorted(fields)}")
+        raise InputError(
+            f"{where} has no field {unknown[0]!r}; it has {sorted(fields)}"
+        )
     built = {}
     for name, value in values.items():
         if isinstance(value, list):
@@ -205,7 +207,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") ->
 
 
 def load(path: str | pathlib.Path) -> Experiment:
-    """Runs the config file's `config()`; any Python file works, inside or outside rfq."""
+    """Runs a config file's `config()`; the file may lie anywhere."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(
@@ -218,9 +220,7 @@ def load(path: str | pathlib.Path) -> Experiment:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "config"):
-        raise InputError(
-            f"config {str(path)!r} has no function config() -> Experiment"
-        )
+        raise InputError(f"config {str(path)!r} has no function config() -> Experiment")
     experiment = module.config()
     if not isinstance(experiment, Experiment):
         raise InputError(

@@ -76,8 +76,8 @@ def axes(params):
         name = leaf_name(path)
         if name not in TABLE:
             raise InputError(
-                f"parameter {jax.tree_util.keystr(path)} has no row in rfq.params.TABLE; "
-                f"rows: {sorted(TABLE)}"
+                f"parameter {jax.tree_util.keystr(path)} has no row in "
+                f"rfq.params.TABLE; rows: {sorted(TABLE)}"
             )
         if len(leaf.shape) != len(TABLE[name].logical):
             raise InputError(

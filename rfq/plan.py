@@ -6,7 +6,6 @@ import jax
 
 from rfq import metrics, sharding, steps
 from rfq import params as params_lib
-from rfq.errors import InputError
 from rfq.experiment import Experiment, fingerprint
 from rfq.model import transformer
 from rfq.model.config import flops_per_token, num_params
@@ -49,7 +48,8 @@ def run(experiment: Experiment) -> None:
     )
     shapes = transformer.shapes(model)
     rows = jax.tree.leaves(
-        params_lib.axes(shapes), is_leaf=lambda row: isinstance(row, params_lib.ParamAxes)
+        params_lib.axes(shapes),
+        is_leaf=lambda row: isinstance(row, params_lib.ParamAxes),
     )
     for (path, leaf), row in zip(
         jax.tree_util.tree_leaves_with_path(compiled.state.params), rows, strict=True

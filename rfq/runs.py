@@ -1,12 +1,12 @@
-"""What a run directory is: whose it is, what it was trained on, whether that still fits.
+"""What a run directory is: whose it is, on what data, and whether that still fits.
 
-    config.json     the experiment, its fingerprint, the data's, versions, device
-    metrics.jsonl   one row per logged step
-    measures.jsonl  held-out loss and activation statistics per measured step
-    checkpoints/    see `checkpoint`
-    done.json       written when training has ended
-    failed.json     written when training diverged
-    quantize/       rows.jsonl and what else `ptq` measured
+config.json     the experiment, its fingerprint, the data's, versions, device
+metrics.jsonl   one row per logged step
+measures.jsonl  held-out loss and activation statistics per measured step
+checkpoints/    see `checkpoint`
+done.json       written when training has ended
+failed.json     written when training diverged
+quantize/       rows.jsonl and what else `ptq` measured
 """
 
 import hashlib
@@ -107,8 +107,8 @@ def _read_config(run_dir: pathlib.Path) -> dict[str, Any]:
     path = run_dir / "config.json"
     if not path.is_file():
         raise InputError(
-            f"{str(run_dir)!r} is not a run directory (it has no config.json); give one "
-            "that `rfq train` or `rfq compare` made, such as "
+            f"{str(run_dir)!r} is not a run directory (it has no config.json); give "
+            "one that `rfq train` or `rfq compare` made, such as "
             "runs/demo/arms/residual_adamw/seed-0"
         )
     try:

@@ -151,9 +151,7 @@ class QuantSteps:
     score: Callable[[Params, Batch], Array]
     score_as_trained: Callable[[Params, Batch], Array]
     score_quantized: dict[str, Callable[[Params, Batch, Ranges, Array], Array]]
-    distort: Callable[
-        [Params, Batch, Ranges, Array], dict[str, distortion.Distortion]
-    ]
+    distort: Callable[[Params, Batch, Ranges, Array], dict[str, distortion.Distortion]]
     measure: Callable[[Params, Batch], dict[str, Record]]
     histogram: Callable[[Params, Batch, dict[str, Array]], dict[str, Record]]
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,86 +49,101 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
         batch_size=experiment.log.measure_sequences,
         mesh=mesh,
     )
-    with checkpoint.Checkpoints(run_dir, keep=experiment.log.keep_checkpoints) as saved:
+    num_steps, every = experiment.train.num_steps, experiment.log
+    name = f"train {experiment.arm} seed {experiment.seed}"
+    with checkpoint.Checkpoints(run_dir, keep=every.keep_checkpoints) as saved:
         state, start = _restore(compiled, saved, described, experiment.seed)
         batches.set_state(start)
-        for name in ("metrics.jsonl", "measures.jsonl"):
-            rows = metrics.read(run_dir / name)
-            metrics.rewrite(
-                run_dir / name, [row for row in rows if row["step"] <= start]
-            )
-        state, loss, seconds = _loop(
-            experiment, run_dir, described, mesh, compiled, batches, held_out, saved,
-            state, start,
-        )  # fmt: skip
-    del state
+        log = _Log(experiment, run_dir, start, saved.latest_step)
+        with metrics.progress(name, num_steps, start) as bar:
+            if start == 0:
+                log.measured(0, _measure(compiled, state.params, held_out))
+            for step in range(start + 1, num_steps + 1):
+                batch = sharding.to_global(next(batches), mesh)
+                state, values = compiled.train(state, batch)
+                if log.due(step):
+                    values |= _prefixed("optim", compiled.diagnose(state.opt_state))
+                log.add(step, values)
+                bar.update(step, log.note)
+                if step % every.measure_every == 0 or step == num_steps:
+                    log.drain()
+                    log.measured(step, _measure(compiled, state.params, held_out))
+                if step % every.checkpoint_every == 0 or step == num_steps:
+                    log.drain()
+                    meta = {"step": step, **described}
+                    saved.save(step, state.params, state.opt_state, meta)
     (run_dir / "failed.json").unlink(missing_ok=True)
-    finished = {"num_steps": experiment.train.num_steps, "loss": loss, "seconds": seconds}
+    finished = {"num_steps": num_steps, "loss": log.loss, "seconds": log.seconds}
     metrics.write_text(done_file, metrics.to_json(finished) + "\n")
 
 
-def _loop(
-    experiment, run_dir, described, mesh, compiled, batches, held_out, saved, state, start
-):  # fmt: skip
-    """Dispatches steps; reads numbers one step late, in one transfer per log line."""
-    log, num_steps = experiment.log, experiment.train.num_steps
-    pending: list[tuple[int, dict[str, jax.Array]]] = []
-    loss, note, seconds = float("nan"), "", 0.0
-    clock = time.perf_counter()
+class _Log:
+    """Numbers of the steps: fetched late and together, checked, written.
 
-    def flush() -> None:
-        nonlocal pending, loss, note, clock, seconds
-        if not pending:
+    The numbers up to a logged step are read when the step after it has been dispatched,
+    in one transfer, so that the device never waits for the host.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run_dir: pathlib.Path,
+        start: int,
+        last_checkpoint: Callable[[], int | None],
+    ):
+        self.note, self.loss, self.seconds = "", float("nan"), 0.0
+        self._experiment = experiment
+        self._run_dir = run_dir
+        self._last_checkpoint = last_checkpoint
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._clock: float | None = None
+        for name in ("metrics.jsonl", "measures.jsonl"):
+            rows = metrics.read(run_dir / name)
+            kept = [row for row in rows if row["step"] <= start]
+            metrics.rewrite(run_dir / name, kept)
+
+    def due(self, step: int) -> bool:
+        """True for a step whose numbers are written."""
+        last = self._experiment.train.num_steps
+        return step % self._experiment.log.log_every == 0 or step == last
+
+    def add(self, step: int, values: dict[str, jax.Array]) -> None:
+        """Takes a dispatched step's numbers, and reads those that are due before it."""
+        if self._pending and self.due(self._pending[-1][0]):
+            self._flush()
+        if self._clock is None:
+            self._clock = time.perf_counter()
+        self._pending.append((step, values))
+
+    def drain(self) -> None:
+        """Reads all that is pending; what follows is not a training step's time."""
+        self._flush()
+        self._clock = None
+
+    def measured(self, step: int, row: dict[str, Any]) -> None:
+        """Writes what was measured at a step."""
+        metrics.append(self._run_dir / "measures.jsonl", {"step": step, **row})
+
+    def _flush(self) -> None:
+        if not self._pending or self._clock is None:
             return
-        rows = [(step, jax.device_get(values)) for step, values in pending]
-        elapsed = time.perf_counter() - clock
-        seconds, clock = seconds + elapsed, time.perf_counter()
-        tokens_per_second = len(rows) * experiment.tokens_per_step / elapsed
-        pending = []
+        rows = [(step, jax.device_get(values)) for step, values in self._pending]
+        now = time.perf_counter()
+        elapsed, self._clock, self._pending = now - self._clock, now, []
+        self.seconds += elapsed
+        rate = len(rows) * self._experiment.tokens_per_step / elapsed
         for step, values in rows:
-            _check_finite(step, values, saved.latest_step(), run_dir)
-            if step % log.log_every == 0 or step == num_steps:
-                loss = float(values["loss"])
-                note = f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s"
+            _check_finite(step, values, self._last_checkpoint(), self._run_dir)
+            if self.due(step):
+                self.loss = float(values["loss"])
+                self.note = f"loss {self.loss:.3f}, {rate:,.0f} tokens/s"
                 row = {name: float(value) for name, value in values.items()}
-                row |= {"step": step, "tokens_per_second": tokens_per_second}
-                metrics.append(run_dir / "metrics.jsonl", row)
+                row |= {"step": step, "tokens_per_second": rate}
+                metrics.append(self._run_dir / "metrics.jsonl", row)
 
-    def measure(step: int) -> None:
-        row = _measured(compiled, state.params, held_out)
-        metrics.append(run_dir / "measures.jsonl", {"step": step, **row})
 
-    def pause() -> None:
-        nonlocal clock
-        clock = time.perf_counter()
-
-    name = f"train {experiment.arm} seed {experiment.seed}"
-    with metrics.progress(name, num_steps, start) as bar:
-        if start == 0:
-            measure(0)
-            pause()
-        for step in range(start + 1, num_steps + 1):
-            batch = sharding.to_global(next(batches), mesh)
-            state, values = compiled.train(state, batch)
-            if step % log.log_every == 0:
-                found = compiled.diagnose(state.opt_state)
-                values |= {f"optim/{name}": value for name, value in found.items()}
-            if pending and pending[-1][0] % log.log_every == 0:
-                flush()
-                bar.update(step, note)
-            pending.append((step, values))
-            measuring = step % log.measure_every == 0 or step == num_steps
-            saving = step % log.checkpoint_every == 0 or step == num_steps
-            if measuring or saving:
-                flush()
-            if measuring:
-                measure(step)
-            if saving:
-                meta = {"step": step, **described}
-                saved.save(step, state.params, state.opt_state, meta)
-            if measuring or saving:
-                pause()
-    return state, loss, seconds
+def _prefixed(prefix: str, values: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def _restore(compiled: steps.TrainSteps, saved, described, seed: int):
@@ -166,7 +182,7 @@ def _check_finite(step: int, values: dict[str, Any], last: int | None, run_dir) 
     raise Diverged(message)
 
 
-def _measured(compiled, params, held_out) -> dict[str, Any]:
+def _measure(compiled, params, held_out) -> dict[str, Any]:
     """Held-out loss and activation moments, merged over batches in float64."""
     measured = jax.device_get([compiled.measure(params, batch) for batch in held_out])
     losses, records = zip(*measured, strict=True)

@@ -77,7 +77,9 @@ def merge_moments(
     for record in records:
         for site, statistics in record.items():
             fresh = moments.to_float64(statistics["moments"])
-            merged[site] = moments.merge(merged[site], fresh) if site in merged else fresh
+            merged[site] = (
+                moments.merge(merged[site], fresh) if site in merged else fresh
+            )
     return merged
 
 

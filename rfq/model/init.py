@@ -43,7 +43,7 @@ class InitConfig:
     # Readings of the paper's MLP scale, see `mlp_gram`.
     mlp_scale: Literal["gram", "suo_sqrt", "suo"] = "gram"
     # "centered": the columns of W_D are also orthogonal to the all-ones vector, so that
-    # the mean of the hidden activations adds nothing (small nets of depth >= 12 need it).
+    # the mean of the hidden activations adds nothing (small nets of depth 12 need it).
     w_down: Literal["plain", "centered"] = "plain"
 
     def __post_init__(self):
@@ -163,7 +163,7 @@ def orthonormal_columns(
 def _gpt2_recipe(
     config: InitConfig, model: ModelConfig, key: Array
 ) -> dict[str, Array]:
-    """N(0, 0.02^2), the matrices that write to the stream divided by sqrt(2 L) (D16)."""
+    """N(0, 0.02^2); W_O and W_D, which write to the stream, over sqrt(2 L) (D16)."""
     del config
     into_stream = {"w_o", "w_down"}
     return _gaussian_matrices(
