@@ -187,11 +187,19 @@ make_environment() {
     fail "$python -m venv failed (its reason is above)"
 }
 
+# Where the environment keeps its packages, said without asking it.
+packages_folder() {
+  "$python" -c 'import sys, sysconfig
+place = dict(base=sys.argv[1], platbase=sys.argv[1])
+print(sysconfig.get_path("purelib", "venv", vars=place))' "$venv"
+}
+
 # Lets the environment see the packages of $python, which may itself be a virtual
 # environment: --system-site-packages would skip that one.
 borrow_packages() {
-  "$python" - "$("$venv/bin/python" -c \
-    'import sysconfig; print(sysconfig.get_path("purelib"))')" <<'PY'
+  local packages
+  packages="$(packages_folder)"
+  "$python" - "$packages/zz-borrowed.pth" <<'PY'
 import pathlib
 import sys
 import sysconfig
@@ -205,15 +213,14 @@ folders = [
     and not folder.endswith("lib-dynload")
 ]
 lines = [f"import site; site.addsitedir({folder!r})" for folder in folders]
-pathlib.Path(sys.argv[1], "zz-borrowed.pth").write_text("\n".join(lines) + "\n")
+pathlib.Path(sys.argv[1]).write_text("\n".join(lines) + "\n")
 PY
 }
 
 # What `pip install --editable .` would leave, made without pip.
 link_package() {
   local packages
-  packages="$("$venv/bin/python" -c \
-    'import sysconfig; print(sysconfig.get_path("purelib"))')"
+  packages="$(packages_folder)"
   echo "$root" >"$packages/rfq-source.pth"
   printf '#!%s\nimport sys\n\nfrom rfq.cli import main\n\nsys.exit(main())\n' \
     "$venv/bin/python" >"$venv/bin/rfq"
