@@ -6,7 +6,10 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
+from rfq.stats import moments
 from rfq.types import Array
+
+to_float64 = moments.to_float64
 
 
 class Distortion(NamedTuple):

@@ -6,6 +6,7 @@ compiled program serves every bit width, and a `Grid` with a leading layer axis 
 scanned beside the layers.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -120,6 +121,64 @@ def straight_through(x: Array, grid: Grid) -> Array:
     passed = jnp.where(inside, x.astype(jnp.float32), 0.0)
     x_hat = jax.lax.stop_gradient(fake_quantize(x, grid))
     return x_hat + (passed - jax.lax.stop_gradient(passed))
+
+
+# What shares one grid: x -> (range_lo, range_hi), shaped to broadcast against x.
+Extent = Callable[[Array], tuple[Array, Array]]
+
+
+def per_tensor(x: Array) -> tuple[Array, Array]:
+    """One range for the whole array; scalars."""
+    return jnp.min(x), jnp.max(x)
+
+
+def per_token(x: Array) -> tuple[Array, Array]:
+    """One range for each vector along the last axis; `[..., 1]`."""
+    return jnp.min(x, axis=-1, keepdims=True), jnp.max(x, axis=-1, keepdims=True)
+
+
+def per_channel(x: Array) -> tuple[Array, Array]:
+    """One range for each index of the last axis, over all others; `[1, ..., D]`."""
+    axes = tuple(range(x.ndim - 1))
+    return jnp.min(x, axis=axes, keepdims=True), jnp.max(x, axis=axes, keepdims=True)
+
+
+def per_group(group_size: int) -> Extent:
+    """One range for each run of `group_size` neighbors along the last axis.
+
+    Raises:
+        InputError: when applied to an axis that is not a multiple of `group_size`.
+    """
+
+    def extent(x: Array) -> tuple[Array, Array]:
+        if x.shape[-1] % group_size:
+            raise InputError(
+                f"group_size={group_size} must divide the {x.shape[-1]} values that "
+                "share a token or an output channel"
+            )
+        lo, hi = per_token(x.reshape(*x.shape[:-1], -1, group_size))
+        return tuple(jnp.repeat(end[..., 0], group_size, axis=-1) for end in (lo, hi))
+
+    return extent
+
+
+def fake_quantize_dynamic(
+    x: Array,
+    num_bits: int | Array,
+    *,
+    extent: Extent,
+    scheme: Callable[[Array, Array, int | Array], Grid] = grid_from_range,
+) -> Array:
+    """Rounds x to grids over its own range, as a kernel does that sees one batch.
+
+    Args:
+        x: any shape; float32 comes back.
+        num_bits: 2..16, data as in `grid_from_range`.
+        extent: what shares a grid, for example `per_token`.
+        scheme: range -> grid, one of `spec.SCHEMES`.
+    """
+    wide = x.astype(jnp.float32)
+    return fake_quantize(wide, scheme(*extent(wide), num_bits))
 
 
 def _unclipped_codes(x: Array, grid: Grid) -> Array:

@@ -4,12 +4,20 @@ import jax
 import jax.numpy as jnp
 
 from rfq import params as table
-from rfq.quant import grid as grids
+from rfq.quant import grid as grid_lib
+from rfq.quant import spec
 from rfq.types import Array, Params
 
 
-def quantize(params: Params, weight_bits: int | Array | None) -> Params:
-    """Rounds every hidden matrix to its own static asymmetric min-max grids.
+def quantize(
+    params: Params,
+    weight_bits: int | Array | None,
+    *,
+    scheme: spec.Scheme = grid_lib.grid_from_range,
+    group_size: int | None = None,
+    kinds: tuple[str, ...] = ("matrix",),
+) -> Params:
+    """Rounds every hidden matrix to its own static min-max grids.
 
     The paper's weights are per-channel, asymmetric and static. A channel is an output
     of y = x W, the only grouping whose step factors out of the product; the reduction
@@ -20,24 +28,68 @@ def quantize(params: Params, weight_bits: int | Array | None) -> Params:
         params: the model's parameter tree.
         weight_bits: 2..16, also a traced scalar so that one program serves all widths;
             None returns `params` itself.
+        scheme: range -> grid.
+        group_size: number of inputs of a channel that share a grid; None for all.
+        kinds: which kinds of leaf to round. "embedding" has a grid per vocabulary
+            entry, an output channel of the head and a token of the lookup.
 
     Returns:
         The same tree; quantized leaves are float32.
+
+    Raises:
+        InputError: `group_size` does not divide the inputs of a matrix.
     """
     if weight_bits is None:
         return params
 
     def leaf(w: Array, row: table.ParamAxes) -> Array:
-        if row.kind != "matrix":
+        if row.kind not in kinds:
             return w
-        return fake_quantize(w, row.matrix, weight_bits)
+        grid = leaf_grid(w, row.matrix, weight_bits, scheme, group_size)
+        return grid_lib.fake_quantize(w, grid)
 
     return jax.tree.map(leaf, params, table.axes(params))
 
 
-def fake_quantize(w: Array, axes: table.MatrixAxes, num_bits: int | Array) -> Array:
-    """Rounds one leaf per output channel, asymmetric."""
+def grids(params: Params, weight_bits: int | Array) -> Params:
+    """The grids that `quantize` uses by default, for integer codes and for export.
+
+    Returns:
+        The tree of `params` with a `Grid` at each hidden matrix, whose input axes have
+        size 1 so that it is scanned beside a stacked leaf, and None elsewhere.
+    """
+
+    def leaf(w: Array, row: table.ParamAxes) -> grid_lib.Grid | None:
+        if row.kind != "matrix":
+            return None
+        return leaf_grid(w, row.matrix, weight_bits, grid_lib.grid_from_range, None)
+
+    return jax.tree.map(leaf, params, table.axes(params))
+
+
+def leaf_grid(
+    w: Array,
+    axes: table.MatrixAxes,
+    num_bits: int | Array,
+    scheme: spec.Scheme,
+    group_size: int | None,
+) -> grid_lib.Grid:
+    """The grids of one leaf, shaped to broadcast against it.
+
+    One per output channel and batch index; the input axes have size 1, or their full
+    size where groups of inputs have their own grid.
+    """
     w = w.astype(jnp.float32)
-    lo = jnp.min(w, axis=axes.in_axes, keepdims=True)
-    hi = jnp.max(w, axis=axes.in_axes, keepdims=True)
-    return grids.fake_quantize(w, grids.grid_from_range(lo, hi, num_bits))
+    if group_size is None:
+        lo = jnp.min(w, axis=axes.in_axes, keepdims=True)
+        hi = jnp.max(w, axis=axes.in_axes, keepdims=True)
+        return scheme(lo, hi, num_bits)
+    # Inputs last, and as one axis: a group may span heads.
+    last = tuple(range(w.ndim - len(axes.in_axes), w.ndim))
+    inputs_last = jnp.moveaxis(w, axes.in_axes, last)
+    flat = inputs_last.reshape(*inputs_last.shape[: last[0]], -1)
+    lo, hi = (
+        jnp.moveaxis(end.reshape(inputs_last.shape), last, axes.in_axes)
+        for end in grid_lib.per_group(group_size)(flat)
+    )
+    return scheme(lo, hi, num_bits)

@@ -1,0 +1,30 @@
+"""How far a weight matrix is from an isometry, read off its singular values.
+
+Lemma 4: spectral optimizers keep a matrix near its orthogonal initialization, steps of
+sign do not. The Gram matrix is the one on the small side, since the other is singular.
+A weight's kurtosis is `moments.excess_kurtosis(moments.moments(w))`.
+"""
+
+import jax.numpy as jnp
+
+from rfq.types import Array
+
+
+def singular_values(w: Array) -> Array:
+    """Singular values of `[..., m, n]`, descending, float32 `[..., min(m, n)]`."""
+    return jnp.linalg.svd(w.astype(jnp.float32), compute_uv=False)
+
+
+def deviation(s: Array, alpha: float | Array) -> Array:
+    """||W W^T / alpha - I||_2 = max_i |s_i^2 / alpha - 1| on the small side.
+
+    Args:
+        s: singular values of W.
+        alpha: the multiple of the identity that W W^T should be; 1 for an isometry.
+    """
+    return jnp.max(jnp.abs(s**2 / alpha - 1.0), axis=-1)
+
+
+def spread(s: Array) -> Array:
+    """Condition number s_max / s_min; inf for a singular matrix."""
+    return jnp.max(s, axis=-1) / jnp.min(s, axis=-1)

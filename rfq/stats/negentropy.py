@@ -1,0 +1,128 @@
+"""Negentropy J = H(Gaussian of the same variance) - H(x) >= 0, in nats.
+
+The paper plots negentropy and does not say how it estimates it. The primary estimate
+here is a plug-in entropy of an asinh histogram with the Miller-Madow correction; the
+proxies of Hyvarinen are bounded contrasts that a few outliers cannot dominate. A law
+with atoms (a quantized tensor, say) has J = +inf, of which a histogram sees a finite
+part only: do not compare J before and after quantization.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rfq.stats import histogram as histogram_lib
+from rfq.stats import moments as moments_lib
+from rfq.types import Array
+
+_K1 = 36.0 / (8.0 * math.sqrt(3.0) - 9.0)
+_K2A = 1.0 / (2.0 - 6.0 / math.pi)
+_K2B = 24.0 / (16.0 * math.sqrt(3.0) - 27.0)
+_LOG_COSH_OF_GAUSSIAN = 0.374567207
+
+
+def negentropy(x: Array) -> Array:
+    """Estimates J of the pooled values of an array, in nats.
+
+    A bfloat16 array is dithered first. Error below 5e-4 for light and moderate tails at
+    4e5 values; a sample of a law without density at its ends (a uniform) reads .003 too
+    low. Not for use inside a program: the host chooses the scale of the bins.
+
+    Returns:
+        Float32 scalar; NaN when x holds NaN or inf, or is constant.
+    """
+    x = dither(x)
+    m = moments_lib.moments(x)
+    # Bins are finest at zero.
+    h = histogram_lib.histogram(x - m.mean, histogram_lib.robust_scale(x))
+    return from_histogram(h, moments_lib.variance(m))
+
+
+def from_histogram(h: histogram_lib.Histogram, variance: Array) -> Array:
+    """J = ln(2 pi e var) / 2 - H of a merged histogram and the sample's variance.
+
+    H(x) = H_hist(u) + E[ln dx/du] + (K - 1) / (2 n), K the number of occupied bins
+    (Miller, 1955). Leading axes of the leaves are kept.
+    """
+    n = jnp.asarray(h.count, jnp.float32)[..., None]
+    p = jnp.asarray(h.counts, jnp.float32) / n
+    # p ln p -> 0 with p.
+    in_bins = -jnp.sum(p * jnp.log(jnp.where(p > 0.0, p, 1.0)), axis=-1)
+    occupied = jnp.sum(p > 0.0, axis=-1)
+    n = n[..., 0]
+    entropy = (
+        in_bins
+        + math.log(histogram_lib.BIN_WIDTH)
+        + jnp.asarray(h.sum_log_slope, jnp.float32) / n
+        + (occupied - 1.0) / (2.0 * n)
+    )
+    gaussian = 0.5 * jnp.log(2.0 * math.pi * math.e * jnp.asarray(variance))
+    defined = (jnp.asarray(h.num_nonfinite) == 0) & (jnp.asarray(variance) > 0.0)
+    return jnp.where(defined, gaussian - entropy, jnp.nan)
+
+
+def dither(x: Array) -> Array:
+    """Spreads bfloat16 values over the interval that rounds to them; others unchanged.
+
+    Adds noise of half an ulp to either side, an ulp being 2**(floor(log2 |x|) - 7).
+    Without it the grid of bfloat16 itself reads as .013 nats of negentropy. The noise
+    is the Weyl sequence frac(i * golden ratio): uniform, and the same on every call.
+    An exact 0 stays 0.
+    """
+    if x.dtype != jnp.bfloat16:
+        return x.astype(jnp.float32)
+    x = x.astype(jnp.float32)
+    index = jax.lax.iota(jnp.uint32, x.size).reshape(x.shape)
+    noise = (index * jnp.uint32(2654435769)).astype(jnp.float32) / 2.0**32 - 0.5
+    exponent = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
+    power_of_two = jax.lax.bitcast_convert_type(exponent, jnp.float32)
+    return x + noise * power_of_two * 2.0**-7
+
+
+class Contrasts(NamedTuple):
+    """Sums of Hyvarinen's contrast functions over standardized values v."""
+
+    count: Array
+    odd: Array  # sum(v exp(-v**2 / 2))
+    absolute: Array  # sum(|v|)
+    bump: Array  # sum(exp(-v**2 / 2))
+    log_cosh: Array  # sum(ln cosh v)
+
+
+def contrasts(x: Array, mean: Array, std: Array) -> Contrasts:
+    """Sums the contrasts of v = (x - mean) / std; both fixed before the pass."""
+    v = (x.astype(jnp.float32) - mean) / std
+    bump = jnp.exp(-0.5 * v**2)
+    size = jnp.abs(v)
+    log_cosh = size + jnp.log1p(jnp.exp(-2.0 * size)) - math.log(2.0)
+    return Contrasts(
+        count=jnp.float32(x.size),
+        odd=jnp.sum(v * bump),
+        absolute=jnp.sum(size),
+        bump=jnp.sum(bump),
+        log_cosh=jnp.sum(log_cosh),
+    )
+
+
+def merge_contrasts(a: Contrasts, b: Contrasts) -> Contrasts:
+    """Sums over the union of two samples; only operators, so float64 works."""
+    return Contrasts(*(left + right for left, right in zip(a, b, strict=True)))
+
+
+def hyvarinen_a(c: Contrasts) -> Array:
+    """J_A = k1 E[v e^(-v^2/2)]^2 + k2a (E|v| - sqrt(2/pi))^2 (Hyvarinen, 1998)."""
+    excess = c.absolute / c.count - math.sqrt(2.0 / math.pi)
+    return _K1 * (c.odd / c.count) ** 2 + _K2A * excess**2
+
+
+def hyvarinen_b(c: Contrasts) -> Array:
+    """J_B = k1 E[v e^(-v^2/2)]^2 + k2b (E e^(-v^2/2) - sqrt(1/2))^2; bounded in v."""
+    excess = c.bump / c.count - math.sqrt(0.5)
+    return _K1 * (c.odd / c.count) ** 2 + _K2B * excess**2
+
+
+def log_cosh_contrast(c: Contrasts) -> Array:
+    """(E ln cosh v - E ln cosh N)^2: orders laws, but is not in nats."""
+    return (c.log_cosh / c.count - _LOG_COSH_OF_GAUSSIAN) ** 2

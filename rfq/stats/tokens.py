@@ -1,0 +1,72 @@
+"""Statistics within one token and between tokens, averaged over the sample."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rfq.stats import moments as moments_lib
+from rfq.types import Array
+
+
+class Tokens(NamedTuple):
+    """Sums over tokens; each mean is over the tokens for which it is defined."""
+
+    excess_kurtosis: Array
+    num_varying: Array  # Tokens that are not constant: the others have no kurtosis.
+    max_over_median: Array
+    num_with_median: Array  # Tokens whose median magnitude is not 0.
+    direction: Array  # [D]: sum(x_t / |x_t|).
+    num_nonzero: Array
+
+
+def tokens(x: Array) -> Tokens:
+    """Reduces `[..., D]` activations; every leading axis counts tokens.
+
+    Sorting for the median makes this the dearest of the statistics: give it a sample.
+    """
+    x = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+    m = jax.vmap(moments_lib.moments)(x)
+    varying = m.m2 != 0.0  # NaN counts as varying, so that it is seen.
+    size = jnp.abs(x)
+    median = jnp.median(size, axis=-1)
+    with_median = median != 0.0
+    norm = jnp.linalg.norm(x, axis=-1)
+    nonzero = norm != 0.0
+    ratio = jnp.max(size, axis=-1) / jnp.where(with_median, median, 1.0)
+    unit = x / jnp.where(nonzero, norm, 1.0)[:, None]
+    return Tokens(
+        excess_kurtosis=jnp.sum(
+            jnp.where(varying, moments_lib.excess_kurtosis(m), 0.0)
+        ),
+        num_varying=jnp.sum(varying).astype(jnp.float32),
+        max_over_median=jnp.sum(jnp.where(with_median, ratio, 0.0)),
+        num_with_median=jnp.sum(with_median).astype(jnp.float32),
+        direction=jnp.sum(unit, axis=0),
+        num_nonzero=jnp.sum(nonzero).astype(jnp.float32),
+    )
+
+
+def merge(a: Tokens, b: Tokens) -> Tokens:
+    """Sums over the union of two samples; only operators, so float64 works."""
+    return Tokens(*(left + right for left, right in zip(a, b, strict=True)))
+
+
+def mean_excess_kurtosis(t: Tokens) -> Array:
+    """Mean over tokens of the excess kurtosis across channels."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return t.excess_kurtosis / t.num_varying
+
+
+def max_over_median(t: Tokens) -> Array:
+    """Mean over tokens of max_j |x_j| / median_j |x_j| (He et al., 2024)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return t.max_over_median / t.num_with_median
+
+
+def token_cosine(t: Tokens) -> Array:
+    """Mean cosine between two different tokens, (|sum_t u_t|^2 - n) / (n (n - 1))."""
+    n = t.num_nonzero
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return ((t.direction**2).sum(-1) - n) / (n * (n - 1.0))
