@@ -39,6 +39,9 @@ describe() {
 print(sys.argv[1] + " is " + platform.python_version())' "$1" 2>/dev/null || true
 }
 
+# What the shell or a version manager says of an interpreter that does not run.
+refusal() { { "$1" --version 2>&1 || true; } | head -n 1 | sed 's/^.*line [0-9]*: //'; }
+
 find_python() {
   local candidate description found=""
   if [ -n "${PYTHON:-}" ]; then
@@ -47,7 +50,8 @@ find_python() {
       return
     fi
     description="$(describe "$PYTHON")"
-    fail "PYTHON=$PYTHON cannot be used (${description:-it does not run});" \
+    [ -n "$description" ] || description="it does not run: $(refusal "$PYTHON")"
+    fail "PYTHON=$PYTHON cannot be used ($description);" \
       "name a Python 3.11 or newer, or unset PYTHON"
   fi
   for candidate in python3 python3.13 python3.12 python3.11 python; do
