@@ -1,7 +1,9 @@
 """The one exception that speaks to a person, and the lookup that raises it."""
 
+import dataclasses
+import typing
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 Value = TypeVar("Value")
 
@@ -20,6 +22,22 @@ def lookup(table: Mapping[str, Value], name: str, what: str) -> Value:
     if name not in table:
         raise InputError(f"{what}={name!r} is unknown; choose from {sorted(table)}")
     return table[name]
+
+
+def check_choices(config: object, section: str) -> None:
+    """Raises InputError where a field annotated `Literal[...]` holds anything else.
+
+    For the `__post_init__` of a config dataclass; `section` is its name in the
+    experiment.
+    """
+    assert dataclasses.is_dataclass(config)
+    for field in dataclasses.fields(config):
+        value, accepted = getattr(config, field.name), typing.get_args(field.type)
+        if typing.get_origin(field.type) is Literal and value not in accepted:
+            raise InputError(
+                f"{section}.{field.name}={value!r} is unknown; "
+                f"choose from {sorted(accepted)}"
+            )
 
 
 class Diverged(RuntimeError):

@@ -13,7 +13,7 @@ import re
 from typing import Any, Literal
 
 from rfq import optim
-from rfq.errors import InputError, lookup
+from rfq.errors import InputError, check_choices, lookup
 from rfq.model.config import TAP_SETS, ModelConfig
 from rfq.model.init import InitConfig
 from rfq.model.layers import STREAMS
@@ -84,6 +84,7 @@ class QuantizeConfig:
     batch_size: int = 64  # Sequences per evaluation step.
 
     def __post_init__(self):
+        check_choices(self, "quantize")
         for text in self.specs:
             QuantSpec.parse(text)
         for name in self.taps:
@@ -126,6 +127,12 @@ class Experiment:
                 f"schedule.warmup_steps={self.schedule.warmup_steps} must be less than "
                 f"train.num_steps={self.train.num_steps}"
             )
+        if self.init.w_down == "centered" and self.model.mlp_ratio < 2:
+            raise InputError(
+                "init.w_down='centered' needs model.mlp_ratio >= 2: the columns of W_D "
+                "and the all-ones vector cannot be orthogonal in as many dimensions as "
+                "there are columns"
+            )
         for what, tokens in (
             ("calibration_tokens", self.quantize.calibration_tokens),
             ("eval_tokens", self.quantize.eval_tokens),
@@ -142,17 +149,21 @@ class Experiment:
         return self.train.batch_size * self.model.seq_len
 
 
-# Sections that do not change what is trained: a run may be logged, quantized, placed
-# and stored differently and still be the same run.
-FREE_SECTIONS = ("data", "log", "quantize", "sharding")
+# What does not change the trained function: a run may be named, stored, logged,
+# quantized and placed differently and still be the same run.
+FREE_SECTIONS = ("arm", "data", "log", "quantize", "sharding")
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """Twelve hexadecimal digits that name the trained function and its path there."""
+    """Twelve hexadecimal digits that name the trained function and its path there.
+
+    Equal experiments have equal fingerprints: 1 and 1.0 are the same number.
+    """
     described = to_dict(experiment)
     for section in FREE_SECTIONS:
         del described[section]
-    canonical = json.dumps(described, sort_keys=True).encode()
+    numbers = json.loads(json.dumps(described), parse_int=float)
+    canonical = json.dumps(numbers, sort_keys=True).encode()
     return hashlib.sha256(canonical).hexdigest()[:12]
 
 
@@ -168,10 +179,14 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_dict(described: dict[str, Any]) -> Experiment:
-    """Inverse of `to_dict`; unknown fields and names are InputErrors."""
+    """Inverse of `to_dict`.
+
+    Raises:
+        InputError: a field or a name is missing, unknown or impossible.
+    """
     sections = dict(described)
-    optimizer = dict(sections.pop("optimizer"))
-    config = lookup(optim.OPTIMIZERS, optimizer.pop("name"), "optimizer")
+    optimizer = dict(_section(sections.pop("optimizer", {}), "optimizer"))
+    config = lookup(optim.OPTIMIZERS, optimizer.pop("name", ""), "optimizer")
     sections["optimizer"] = _build(config, optimizer, "optimizer")
     return _build(Experiment, sections, "experiment")
 
@@ -183,14 +198,22 @@ def _build(cls: type, values: dict[str, Any], where: str):
         raise InputError(
             f"{where} has no field {unknown[0]!r}; it has {sorted(fields)}"
         )
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in values:
+            raise InputError(f"{where} lacks the field {name!r}")
     built = {}
     for name, value in values.items():
-        if isinstance(value, list):
-            value = tuple(value)
-        if isinstance(value, dict):
-            value = _build(type(fields[name].default), value, name)
-        built[name] = value
+        section = type(fields[name].default)
+        if dataclasses.is_dataclass(section) and not dataclasses.is_dataclass(value):
+            value = _build(section, _section(value, name), name)
+        built[name] = tuple(value) if isinstance(value, list) else value
     return cls(**built)
+
+
+def _section(value: object, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{name}={value!r} must be a table of fields")
+    return value
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> list:
@@ -218,10 +241,18 @@ def load(path: str | pathlib.Path) -> Experiment:
     if spec is None or spec.loader is None:
         raise InputError(f"config {str(path)!r} is not a Python file (*.py)")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "config"):
-        raise InputError(f"config {str(path)!r} has no function config() -> Experiment")
-    experiment = module.config()
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "config"):
+            raise InputError(
+                f"config {str(path)!r} has no function config() -> Experiment"
+            )
+        experiment = module.config()
+    except TypeError as error:
+        # What a dataclass says of a field that it does not have or still needs.
+        if "argument" not in str(error):
+            raise
+        raise InputError(f"config {str(path)!r}: {error}") from error
     if not isinstance(experiment, Experiment):
         raise InputError(
             f"config() in {str(path)!r} returned {type(experiment).__name__}, "

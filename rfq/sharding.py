@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rfq import params as params_lib
-from rfq.errors import InputError
+from rfq.errors import InputError, check_choices
 from rfq.types import Array, Params
 
 # Logical axis -> mesh axis. "ddp" copies the parameters to every device; "fsdp" cuts
@@ -36,6 +36,9 @@ class ShardingConfig:
     """Which row of `RULES` places the parameters."""
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
+
+    def __post_init__(self):
+        check_choices(self, "sharding")
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:

@@ -142,7 +142,7 @@ class QuantSteps:
         score_quantized: stream -> (params, batch, ranges, act_bits) -> losses [B].
         distort: (params, batch, ranges, act_bits) -> {site: Distortion}.
         measure: (params, batch) -> {site: {"moments": Moments}} at every site.
-        histogram: (params, batch, {site: scale}) -> {site: {"histogram": Histogram}}.
+        histogram: (params, batch, {site: Bins}) -> {site: {"histogram": Histogram}}.
     """
 
     params: Params
@@ -159,7 +159,8 @@ class QuantSteps:
 def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantSteps:
     """The functions of a quantization sweep over one tap set."""
     trained = experiment.model
-    config = dataclasses.replace(trained, compute_dtype="float32")
+    # cuDNN's attention has no float32.
+    config = dataclasses.replace(trained, compute_dtype="float32", attention="xla")
     tapped = TAP_SETS[tap_set]
     measured = (*BLOCK_SITES, "final_norm_in", "head_in")
 

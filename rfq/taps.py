@@ -33,6 +33,7 @@ def observe_range(x: Array, state: SiteState) -> tuple[Array, Record]:
 
 def fake_quantize(x: Array, state: SiteState) -> tuple[Array, Record]:
     """Rounds x to the site's `Grid`; float32 from here on (D9)."""
+    _require_grid(state)
     return grid.fake_quantize(x, state), None
 
 
@@ -42,7 +43,14 @@ def measure_distortion(x: Array, state: SiteState) -> tuple[Array, Record]:
     The input stays clean, so that the error is the site's own and not what earlier
     sites have done: appendix D compares a tensor with its own quantization.
     """
+    _require_grid(state)
     return x, distortion.measure(x, grid.fake_quantize(x, state))
+
+
+def _require_grid(state: SiteState) -> None:
+    # `grid.fake_quantize` takes None for full precision; here it can only be a site
+    # that was forgotten, and would pass for one that quantization does not hurt.
+    assert isinstance(state, grid.Grid), "a quantized site has no grid"
 
 
 def _moments(x: Array, state: SiteState) -> Record:

@@ -7,7 +7,7 @@ import jax
 
 Array = jax.Array
 
-# A nested dict of arrays, as `model.transformer.init` makes it.
+# A nested dict of arrays, as `model.init.init` makes it.
 Params = Mapping[str, Any]
 
 # Token ids, int32 [B, T + 1]: inputs are [:, :-1], targets are [:, 1:].

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from rfq.errors import InputError
+from rfq.errors import InputError, check_choices
 
 # Activations named in every block, in the order in which the forward pass meets them.
 BLOCK_SITES: tuple[str, ...] = (
@@ -74,6 +74,7 @@ class ModelConfig:
         return self.mlp_ratio * self.width
 
     def __post_init__(self):
+        check_choices(self, "model")
         for name in (
             "num_layers", "width", "num_heads", "mlp_ratio", "vocab_size", "seq_len",
             "scan_unroll", "loss_chunks",
@@ -98,6 +99,13 @@ class ModelConfig:
         if not self.beta > 0:
             raise InputError(
                 f"model.beta={self.beta} must be > 0 (1 turns the temperature off)"
+            )
+        if not self.rope_base > 0:
+            raise InputError(f"model.rope_base={self.rope_base} must be > 0")
+        if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
+            raise InputError(
+                f"model.attention='cudnn' needs model.compute_dtype='bfloat16', not "
+                f"{self.compute_dtype!r}; use model.attention='xla'"
             )
 
 

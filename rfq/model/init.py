@@ -15,8 +15,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from rfq import factorize
 from rfq import params as params_lib
-from rfq.errors import InputError
+from rfq.errors import InputError, check_choices
 from rfq.model import transformer
 from rfq.model.config import ModelConfig
 from rfq.types import Array, Params
@@ -47,6 +48,7 @@ class InitConfig:
     w_down: Literal["plain", "centered"] = "plain"
 
     def __post_init__(self):
+        check_choices(self, "init")
         for name in ("embedding_std", "alpha_qk", "alpha_vo", "alpha_u", "alpha_d"):
             if not getattr(self, name) > 0:
                 raise InputError(f"init.{name}={getattr(self, name)} must be > 0")
@@ -153,7 +155,7 @@ def orthonormal_columns(
     gaussian = jax.random.normal(key, (rows, columns), jnp.float32)
     if center:
         gaussian -= jnp.mean(gaussian, axis=0, keepdims=True)
-    q, r = jnp.linalg.qr(gaussian)
+    q, r = factorize.qr(gaussian)
     return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)[None, :]
 
 

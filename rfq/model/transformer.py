@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from rfq import taps as taps_lib
+from rfq.errors import InputError
 from rfq.model import layers
-from rfq.model.config import BLOCK_SITES, ModelConfig
+from rfq.model.config import BLOCK_SITES, SITES, ModelConfig
 from rfq.types import Array, Params, Record, SiteState
 
 
@@ -36,6 +37,13 @@ class Seams:
     taps: taps_lib.Taps = taps_lib.NO_TAPS
     stream: layers.Stream = layers.branch
     dot: layers.Dot = layers.matmul
+
+    def __post_init__(self):
+        unknown = sorted(set(self.taps.sites) - set(SITES))
+        if unknown:
+            raise InputError(
+                f"tap site {unknown[0]!r} is unknown; choose from {sorted(SITES)}"
+            )
 
 
 PLAIN = Seams()
@@ -65,24 +73,28 @@ class _Block(nn.Module):
             x_out, records[name] = self.seams.taps.at(name, x, states.get(name))
             return x_out
 
+        def connect(x_BTD: Array, tapped_BTD: Array, update_BTD: Array) -> Array:
+            carried = skip(self.seams.stream(x_BTD, tapped_BTD), update_BTD)
+            return carried.astype(c.compute_dtype)  # A tap may have made it float32.
+
         # Attention. tau_l = beta ** -l in the paper's counting l = 1..L.
         tau = jnp.float32(c.beta) ** -layer
         scale = tau / math.sqrt(K if c.attention_scale == "head_width" else D)
         tapped = site("attn_norm_in", x_BTD)
-        h_BTD = site("attn_in", norm(tapped, attn_norm)).astype(x_BTD.dtype)
+        h_BTD = site("attn_in", norm(tapped, attn_norm)).astype(c.compute_dtype)
         q = site("q", layers.rope(dot(h_BTD, w_q, "w_q"), c.rope_base))
         k = site("k", layers.rope(dot(h_BTD, w_k, "w_k"), c.rope_base))
         v = site("v", dot(h_BTD, w_v, "w_v"))
         heads_BTHK = layers.causal_attention(q, k, v, scale, c.attention)
         update = dot(site("attn_out", heads_BTHK), w_o, "w_o")
-        x_BTD = skip(self.seams.stream(x_BTD, tapped), update)
+        x_BTD = connect(x_BTD, tapped, update)
 
         # MLP.
         tapped = site("mlp_norm_in", x_BTD)
-        h_BTD = site("mlp_in", norm(tapped, mlp_norm)).astype(x_BTD.dtype)
+        h_BTD = site("mlp_in", norm(tapped, mlp_norm)).astype(c.compute_dtype)
         hidden_BTF = jax.nn.gelu(dot(h_BTD, w_up, "w_up"), approximate=False)
         update = dot(site("mlp_hidden", hidden_BTF), w_down, "w_down")
-        x_BTD = skip(self.seams.stream(x_BTD, tapped), update)
+        x_BTD = connect(x_BTD, tapped, update)
         return x_BTD, records
 
 
@@ -108,7 +120,9 @@ class _Transformer(nn.Module):
         layer_numbers = jnp.arange(1, c.num_layers + 1, dtype=jnp.float32)
         block_states = {name: s for name, s in states.items() if name in BLOCK_SITES}
 
-        x_BTD = embedding_VD.astype(c.compute_dtype)[tokens_BT]
+        # Look up, then cast: the gradient's scatter-add must run in float32, where a
+        # frequent token's thousandth contribution still counts.
+        x_BTD = embedding_VD[tokens_BT].astype(c.compute_dtype)
         x_BTD, records = stack(x_BTD, (layer_numbers, block_states))
 
         def site(name: str, x: Array) -> Array:

@@ -23,9 +23,16 @@ def paired_interval(
         level: Coverage in (0, 1).
 
     Returns:
-        Lower and upper end. Not finite if any difference is not.
+        Lower and upper end; NaN when any number is not finite.
+
+    Raises:
+        AssertionError: the two differ in length, or are empty.
     """
-    difference = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    assert before.ndim == 1 and before.shape == after.shape and before.size > 0
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return float("nan"), float("nan")
+    difference = after - before
     rng = np.random.default_rng(seed)
     means = np.array(
         [
@@ -33,8 +40,6 @@ def paired_interval(
             for _ in range(num_resamples)
         ]
     )
-    if not np.isfinite(means).all():
-        return float("nan"), float("nan")
     tail = (1.0 - level) / 2.0
     lo, hi = np.quantile(means, (tail, 1.0 - tail))
     return float(lo), float(hi)
