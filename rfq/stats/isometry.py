@@ -5,14 +5,18 @@ sign do not. The Gram matrix is the one on the small side, since the other is si
 A weight's kurtosis is `moments.excess_kurtosis(moments.moments(w))`.
 """
 
+import jax
 import jax.numpy as jnp
 
+from rfq import factorize
 from rfq.types import Array
 
 
 def singular_values(w: Array) -> Array:
     """Singular values of `[..., m, n]`, descending, float32 `[..., min(m, n)]`."""
-    return jnp.linalg.svd(w.astype(jnp.float32), compute_uv=False)
+    matrices = w.astype(jnp.float32).reshape(-1, *w.shape[-2:])
+    values = jax.vmap(factorize.singular_values)(matrices)
+    return values.reshape(*w.shape[:-2], -1)
 
 
 def deviation(s: Array, alpha: float | Array) -> Array:
