@@ -8,7 +8,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib.ticker
 import numpy as np
@@ -26,6 +26,9 @@ KURTOSIS_LINEAR = 1.0
 INCREASE_LINEAR = 0.01
 
 DB_PER_BIT = 20.0 * math.log10(2.0)
+
+# Line width of the seeds after the first, which carries the arm's name.
+SEED_WIDTH = 0.8
 
 # One line of 8.5 point text as a fraction of the axes' height (`render.PANEL_INCHES`).
 LINE_HEIGHT = 0.058
@@ -71,7 +74,16 @@ def tag(arm: str) -> str:
 
 
 def _line(
-    ax: Axes, look: style.Look, arm: str, x, y, *, marker: bool = True, **kwargs: float
+    ax: Axes,
+    look: style.Look,
+    arm: str,
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    marker: bool = True,
+    markersize: float | None = None,
+    linewidth: float | None = None,
+    alpha: float | None = None,
 ) -> None:
     ax.plot(
         x,
@@ -79,12 +91,21 @@ def _line(
         color=look.light,
         linestyle=look.line,
         marker=look.marker if marker else "",
+        markersize=markersize,
+        linewidth=linewidth,
+        alpha=alpha,
         gid=tag(arm),
-        **kwargs,
     )
 
 
-def _band(ax: Axes, look: style.Look, arm: str, x, lo, hi) -> None:
+def _band(
+    ax: Axes,
+    look: style.Look,
+    arm: str,
+    x: Sequence[float],
+    lo: Sequence[float],
+    hi: Sequence[float],
+) -> None:
     ax.fill_between(x, lo, hi, color=look.light, alpha=0.18, linewidth=0, gid=tag(arm))
 
 
@@ -153,19 +174,21 @@ def _label_ends(ax: Axes, shown: View, ends: Sequence[_End]) -> None:
         )
 
 
-def _guide_line(ax: Axes, y: float, text: str) -> None:
-    """A horizontal reference with its name at the right end."""
+def _guide_line(
+    ax: Axes, y: float, text: str, *, side: Literal["left", "right"] = "right"
+) -> None:
+    """A horizontal reference with its name above one end."""
     ax.axhline(y, color=style.INK["muted"], linewidth=0.9, linestyle=":")
     ax.annotate(
         text,
-        xy=(0.99, y),
+        xy=(0.99 if side == "right" else 0.01, y),
         xycoords=("axes fraction", "data"),
         xytext=(0, 2),
         textcoords="offset points",
         color=style.INK["muted"],
         fontsize=8,
         va="bottom",
-        ha="right",
+        ha=side,
     )
 
 
@@ -248,8 +271,12 @@ def increase_figure(shown: View) -> Figure:
                 x = [bits for bits, _ in points]
                 y = [found.value for _, found in points]
                 _line(ax, looks[arm], arm, x, y)
-                lo = [found.value if found.lo is None else found.lo for _, found in points]
-                hi = [found.value if found.hi is None else found.hi for _, found in points]
+                lo = [
+                    found.value if found.lo is None else found.lo for _, found in points
+                ]
+                hi = [
+                    found.value if found.hi is None else found.hi for _, found in points
+                ]
                 _band(ax, looks[arm], arm, x, lo, hi)
                 seen += [*lo, *hi]
                 ends.append(_End(arm, x[0], y[0], style.short_label(arm)))
@@ -357,18 +384,7 @@ def sqnr_figure(shown: View) -> Figure:
 
     def draw_gap(ax: Axes) -> None:
         ends = []
-        ax.axhline(0.0, color=style.INK["muted"], linewidth=0.9, linestyle=":")
-        ax.annotate(
-            "a Gaussian tensor",
-            xy=(0.99, 0.0),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            color=style.INK["muted"],
-            fontsize=8,
-            ha="right",
-            va="bottom",
-        )
+        _guide_line(ax, 0.0, "a Gaussian tensor")
         for arm, points in series.items():
             x = [bits for bits, _ in points]
             y = [value - ideal(bits) for bits, value in points]
@@ -391,11 +407,11 @@ def sqnr_figure(shown: View) -> Figure:
         name="sqnr",
         title="Signal to quantization noise",
         guide=(
-            "Up is better. Dotted: a Gaussian tensor of the same size on a min-max grid "
-            f"(half-range {half_range:.2f} standard deviations); each bit adds "
-            f"{DB_PER_BIT:.2f} dB to every tensor, so the gap to the dotted line is what "
-            "the shape of the activations costs. Full-precision tensors against their "
-            "own quantization: the placement plays no part."
+            "Up is better. Dotted: a Gaussian tensor of the same size on a min-max "
+            f"grid (half-range {half_range:.2f} standard deviations); each bit adds "
+            f"{DB_PER_BIT:.2f} dB to every tensor, so the gap to the dotted line is "
+            "what the shape of the activations costs. Full-precision tensors against "
+            "their own quantization: the placement plays no part."
         ),
         panels=panels,
         missing="" if panels else "no row has sqnr_db",
@@ -443,7 +459,9 @@ def _finite(x: Sequence[float], y: Sequence[float | None]):
 
 def _layer_axis(ax: Axes, depth: int) -> None:
     step = max(1, math.ceil(depth / 8))
-    ax.set_xticks([1, *range(step, depth + 1, step)] if step > 1 else range(1, depth + 1))
+    ax.set_xticks(
+        [1, *range(step, depth + 1, step)] if step > 1 else range(1, depth + 1)
+    )
     ax.set_xlabel("layer")
     ax.grid(axis="x", visible=False)
 
@@ -512,9 +530,17 @@ def training_figure(shown: View) -> Figure:
                     x, y = [t for t, _ in kept], [v for _, v in kept]
                     smooth = _smooth(y)
                     _line(
-                        ax, looks[arm], arm, x, y, marker=False, linewidth=0.5, alpha=0.3
+                        ax,
+                        looks[arm],
+                        arm,
+                        x,
+                        y,
+                        marker=False,
+                        linewidth=0.5,
+                        alpha=0.3,
                     )
-                    _line(ax, looks[arm], arm, x, smooth, marker=False)
+                    width = SEED_WIDTH if end else None
+                    _line(ax, looks[arm], arm, x, smooth, marker=False, linewidth=width)
                     end = end or _End(arm, x[-1], smooth[-1], style.short_label(arm))
                 if end is not None:
                     ends.append(end)
@@ -550,8 +576,8 @@ def training_figure(shown: View) -> Figure:
         title="Training",
         guide=(
             "Down is better. Thin: the logged batches; thick: their running mean. "
-            "Dotted: what a model reaches that knows only word frequencies (unigram) or "
-            "the previous token (bigram); below the second, context is in use."
+            "Dotted: what a model reaches that knows only word frequencies (unigram) "
+            "or the previous token (bigram); below the second, context is in use."
         ),
         panels=panels,
         missing="" if panels else "no metrics.jsonl in any run",
@@ -608,7 +634,8 @@ def _trajectories(
             if not points:
                 continue
             x, y = zip(*points, strict=True)
-            _line(ax, looks[arm], arm, x, y, markersize=3.5)
+            width = None if first else SEED_WIDTH
+            _line(ax, looks[arm], arm, x, y, markersize=3.5, linewidth=width)
             if first:
                 ends.append(_End(arm, x[-1], y[-1], style.short_label(arm)))
             first = False
@@ -652,7 +679,9 @@ def kurtosis_training_figure(shown: View) -> Figure:
         return Panel(name, title, draw)
 
     wanted = [
-        panel("stream", "attention norm's input, max over layers", _only("attn_norm_in")),
+        panel(
+            "stream", "attention norm's input, max over layers", _only("attn_norm_in")
+        ),
         panel("blocks", "all block sites, max over sites and layers", view.block_sites),
         panel("final", "final norm's input (its own outlier)", _only("final_norm_in")),
         panel(
@@ -691,7 +720,9 @@ def kurtosis_layers_figure(shown: View) -> Figure:
         means = []
         for layer in range(depth):
             at = [f[layer] for f in found if len(f) > layer and f[layer] is not None]
-            means.append(statistics.fmean([k for k in at if k is not None]) if at else None)
+            means.append(
+                statistics.fmean([k for k in at if k is not None]) if at else None
+            )
         return means
 
     def panel(site: str) -> Panel | None:
@@ -721,14 +752,19 @@ def kurtosis_layers_figure(shown: View) -> Figure:
 
         return Panel(site, f"{view.BLOCK_SITES[site]} ({site})", draw)
 
-    sites = [s for s in view.BLOCK_SITES if any(_any_site(found, s) for found in ends.values())]
+    sites = [
+        s
+        for s in view.BLOCK_SITES
+        if any(_any_site(found, s) for found in ends.values())
+    ]
     panels = [made for site in sites if (made := panel(site)) is not None]
     return Figure(
         name="kurtosis_layers",
         title="Kurtosis by layer at the end",
         guide=(
-            "0 is Gaussian; mean over seeds. Each arm's held-out loss stands beside its "
-            "name. The final norm's input is in the table below, apart from the blocks."
+            "0 is Gaussian; mean over seeds. Each arm's held-out loss stands beside "
+            "its name. The final norm's input is in the table below, apart from the "
+            "blocks."
         ),
         panels=panels,
         missing="" if panels else "no measures.jsonl in any run",
@@ -776,7 +812,7 @@ def histogram(run: Run, site: str) -> Histogram | None:
 
 
 def histogram_figure(shown: View) -> Figure:
-    """Standardized activations of a middle layer beside the Gaussian, one panel an arm."""
+    """Standardized activations of a middle layer, one panel an arm."""
     looks = style.looks(shown.arms)
     site = "attn_norm_in"
     found = {
@@ -841,10 +877,10 @@ def histogram_figure(shown: View) -> Figure:
         name="histograms",
         title="Activations of a middle layer",
         guide=(
-            "The attention norm's input, standardized; γ is its excess kurtosis. Dotted: "
-            "a Gaussian. The density axis is logarithmic, so color outside the dotted "
-            "curve is tail that stretches the min-max grid; axes are the same for all "
-            "arms. First seed."
+            "The attention norm's input, standardized; γ is its excess kurtosis. "
+            "Dotted: a Gaussian. The density axis is logarithmic, so color outside the "
+            "dotted curve is tail that stretches the min-max grid; axes are the same "
+            "for all arms. First seed."
         ),
         panels=panels,
         missing="" if panels else "no histograms.json in any run",
@@ -872,7 +908,7 @@ def paper_figure(shown: View, paper: Paper) -> Figure:
                 ends.append(_End(arm, x[0], y[0], style.short_label(arm)))
             _bits_axis(ax, sorted(every))
             ax.set_ylim(0.33, 0.47)
-            _guide_line(ax, paper.chance, f"chance {paper.chance:.3f}")
+            _guide_line(ax, paper.chance, f"chance {paper.chance:.3f}", side="left")
             ax.invert_xaxis()
             ax.set_ylabel("average zero-shot accuracy")
             _label_ends(ax, shown_with(shown, arms), ends)
@@ -884,8 +920,8 @@ def paper_figure(shown: View, paper: Paper) -> Figure:
         title="The paper's accuracy by activation bits",
         guide=(
             f"The paper's numbers ({paper.num_params / 1e6:.0f} M parameters, "
-            f"{paper.num_steps:,} steps), not ours. Right is fewer bits, down is worse; "
-            "at the dotted line a model guesses."
+            f"{paper.num_steps:,} steps), not ours. Right is fewer bits, down is "
+            "worse; at the dotted line a model guesses."
         ),
         panels=[
             panel("table2", "paper: weights 8 bit (its Table 2)"),

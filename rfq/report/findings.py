@@ -90,15 +90,17 @@ def alerts(shown: View) -> list[Alert]:
         if status == "missing":
             found.append(Alert(arm=arm, text=f"{label}: missing; no rows and no run."))
         elif status == "unfinished":
-            found.append(Alert(arm=arm, text=f"{label}: unfinished; it has no rows yet."))
+            found.append(
+                Alert(arm=arm, text=f"{label}: unfinished; it has no rows yet.")
+            )
         elif status == "not finite":
             text = f"{label}: the loss is not finite; its numbers mean nothing."
             found.append(Alert(arm=arm, text=text))
         elif status == "stuck" and loss is not None and unigram is not None:
             text = (
                 f"{label}: collapsed; its held-out loss {loss:.2f} is near the unigram "
-                f"floor {unigram:.2f}, so it learnt little but word frequencies and its "
-                "robustness to quantization means nothing."
+                f"floor {unigram:.2f}, so it learnt little but word frequencies and "
+                "its robustness to quantization means nothing."
             )
             found.append(Alert(arm=arm, text=text))
         if status in ("ok", "above bigram", "stuck"):
@@ -135,8 +137,8 @@ def _unequal_placements(shown: View) -> list[Alert]:
                 worst = max(worst, abs(both[0] - both[1]))
         if worst > 1e-4:
             text = (
-                f"{view.arm_label(arm)}: the two placements differ by up to {worst:.4f} "
-                "nats, but have to be equal; distrust these rows."
+                f"{view.arm_label(arm)}: the two placements differ by up to "
+                f"{worst:.4f} nats, but have to be equal; distrust these rows."
             )
             found.append(Alert(arm=arm, text=text))
     return found
@@ -159,12 +161,16 @@ def _heavy_tails(shown: View) -> Finding:
     grows = last > first
     heavy = last > HEAVY
     verdict: Verdict = (
-        "holds" if grows and heavy else "holds with a correction" if grows else "does not hold"
+        "holds"
+        if grows and heavy
+        else "holds with a correction"
+        if grows
+        else "does not hold"
     )
     beside = tables.MISSING if loss is None else f"{loss:.2f}"
     text = (
-        f"Excess kurtosis at the attention norm's input, largest over layers, goes from "
-        f"{_kurt(first)} to {_kurt(last)} (held-out loss {beside})"
+        "Excess kurtosis at the attention norm's input, largest over layers, goes "
+        f"from {_kurt(first)} to {_kurt(last)} (held-out loss {beside})"
     )
     text += "." if heavy else f"; heavy would be above {HEAVY:g}."
     return Finding(claim="C1", statement=statement, verdict=verdict, evidence=text)
@@ -172,8 +178,8 @@ def _heavy_tails(shown: View) -> Finding:
 
 def _optimizer_effect(shown: View) -> Finding:
     statement = (
-        "KL-Shampoo lightens the tails of residual models but does not remove them; the "
-        "connection does."
+        "KL-Shampoo lightens the tails of residual models but does not remove them; "
+        "the connection does."
     )
     adamw = shown.block_kurtosis("residual_adamw").value
     kl = shown.block_kurtosis("residual_kl_shampoo").value
@@ -181,8 +187,8 @@ def _optimizer_effect(shown: View) -> Finding:
         return _untestable(
             "C2",
             statement,
-            "Needs residual AdamW and residual KL-Shampoo; without the second, an effect "
-            "of the optimizer would be credited to the connection.",
+            "Needs residual AdamW and residual KL-Shampoo; without the second, an "
+            "effect of the optimizer would be credited to the connection.",
         )
     free = shown.block_kurtosis("residual_free_kl_shampoo").value
     losses = [
@@ -190,8 +196,8 @@ def _optimizer_effect(shown: View) -> Finding:
     ]
     beside = " and ".join(tables.MISSING if x is None else f"{x:.2f}" for x in losses)
     text = (
-        f"Excess kurtosis {_kurt(adamw)} with AdamW and {_kurt(kl)} with KL-Shampoo, both "
-        f"residual (losses {beside})"
+        f"Excess kurtosis {_kurt(adamw)} with AdamW and {_kurt(kl)} with KL-Shampoo, "
+        f"both residual (losses {beside})"
     )
     if free is not None:
         text += f"; {_kurt(free)} without the skip, same optimizer"
@@ -216,8 +222,8 @@ SPECTRAL = ("kl_shampoo", "soap", "muon", "shampoo")
 
 def _near_gaussian(shown: View) -> Finding:
     statement = (
-        "Residual-free models with orthogonal initialization and spectral optimizers stay "
-        "near Gaussian throughout training."
+        "Residual-free models with orthogonal initialization and spectral optimizers "
+        "stay near Gaussian throughout training."
     )
     arms = [
         arm
@@ -250,9 +256,10 @@ def _near_gaussian(shown: View) -> Finding:
         arm: k for arm in peaks if (k := shown.final_kurtosis(arm).value) is not None
     }
     text = (
-        f"The largest absolute excess kurtosis over all block sites, layers and measured "
-        f"steps is {_kurt(peaks[worst])} ({view.arm_label(worst)}); near Gaussian means "
-        f"below {NEAR_GAUSSIAN:g}. Held-out losses: {losses or tables.MISSING}."
+        "The largest absolute excess kurtosis over all block sites, layers and "
+        f"measured steps is {_kurt(peaks[worst])} ({view.arm_label(worst)}); near "
+        f"Gaussian means below {NEAR_GAUSSIAN:g}. Held-out losses: "
+        f"{losses or tables.MISSING}."
     )
     if finals:
         text += f" The final norm's input, apart: up to {_kurt(max(finals.values()))}."
@@ -278,8 +285,10 @@ def _full_precision_cost(shown: View) -> Finding:
     gap = theirs - ours
     verdict: Verdict = "holds" if gap > 0 else "does not hold"
     text = (
-        f"Best residual-free arm {view.arm_label(free)} {theirs:.3f} nats, best residual "
-        f"arm {view.arm_label(arm)} {ours:.3f}: a gap of {tables.signed(gap)} nats a token"
+        f"Best residual-free arm {view.arm_label(free)} {theirs:.3f} nats, best "
+        "residual "
+        f"arm {view.arm_label(arm)} {ours:.3f}: a gap of {tables.signed(gap)} nats a "
+        "token"
     )
     unigram, bigram = shown.floor("unigram"), shown.floor("bigram")
     if gap > 0 and unigram is not None and bigram is not None and unigram > bigram:
@@ -288,7 +297,9 @@ def _full_precision_cost(shown: View) -> Finding:
             f", {part:.2f} of what the residual arm gains over word frequencies"
             f"; the bigram floor is {bigram:.3f}"
         )
-    return Finding(claim="C5", statement=statement, verdict=verdict, evidence=text + ".")
+    return Finding(
+        claim="C5", statement=statement, verdict=verdict, evidence=text + "."
+    )
 
 
 def _apart(low: Estimate, high: Estimate) -> bool:
@@ -311,9 +322,9 @@ def _degrades_least(shown: View, name: str) -> Finding:
     precision = shown.precision(name)
     groups = [_trained(shown, "residual"), _trained(shown, "residual_free")]
     if precision is None or not all(groups):
-        why = f"Needs {name} rows of residual and residual-free arms that trained; missing."
+        why = f"Needs {name} rows of both connections, of arms that trained; missing."
         return _untestable("C6", statement, why)
-    won, parts = [], []
+    won, parts, largest = [], [], 0.0
     for stream, stream_name in view.STREAMS.items():
         best = []
         for arms in groups:
@@ -329,6 +340,7 @@ def _degrades_least(shown: View, name: str) -> Finding:
             continue
         clear = _apart(theirs, ours) or _apart(ours, theirs)
         won.append((theirs.value < ours.value, clear))
+        largest = max(largest, theirs.value, ours.value)
         parts.append(
             f"{stream_name}: {view.arm_label(free)} {tables.signed(theirs.value)}, "
             f"{view.arm_label(arm)} {tables.signed(ours.value)}"
@@ -336,17 +348,24 @@ def _degrades_least(shown: View, name: str) -> Finding:
         )
     if not won:
         return _untestable("C6", statement, f"No increases at {name}; missing.")
+    text = "Lowest increase of each kind, nats. " + "; ".join(parts) + "."
+    if largest <= NEGLIGIBLE:
+        text += f" Each loses at most {NEGLIGIBLE}, too little to rank them."
+        return _untestable("C6", statement, text)
+    if not any(clear for _, clear in won):
+        return _untestable(
+            "C6", statement, text + " The intervals do not tell them apart."
+        )
     if all(better and clear for better, clear in won):
         verdict: Verdict = "holds"
     elif any(better and clear for better, clear in won):
         verdict = "holds with a correction"
     else:
         verdict = "does not hold"
-    text = "Lowest increase of each kind, nats. " + "; ".join(parts) + "."
     if len(won) == 2 and won[0][0] != won[1][0]:
         text += (
-            " The answer depends on where the quantizer of the stream stands, which the "
-            "paper does not say."
+            " The answer depends on where the quantizer of the stream stands, which "
+            "the paper does not say."
         )
     return Finding(claim="C6", statement=statement, verdict=verdict, evidence=text)
 
@@ -374,8 +393,8 @@ def _weights_matter_little(shown: View) -> Finding:
         why = "Needs rows with and without quantized weights; missing."
         return _untestable("C8", statement, why)
     text = (
-        f"Over all arms, widths and placements the two differ by at most {worst[0]:.3f} "
-        f"nats ({view.arm_label(worst[1])}, {worst[2]})"
+        "Over all arms, widths and placements the two differ by at most "
+        f"{worst[0]:.4f} nats ({view.arm_label(worst[1])}, {worst[2]})"
     )
     text += (
         ", within the intervals or negligible."
@@ -410,21 +429,26 @@ def _sqnr_higher(shown: View) -> Finding:
     verdict: Verdict = "holds" if losses == 0 else "does not hold"
     text = (
         f"The lowest residual-free arm is above the highest residual arm at {wins} of "
-        f"{wins + losses} precisions; the difference runs from {tables.signed(min(gaps), 1)} "
-        f"to {tables.signed(max(gaps), 1)} dB."
+        f"{wins + losses} precisions; the difference runs from "
+        f"{tables.signed(min(gaps), 1)} to {tables.signed(max(gaps), 1)} dB."
     )
     return Finding(claim="C9", statement=statement, verdict=verdict, evidence=text)
 
 
 def _optimizer_order(shown: View) -> Finding:
-    statement = "Among residual-free models KL-Shampoo reaches the lowest loss, Muon the highest."
+    statement = (
+        "Among residual-free models KL-Shampoo reaches the lowest loss, Muon the "
+        "highest."
+    )
     arms = ("residual_free_kl_shampoo", "residual_free_soap", "residual_free_muon")
     losses = _valued({arm: shown.full_loss(arm) for arm in arms})
     if len(losses) < 2:
         why = "Needs two residual-free arms with matrix optimizers; missing."
         return _untestable("C11", statement, why)
     order = sorted(losses, key=lambda arm: losses[arm])
-    verdict: Verdict = "holds" if order == [a for a in arms if a in losses] else "does not hold"
+    verdict: Verdict = (
+        "holds" if order == [a for a in arms if a in losses] else "does not hold"
+    )
     text = ", ".join(f"{view.arm_label(arm)} {losses[arm]:.3f}" for arm in order)
     absent = [arm for arm in arms if arm not in losses]
     text = f"Held-out loss, nats, at equal steps: {text}."
@@ -464,8 +488,8 @@ def _size(shown: View, paper: Paper) -> str:
     parts = []
     if params is not None:
         parts.append(
-            f"{tables.count_text(params)} parameters, 1/{paper.num_params / params:,.0f} of "
-            "the paper's"
+            f"{tables.count_text(params)} parameters, "
+            f"1/{paper.num_params / params:,.0f} of the paper's"
         )
     if steps is not None:
         parts.append(f"{steps:,.0f} steps, the paper {paper.num_steps:,}")
@@ -473,7 +497,9 @@ def _size(shown: View, paper: Paper) -> str:
         parts.append(f"{tables.count_text(tokens)} tokens seen")
     size = "; ".join(parts) or f"size {tables.MISSING}"
     peaks = {
-        arm: k for arm in shown.arms if (k := shown.block_kurtosis(arm).value) is not None
+        arm: k
+        for arm in shown.arms
+        if (k := shown.block_kurtosis(arm).value) is not None
     }
     if not peaks:
         return f"Size: {size}. Kurtosis: {tables.MISSING}."
@@ -507,8 +533,8 @@ def _eight_bits(shown: View) -> str:
     where = f"{key[0]}, {view.arm_label(key[1])}, {view.STREAMS[key[2]]}"
     if worst <= NEGLIGIBLE:
         return (
-            f"Eight activation bits cost at most {tables.signed(worst)} nats here ({where}): "
-            "every arm passes, so read the rows at 6 and 4 bits."
+            f"Eight activation bits cost at most {tables.signed(worst)} nats here "
+            f"({where}): every arm passes, so read the rows at 6 and 4 bits."
         )
     return (
         f"Eight activation bits already cost up to {tables.signed(worst)} nats here "
@@ -522,17 +548,20 @@ def _placement(shown: View) -> str:
         if precision is None:
             continue
         ranks = [_rank(shown, precision, stream) for stream in view.STREAMS]
-        if all(len(rank) > 1 for rank in ranks) and sorted(ranks[0]) == sorted(ranks[1]):
+        if all(len(rank) > 1 for rank in ranks) and sorted(ranks[0]) == sorted(
+            ranks[1]
+        ):
             branch, in_place = (view.arm_label(rank[0]) for rank in ranks)
             if ranks[0] != ranks[1]:
                 lead = (
                     f"{branch} loses least with branch, {in_place} with in place"
                     if branch != in_place
-                    else f"{branch} loses least in both, but the order behind it changes"
+                    else f"{branch} loses least in both, the order behind it changes"
                 )
                 return (
-                    f"Where the stream's quantizer stands decides the ranking at {name}: "
-                    f"{lead}. The paper does not say which it used, so both are shown."
+                    "Where the stream's quantizer stands decides the ranking at "
+                    f"{name}: {lead}. The paper does not say which it used, so both "
+                    "are shown."
                 )
             return (
                 f"Where the stream's quantizer stands does not change the ranking at "
@@ -553,8 +582,8 @@ def _matched(shown: View) -> str:
         if peak is not None and step is not None:
             parts.append(f"{view.arm_label(arm)} {_kurt(peak)} (step {step:,.0f})")
     return (
-        "Compare at matched loss: an arm that learnt less has lighter tails and less to "
-        f"lose. When each first reached {target:.2f} nats, block kurtosis was "
+        "Compare at matched loss: an arm that learnt less has lighter tails and less "
+        f"to lose. When each first reached {target:.2f} nats, block kurtosis was "
         f"{', '.join(parts) or tables.MISSING}. The increases above are at equal steps."
     )
 
@@ -567,15 +596,16 @@ def _seeds(shown: View) -> str:
     spreads = {arm: e.spread for arm, e in found.items() if e.spread is not None}
     if not spreads:
         return (
-            "One seed an arm: intervals cover the choice of held-out sequences, not the "
-            "spread between seeds, so a small difference between arms may be chance."
+            "One seed an arm: intervals cover the choice of held-out sequences, not "
+            "the spread between seeds, so a small difference between arms may be "
+            "chance."
         )
     arm = max(spreads, key=lambda name: spreads[name])
     seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
     return (
-        f"{seeds} seeds an arm; the held-out loss varies by up to {spreads[arm]:.3f} nats "
-        f"(standard deviation, {view.arm_label(arm)}), so smaller differences between "
-        "arms are not told apart."
+        f"{seeds} seeds an arm; the held-out loss varies by up to {spreads[arm]:.3f} "
+        f"nats (standard deviation, {view.arm_label(arm)}), so smaller differences "
+        "between arms are not told apart."
     )
 
 
@@ -610,8 +640,8 @@ def _final_norm(shown: View) -> str:
         for arm, (block, final) in pairs.items()
     ]
     return (
-        "The final norm's input is kept apart because it is measured, not quantized, and "
-        f"behaves differently: {', '.join(parts)}."
+        "The final norm's input is kept apart because it is measured, not quantized, "
+        f"and behaves differently: {', '.join(parts)}."
     )
 
 
@@ -626,7 +656,7 @@ def limits(shown: View, paper: Paper) -> list[str]:
         _final_norm(shown),
         _seeds(shown),
         (
-            "Held-out loss here and zero-shot accuracy in the paper are different units: "
-            "compare orders and where curves bend, not sizes."
+            "Held-out loss here and zero-shot accuracy in the paper are different "
+            "units: compare orders and where curves bend, not sizes."
         ),
     ]

@@ -2,6 +2,7 @@
 
 import html
 import pathlib
+import textwrap
 from collections.abc import Mapping
 
 import jinja2
@@ -14,24 +15,21 @@ from rfq.report.tables import Table
 from rfq.report.view import View
 
 
-def _view(results: Results, setting: view.Setting | None = None) -> View:
-    found = view.settings(results)
-    default = found[0] if found else view.Setting(None, None)
-    return View(results=results, setting=setting or default)
-
-
 def all_tables(shown: View, printed: paper.Paper) -> list[Table]:
     """Every table of the report; one more main table for each further setting."""
     others = view.settings(shown.results)[1:]
+    widths = {p.weight_bits for p in shown.precisions if p.name != "FP"}
+    beside = sorted(widths & {8, 16, None}, key=lambda w: (w is None, w != 8, w))
     return [
+        tables.glance_table(shown),
         tables.main_table(shown),
         tables.arms_table(shown),
-        tables.beside_table(shown, printed),
+        *(tables.beside_table(shown, printed, weight_bits=w) for w in beside),
         tables.kurtosis_table(shown),
         tables.matched_table(shown),
         tables.paper_kurtosis_table(shown, printed),
         *(tables.paper_table(printed, name) for name in printed.tables),
-        *(tables.main_table(_view(shown.results, other)) for other in others),
+        *(tables.main_table(view.of(shown.results, other)) for other in others),
     ]
 
 
@@ -96,7 +94,9 @@ def _flat(record: load.Record) -> list[tuple[str, object]]:
 def _css(looks: Mapping[str, style.Look]) -> markupsafe.Markup:
     """The arms' colors as CSS variables, for a light and for a dark page."""
     sides = [
-        "".join(f"--arm-{i}:{getattr(look, side)};" for i, look in enumerate(looks.values()))
+        "".join(
+            f"--arm-{i}:{getattr(look, side)};" for i, look in enumerate(looks.values())
+        )
         for side in ("light", "dark")
     ]
     return markupsafe.Markup(
@@ -146,9 +146,8 @@ def html_page(shown: View, made: list[Figure], written: list[Table]) -> str:
         for arm in shown.arms
     ]
     by_name = {table.name: table for table in written}
-    further = [
-        t for t in written if t.name.startswith("main_")
-    ]
+    further = [table for table in written if table.name.startswith("main_")]
+    beside = [table for table in written if table.name.startswith("beside_")]
     return environment.get_template("report.html.j2").render(
         arms=arms,
         index_of={arm: i for i, arm in enumerate(looks)},
@@ -159,6 +158,7 @@ def html_page(shown: View, made: list[Figure], written: list[Table]) -> str:
         drawings=drawings,
         tables=by_name,
         further=further,
+        beside=beside,
         paper=printed,
         provenance=provenance(shown),
         colors=_css(looks),
@@ -177,7 +177,7 @@ def run(directory: str | pathlib.Path) -> pathlib.Path:
             written.
     """
     results = load.load(directory)
-    shown = _view(results)
+    shown = view.of(results)
     printed = paper.load()
     written = all_tables(shown, printed)
     made = figures.all_figures(shown, printed)
@@ -203,49 +203,24 @@ def run(directory: str | pathlib.Path) -> pathlib.Path:
     return path
 
 
-# Precisions of the terminal's table: where arms begin to differ at a small size.
-SUMMARY_SPECS = ("W8A8", "W8A6", "W8A4")
-
-
 def summary(directory: str | pathlib.Path) -> str:
-    """The main table for a terminal of 100 columns, with what a reader must know."""
-    shown = _view(load.load(directory))
-    specs = [name for name in SUMMARY_SPECS if shown.precision(name) is not None]
-    head = ["arm", "loss", "kurtosis", *specs]
-    lines = [head]
-    for arm in shown.arms:
-        loss, peak = shown.full_loss(arm), shown.block_kurtosis(arm)
-        cells = [
-            view.arm_label(arm),
-            _short(loss, ".3f"),
-            tables.MISSING if peak.value is None else tables.kurtosis_text(peak.value),
-        ]
-        for name in specs:
-            precision = shown.precision(name)
-            both = [shown.increase(arm, precision, s) for s in view.STREAMS]
-            cells.append(" / ".join(_short(found, "+.3f") for found in both))
-        lines.append(cells)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    """The result in one line an arm, with what a reader must know, for a terminal."""
+    shown = view.of(load.load(directory))
+    table = tables.glance_table(shown)
+    lines = [
+        list(table.header),
+        *([c.text for c in line.cells] for line in table.lines),
+    ]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
+    lines.insert(1, ["-" * width for width in widths])
     rows = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         for line in lines
     ]
-    rows.insert(1, "  ".join("-" * width for width in widths))
-    floors = [
-        f"{name} {tables.MISSING if value is None else format(value, '.3f')}"
-        for name in ("unigram", "bigram")
-        for value in [shown.floor(name)]
+    caption = textwrap.wrap(table.caption, 88)
+    warnings = [
+        line
+        for alert in findings.alerts(shown)
+        for line in textwrap.wrap(f"! {alert.text}", 88, subsequent_indent="  ")
     ]
-    notes = [
-        f"loss: held-out, nats a token (floors: {', '.join(floors)}); kurtosis: largest "
-        "excess over block inputs",
-        "WnAm: increase of the loss, stream quantizer in the branch / in place",
-    ]
-    warnings = [f"! {alert.text}" for alert in findings.alerts(shown)]
-    return "\n".join(line.rstrip() for line in [*rows, "", *notes, *warnings])
-
-
-def _short(found: view.Estimate, form: str) -> str:
-    if found.value is None:
-        return tables.NOT_FINITE if found.not_finite else tables.MISSING
-    return format(found.value, form)
+    return "\n".join(line.rstrip() for line in [*rows, "", *caption, *warnings])

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 
 class PaperKurtosis(NamedTuple):
+    """A value of excess kurtosis that the paper states."""
+
     arm: str
     layer: int
     excess_kurtosis: float

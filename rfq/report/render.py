@@ -20,7 +20,9 @@ COLUMNS = 2
 LEFT, LABELS, BOTTOM, TITLE, EDGE = 0.66, 1.2, 0.48, 0.34, 0.1
 
 
-def _axes(canvas: Canvas, panel: Panel, corner: tuple[float, float], top: float) -> Axes:
+def _axes(
+    canvas: Canvas, panel: Panel, corner: tuple[float, float], top: float
+) -> Axes:
     """Axes of one panel whose lower left corner is at `corner` inches."""
     width, height = canvas.get_size_inches()
     right = LABELS if panel.labelled else EDGE
@@ -47,7 +49,7 @@ def panel_svg(panel: Panel, prefix: str, looks: Mapping[str, style.Look]) -> str
     `arm:<name>` becomes `data-arm`; the light colors become CSS variables that a dark
     page redefines; the size is left to the page.
     """
-    with matplotlib.rc_context(dict(style.RC)):
+    with matplotlib.rc_context(style.RC):
         canvas = Canvas(figsize=PANEL_INCHES)
         # The page sets the title in its own type, so that it wraps on a phone.
         panel.draw(_axes(canvas, panel, (0.0, 0.0), EDGE))

@@ -47,7 +47,7 @@ SPARE = (
 # Ink of figures. In the page each becomes the CSS variable of that name.
 INK = {"ink": "#1c1d1f", "muted": "#6b6e73", "hairline": "#d7d9dc"}
 
-RC: Mapping[str, object] = {
+RC: dict = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",

@@ -55,7 +55,9 @@ class Table:
 
 def _plain(key: str, value: Value, mark: str = "") -> Cell:
     shown = MISSING if value is None else str(value)
-    return Cell(text=shown, data={key: value}, mark=mark or ("missing" * (value is None)))
+    return Cell(
+        text=shown, data={key: value}, mark=mark or ("missing" * (value is None))
+    )
 
 
 def _shown(found: Estimate, form: str) -> Cell | None:
@@ -115,14 +117,14 @@ def _increase(key: str, found: Estimate, best: bool) -> Cell:
     return Cell(text=text, data=data, mark="best" if best else "")
 
 
-def _kurtosis(key: str, found: Estimate) -> Cell:
+def _kurtosis(key: str, found: Estimate, *, compact: bool = False) -> Cell:
     absent = _shown(found, key)
     if absent is not None or found.value is None:
         return absent or Cell(text=MISSING, data={})
     text = kurtosis_text(found.value)
     data: dict[str, Value] = {key: found.value}
     if found.spread is not None:
-        text += f" ± {kurtosis_text(found.spread)}"
+        text += "" if compact else f" ± {kurtosis_text(found.spread)}"
         data |= {f"{key}_sd": found.spread, f"{key}_seeds": found.num_seeds}
     return Cell(text=text, data=data)
 
@@ -145,14 +147,19 @@ def _full_precision(shown: View, arm: str, precision: Precision) -> list[Cell]:
 
 
 def _lowest(shown: View, precision: Precision, stream: str) -> str | None:
-    """The arm with the lowest increase among those that trained."""
+    """The arm whose interval lies below that of every other arm that trained."""
     found = {
-        arm: value
+        arm: (increase.lo, increase.hi)
         for arm in shown.arms
         if shown.status(arm) in ("ok", "above bigram")
-        and (value := shown.increase(arm, precision, stream).value) is not None
+        and (increase := shown.increase(arm, precision, stream)).lo is not None
+        and increase.hi is not None
     }
-    return min(found, key=lambda arm: found[arm]) if len(found) > 1 else None
+    for arm, (_, hi) in found.items():
+        others = [lo for other, (lo, _) in found.items() if other != arm]
+        if others and hi < min(others):
+            return arm
+    return None
 
 
 def main_table(shown: View) -> Table:
@@ -167,7 +174,9 @@ def main_table(shown: View) -> Table:
                 cells.append(_number(f"loss_{stream}", found, ".3f"))
             if precision.name == "FP":
                 cells += _full_precision(shown, arm, precision)
-                cells.append(Cell(text="exact", data={"sqnr_db": None}, mark="quiet"))
+                cells.append(
+                    Cell(text="exact", data={"sqnr_db": "exact"}, mark="quiet")
+                )
             else:
                 for stream in view.STREAMS:
                     found = shown.increase(arm, precision, stream)
@@ -190,8 +199,10 @@ def main_table(shown: View) -> Table:
             "hull of their intervals, and mean ± standard deviation for the loss). "
             "Branch: only the norm sees the quantized stream. In place: the skip "
             "carries it too. Residual-free blocks have no skip, so their two "
-            "placements are equal by construction. Bold: lowest increase among arms "
-            f"that trained. Taps {shown.setting.taps or MISSING}, calibration "
+            "placements are equal by construction. Bold: an increase whose interval "
+            "lies below every other trained arm's. SQNR: mean over sites, of "
+            "full-precision tensors, so of no placement. Taps "
+            f"{shown.setting.taps or MISSING}, calibration "
             f"{shown.setting.calibrator or MISSING}."
         ),
         header=(
@@ -216,9 +227,9 @@ def _slug(setting: view.Setting) -> str:
 
 
 STATUS_TEXT: Mapping[str, str] = {
-    "ok": "below the bigram floor",
-    "above bigram": "above the bigram floor",
-    "stuck": "stuck near the unigram floor",
+    "ok": "below bigram",
+    "above bigram": "above bigram",
+    "stuck": "stuck near unigram",
     "not finite": "not finite",
     "unfinished": "unfinished",
     "missing": "missing",
@@ -227,7 +238,9 @@ STATUS_TEXT: Mapping[str, str] = {
 
 def _config_number(shown: View, arm: str, *path: str) -> Estimate:
     *parents, field = path
-    records = [load.child(run.config, "experiment", *parents) for run in shown.runs(arm)]
+    records = [
+        load.child(run.config, "experiment", *parents) for run in shown.runs(arm)
+    ]
     return estimate_of(records, field)
 
 
@@ -242,6 +255,65 @@ def _count(key: str, found: Estimate) -> Cell:
     if absent is not None or found.value is None:
         return absent or Cell(text=MISSING, data={})
     return Cell(text=count_text(found.value), data={key: found.value})
+
+
+def _size(rows: Sequence[Record]) -> Cell:
+    layers, width = (estimate_of(rows, name).value for name in ("num_layers", "width"))
+    if layers is None or width is None:
+        return Cell(
+            text=MISSING, data={"num_layers": None, "width": None}, mark="missing"
+        )
+    return Cell(
+        text=f"{layers:.0f} × {width:.0f}",
+        data={"num_layers": int(layers), "width": int(width)},
+    )
+
+
+# Where arms begin to differ at a small size, and where the paper's headline stands.
+GLANCE_SPECS = ("W8A8", "W8A6", "W8A4")
+
+
+def glance_table(shown: View) -> Table:
+    """The result in one line an arm: loss, kurtosis, and what few bits cost."""
+    specs = [name for name in GLANCE_SPECS if shown.precision(name) is not None]
+    lines = []
+    for arm in shown.arms:
+        cells = [
+            _arm(arm),
+            _number("loss", shown.full_loss(arm), ".3f"),
+            _kurtosis("excess_kurtosis", shown.block_kurtosis(arm)),
+        ]
+        for name in specs:
+            found = {
+                stream: shown.increase(arm, shown.precision(name), stream)
+                for stream in view.STREAMS
+            }
+            both = [_increase(f"{name}_{s}", e, False) for s, e in found.items()]
+            short = [
+                cell.text if e.value is None else signed(e.value)
+                for cell, e in zip(both, found.values(), strict=True)
+            ]
+            mark = next((cell.mark for cell in both if cell.mark), "")
+            data = {key: value for cell in both for key, value in cell.data.items()}
+            cells.append(Cell(text=" / ".join(short), data=data, mark=mark))
+        lines.append(Line(cells=cells, arm=arm))
+    floors = ", ".join(
+        f"{name} {MISSING if value is None else format(value, '.3f')}"
+        for name in ("unigram", "bigram")
+        for value in [shown.floor(name)]
+    )
+    return Table(
+        name="glance",
+        title="At a glance",
+        caption=(
+            "Loss: held out, full precision, nats a token (floors: "
+            f"{floors}). Kurtosis: largest excess kurtosis over layers at the "
+            "attention norm's input; 0 is Gaussian. WnAm: increase of the loss with "
+            "the stream's quantizer in the branch / in place."
+        ),
+        header=("Arm", "Loss", "Kurtosis", *specs),
+        lines=lines,
+    )
 
 
 def arms_table(shown: View) -> Table:
@@ -271,8 +343,7 @@ def arms_table(shown: View) -> Table:
                         _config_number(shown, arm, "optimizer", "learning_rate"),
                         ".3g",
                     ),
-                    _count("num_layers", estimate_of(rows, "num_layers")),
-                    _count("width", estimate_of(rows, "width")),
+                    _size(rows),
                     _count("num_params", estimate_of(rows, "num_params")),
                     _count("num_steps", estimate_of(rows, "num_steps")),
                     _count("tokens_seen", estimate_of(rows, "tokens_seen")),
@@ -297,8 +368,7 @@ def arms_table(shown: View) -> Table:
             "Kurtosis, blocks",
             "Kurtosis, final norm",
             "Peak rate",
-            "Layers",
-            "Width",
+            "Layers × width",
             "Parameters",
             "Steps",
             "Tokens",
@@ -342,17 +412,23 @@ def kurtosis_table(shown: View) -> Table:
                 if once and layer:
                     cells.append(Cell(text="", data={key: ""}, mark="quiet"))
                 else:
-                    cells.append(_kurtosis(key, view.estimate(values, "k")))
+                    mean = view.estimate(values, "k")
+                    cells.append(_kurtosis(key, mean, compact=True))
             lines.append(Line(cells=cells, group=site, arm=arm))
     return Table(
         name="kurtosis",
         title="Excess kurtosis by site and layer",
         caption=(
-            "Pooled excess kurtosis of the full-precision model at the end of training, "
-            "mean over seeds; the final norm's input has one value, in the first "
-            "column. 0 is Gaussian."
+            "Pooled excess kurtosis of the full-precision model at the end of "
+            "training, mean over seeds; the final norm's input has one value, in the "
+            "first column. 0 is Gaussian."
         ),
-        header=("Site", "Arm", "Loss, nats", *(f"L{i + 1}" for i in range(max(depth, 1)))),
+        header=(
+            "Site",
+            "Arm",
+            "Loss, nats",
+            *(f"L{i + 1}" for i in range(max(depth, 1))),
+        ),
         lines=lines,
     )
 
@@ -378,8 +454,7 @@ def matched_loss(shown: View) -> float | None:
         for arm in shown.arms
         if shown.status(arm) in ("ok", "above bigram")
         for run in shown.runs(arm)
-        if run.measures
-        and (loss := load.number(run.measures[-1], "loss")) is not None
+        if run.measures and (loss := load.number(run.measures[-1], "loss")) is not None
     ]
     return max(ends) if len(ends) > 1 else None
 
@@ -428,40 +503,43 @@ def matched_table(shown: View) -> Table:
     )
 
 
-def beside_table(shown: View, paper: Paper) -> Table:
+def _paper_table_of(precision: Precision) -> str:
+    """The table of the paper with that weight width."""
+    return {None: "table4", 16: "table3"}.get(precision.weight_bits, "table2")
+
+
+def beside_table(shown: View, paper: Paper, *, weight_bits: int | None) -> Table:
     """Our loss increase and the paper's change of accuracy, row by row."""
     paper_arms = list(dict.fromkeys(row.arm for row in paper.tables["table2"]))
-    names = [p for p in shown.precisions if p.name != "FP"]
+    quantized = [
+        p for p in shown.precisions if p.name != "FP" and p.weight_bits == weight_bits
+    ]
+    reference = [shown.reference] if shown.reference else []
     lines = []
-    for precision in names:
-        table = "table4" if precision.weight_bits is None else "table2"
-        if precision.weight_bits == 16:
-            table = "table3"
+    for precision in [*reference, *quantized]:
+        table = _paper_table_of(precision)
         for arm in paper_arms:
-            theirs = paper.accuracy(table, arm, precision.name)
-            full = paper.accuracy(table, arm, "FP")
-            cells = [_plain("precision", precision.name), _arm(arm)]
-            for stream in view.STREAMS:
-                found = shown.increase(arm, precision, stream)
-                cells.append(_increase(f"our_loss_increase_{stream}", found, False))
-            if theirs is None or full is None:
-                absent = Cell(text="not in the paper", data={}, mark="quiet")
-                cells += [absent, absent]
+            cells = [
+                _plain("precision", precision.name),
+                _arm(arm),
+                _number("our_loss", shown.loss(arm, precision, "branch"), ".3f"),
+            ]
+            if precision == shown.reference:
+                none = Cell(text="reference", data={}, mark="quiet")
+                cells += [none, none]
             else:
-                change = theirs - full
-                cells += [
-                    Cell(text=f"{theirs:.3f}", data={"paper_accuracy": theirs}),
-                    Cell(
-                        text=signed(change),
-                        data={"paper_accuracy_change": round(change, 6)},
-                    ),
-                ]
+                for stream in view.STREAMS:
+                    found = shown.increase(arm, precision, stream)
+                    cells.append(_increase(f"our_loss_increase_{stream}", found, False))
+            cells += _paper_cells(paper, table, arm, precision.name)
             lines.append(Line(cells=cells, group=precision.name, arm=arm))
+    kind = "a" if weight_bits is None else f"w{weight_bits}"
+    weights = "weights FP" if weight_bits is None else f"{weight_bits}-bit weights"
     return Table(
-        name="beside_the_paper",
-        title="Ours beside the paper's",
+        name=f"beside_the_paper_{kind}",
+        title=f"Ours beside the paper's, {weights}",
         caption=(
-            "Left: our held-out loss increase, nats a token (up is worse). Right, the "
+            "Ours: held-out loss and its increase, nats a token (up is worse). The "
             "paper's numbers: average zero-shot accuracy on eight tasks of its models "
             f"of {paper.num_params / 1e6:.0f} M parameters, and its change from BF16 "
             "(down is worse). The units differ; compare the order of arms and where "
@@ -471,13 +549,28 @@ def beside_table(shown: View, paper: Paper) -> Table:
         header=(
             "Precision",
             "Arm",
+            "Ours: loss, branch",
             "Ours: increase, branch",
             "Ours: increase, in place",
             "Paper: accuracy",
-            "Paper: change from BF16",
+            "Paper: change",
         ),
         lines=lines,
     )
+
+
+def _paper_cells(paper: Paper, table: str, arm: str, spec: str) -> list[Cell]:
+    theirs, full = (paper.accuracy(table, arm, name) for name in (spec, "FP"))
+    if theirs is None or full is None:
+        absent = Cell(text="not in the paper", data={}, mark="quiet")
+        return [absent, absent]
+    change = Cell(
+        text=signed(theirs - full),
+        data={"paper_accuracy_change": round(theirs - full, 6)},
+    )
+    if spec == "FP":
+        change = Cell(text="reference", data={}, mark="quiet")
+    return [Cell(text=f"{theirs:.3f}", data={"paper_accuracy": theirs}), change]
 
 
 def paper_table(paper: Paper, name: str) -> Table:
@@ -487,7 +580,9 @@ def paper_table(paper: Paper, name: str) -> Table:
     for row in sorted(paper.tables[name], key=lambda r: order[r.spec]):
         label = "BF16" if row.spec == "FP" else row.spec
         cells = [_plain("precision", label), _arm(row.arm)]
-        for task, score in zip((*paper.tasks, "avg"), (*row.scores, row.avg), strict=True):
+        for task, score in zip(
+            (*paper.tasks, "avg"), (*row.scores, row.avg), strict=True
+        ):
             cells.append(Cell(text=f"{score:.3f}", data={task: score}))
         lines.append(Line(cells=cells, group=label, arm=row.arm))
     return Table(
@@ -503,25 +598,45 @@ def paper_table(paper: Paper, name: str) -> Table:
     )
 
 
+def same_depth(layer: int, paper_layers: int, num_layers: int) -> int:
+    """Our layer, counted from 1, at the relative depth of the paper's `layer`."""
+    return min(num_layers, max(1, round(layer / paper_layers * num_layers)))
+
+
 def paper_kurtosis_table(shown: View, paper: Paper) -> Table:
-    """The kurtosis values that the paper's text and figure 4 state, and ours."""
+    """The kurtosis that the paper states, and ours at the same relative depth."""
     lines = []
     for entry in paper.kurtosis:
-        ours = shown.block_kurtosis(entry.arm)
+        ends = [run.measures[-1] for run in shown.runs(entry.arm) if run.measures]
+        layers = [view.layer_kurtosis(end, "attn_norm_in") for end in ends]
+        depth = max(map(len, layers), default=0)
+        layer = same_depth(entry.layer, paper.num_layers, depth) if depth else None
+        ours = view.estimate(
+            [
+                {"k": found[layer - 1]}
+                for found in layers
+                if layer and len(found) >= layer
+            ],
+            "k",
+        )
+        where = Cell(text=MISSING, data={"our_layer": None}, mark="missing")
+        if layer is not None:
+            where = Cell(text=f"layer {layer} of {depth}", data={"our_layer": layer})
         lines.append(
             Line(
                 arm=entry.arm,
                 cells=[
                     _arm(entry.arm),
                     Cell(
-                        text=f"layer {entry.layer} of {paper.num_layers}, "
-                        f"{paper.num_steps:,} steps ({entry.where})",
+                        text=f"layer {entry.layer} of {paper.num_layers} "
+                        f"({entry.where})",
                         data={"paper_layer": entry.layer},
                     ),
                     Cell(
                         text=f"{entry.excess_kurtosis:,g}",
                         data={"paper_excess_kurtosis": entry.excess_kurtosis},
                     ),
+                    where,
                     _kurtosis("our_excess_kurtosis", ours),
                     _number("our_loss", shown.full_loss(entry.arm), ".3f"),
                 ],
@@ -531,13 +646,15 @@ def paper_kurtosis_table(shown: View, paper: Paper) -> Table:
         name="paper_kurtosis",
         title="Kurtosis that the paper states, and ours",
         caption=(
-            "The paper's layers are those of its figures 4 and 7 to 9. Ours is the "
-            "largest over layers at the attention norm's input at the end of training."
+            f"The paper's values are after {paper.num_steps:,} steps; it does not say "
+            "which tensor of the layer they are of. Ours: the attention norm's input "
+            "at the end of training, at the same relative depth, mean over seeds."
         ),
         header=(
             "Arm",
-            "Where in the paper",
+            "Paper: where",
             "Paper: excess kurtosis",
+            "Ours: where",
             "Ours: excess kurtosis",
             "Ours: loss, nats",
         ),
@@ -558,7 +675,9 @@ def markdown(table: Table) -> str:
         + " |"
         for line in table.lines
     ]
-    return "\n".join([f"### {table.title}", "", table.caption, "", head, rule, *body, ""])
+    return "\n".join(
+        [f"### {table.title}", "", table.caption, "", head, rule, *body, ""]
+    )
 
 
 def comma_separated(table: Table) -> str:

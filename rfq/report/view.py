@@ -108,6 +108,7 @@ class Precision(NamedTuple):
 
     @property
     def label(self) -> str:
+        """The name in tables, with the arithmetic type where rows give it."""
         return f"FP, {self.compute_dtype}" if self.compute_dtype else self.name
 
 
@@ -144,6 +145,7 @@ def _precision_order(precision: Precision) -> tuple[int, int, int, str]:
 
 
 def setting_of(row: Record) -> Setting:
+    """The setting of a quantized row."""
     return Setting(load.text(row, "taps"), load.text(row, "calibrator"))
 
 
@@ -196,6 +198,7 @@ class View:
 
     @functools.cached_property
     def precisions(self) -> tuple[Precision, ...]:
+        """Every precision of the rows, in the order of the tables."""
         return tuple(sorted({key[1] for key in self._index}, key=_precision_order))
 
     @functools.cached_property
@@ -221,6 +224,7 @@ class View:
         return "residual" if arm.startswith("residual") else None
 
     def runs(self, arm: str) -> list[Run]:
+        """The run directories of an arm, one a seed."""
         return [run for run in self.results.runs if run.arm == arm]
 
     def rows(
@@ -248,9 +252,7 @@ class View:
                 return rows
         return []
 
-    def increase(
-        self, arm: str, precision: Precision | None, stream: str
-    ) -> Estimate:
+    def increase(self, arm: str, precision: Precision | None, stream: str) -> Estimate:
         """Increase of held-out loss against float32 FP, nats a token."""
         if precision is not None and precision == self.reference:
             rows = self.rows(arm, precision)
@@ -318,6 +320,13 @@ class View:
         return estimate(found, "k")
 
 
+def of(results: Results, setting: Setting | None = None) -> View:
+    """The view of one setting, by default the first of `settings`."""
+    found = settings(results)
+    default = found[0] if found else Setting(None, None)
+    return View(results=results, setting=setting or default)
+
+
 def _blew_up(runs: Sequence[Run]) -> bool:
     ends = [run.metrics[-1] for run in runs if run.metrics]
     return any(load.nonfinite(end, "loss") for end in ends)
@@ -332,7 +341,9 @@ def layer_kurtosis(measure: Record, site: str) -> list[float | None]:
 
 def peak_kurtosis(measure: Record, sites: Sequence[str]) -> float | None:
     """Largest excess kurtosis over sites and layers at one measured step."""
-    found = [k for site in sites for k in layer_kurtosis(measure, site) if k is not None]
+    found = [
+        k for site in sites for k in layer_kurtosis(measure, site) if k is not None
+    ]
     return max(found, default=None)
 
 

@@ -13,8 +13,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from rfq import report
+
 ACT_BITS = (16, 12, 10, 8, 6, 4)
-EDGES = np.concatenate([np.linspace(-40, -8, 33), np.linspace(-7.75, 7.75, 63), np.linspace(8, 40, 33)])
+EDGES = np.concatenate(
+    [np.linspace(-40, -8, 33), np.linspace(-7.75, 7.75, 63), np.linspace(8, 40, 33)]
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,10 +36,46 @@ class Arm:
 
 
 ARMS: dict[str, Arm] = {
-    "residual_adamw": Arm(loss=3.34, kurtosis=14.9, final_kurtosis=9.0, branch=0.28, in_place=0.80, sqnr_gap_db=-7.5, rate=1e-2, seconds=80.0),
-    "residual_kl_shampoo": Arm(loss=3.21, kurtosis=0.35, final_kurtosis=1.4, branch=0.11, in_place=0.29, sqnr_gap_db=-1.2, rate=3e-3, seconds=96.0),
-    "residual_free_kl_shampoo": Arm(loss=3.51, kurtosis=0.28, final_kurtosis=1.1, branch=0.42, in_place=0.42, sqnr_gap_db=-0.4, rate=1e-3, seconds=97.0),
-    "residual_free_muon": Arm(loss=3.47, kurtosis=0.20, final_kurtosis=2.0, branch=0.29, in_place=0.29, sqnr_gap_db=-0.3, rate=3e-3, seconds=79.0),
+    "residual_adamw": Arm(
+        loss=3.34,
+        kurtosis=14.9,
+        final_kurtosis=9.0,
+        branch=0.28,
+        in_place=0.80,
+        sqnr_gap_db=-7.5,
+        rate=1e-2,
+        seconds=80.0,
+    ),
+    "residual_kl_shampoo": Arm(
+        loss=3.21,
+        kurtosis=0.35,
+        final_kurtosis=1.4,
+        branch=0.11,
+        in_place=0.29,
+        sqnr_gap_db=-1.2,
+        rate=3e-3,
+        seconds=96.0,
+    ),
+    "residual_free_kl_shampoo": Arm(
+        loss=3.51,
+        kurtosis=0.28,
+        final_kurtosis=1.1,
+        branch=0.42,
+        in_place=0.42,
+        sqnr_gap_db=-0.4,
+        rate=1e-3,
+        seconds=97.0,
+    ),
+    "residual_free_muon": Arm(
+        loss=3.47,
+        kurtosis=0.20,
+        final_kurtosis=2.0,
+        branch=0.29,
+        in_place=0.29,
+        sqnr_gap_db=-0.3,
+        rate=3e-3,
+        seconds=79.0,
+    ),
 }
 
 
@@ -47,31 +87,78 @@ def _dump(path: pathlib.Path, records: list[dict]) -> None:
 def _rows(name: str, arm: Arm, seed: int, rng: np.random.Generator) -> list[dict]:
     loss = arm.loss + 0.02 * float(rng.standard_normal())
     common = {
-        "arm": name, "seed": seed, "num_layers": 6, "width": 64, "calibrator": "minmax", "taps": "paper",
-        "num_params": 328_448, "num_steps": 800, "tokens_seen": 819_200, "compute_dtype": "float32",
-        "calibration_tokens": 4096, "eval_tokens": 65_536, "config_fingerprint": f"{abs(hash_of(name)):08x}",
-        "commit": "29eb8e0", "device": "cpu", "versions": {"jax": "0.10.2", "rfq": "0.1.0"},
-        "excess_kurtosis": arm.kurtosis, "final_norm_excess_kurtosis": arm.final_kurtosis, "seconds": 12.5,
+        "arm": name,
+        "seed": seed,
+        "num_layers": 6,
+        "width": 64,
+        "calibrator": "minmax",
+        "taps": "paper",
+        "num_params": 328_448,
+        "num_steps": 800,
+        "tokens_seen": 819_200,
+        "compute_dtype": "float32",
+        "calibration_tokens": 4096,
+        "eval_tokens": 65_536,
+        "config_fingerprint": f"{abs(hash_of(name)):08x}",
+        "commit": "29eb8e0",
+        "device": "cpu",
+        "versions": {"jax": "0.10.2", "rfq": "0.1.0"},
+        "excess_kurtosis": arm.kurtosis,
+        "final_norm_excess_kurtosis": arm.final_kurtosis,
+        "seconds": 12.5,
     }
     full = {
-        **common, "spec": "FP", "weight_bits": None, "act_bits": None, "stream": None, "taps": None,
-        "calibrator": None, "loss": loss, "loss_increase": 0.0, "loss_increase_lo": 0.0, "loss_increase_hi": 0.0,
-        "bits_per_byte": loss / math.log(2) / 2.2, "sqnr_db": None, "nmse": None,
+        **common,
+        "spec": "FP",
+        "weight_bits": None,
+        "act_bits": None,
+        "stream": None,
+        "taps": None,
+        "calibrator": None,
+        "loss": loss,
+        "loss_increase": 0.0,
+        "loss_increase_lo": 0.0,
+        "loss_increase_hi": 0.0,
+        "bits_per_byte": loss / math.log(2) / 2.2,
+        "sqnr_db": None,
+        "nmse": None,
     }
-    rows = [full, {**full, "compute_dtype": "bfloat16", "loss": loss + 0.0011, "loss_increase": 0.0011, "loss_increase_lo": 0.0004, "loss_increase_hi": 0.0018}]
+    rows = [
+        full,
+        {
+            **full,
+            "compute_dtype": "bfloat16",
+            "loss": loss + 0.0011,
+            "loss_increase": 0.0011,
+            "loss_increase_lo": 0.0004,
+            "loss_increase_hi": 0.0018,
+        },
+    ]
     for weight_bits in (8, None):
         for bits in ACT_BITS:
             for stream in ("branch", "in_place"):
                 at_four = getattr(arm, stream)
-                increase = at_four * 4.0 ** -(bits - 4) + (0.0004 if weight_bits else 0.0)
+                increase = at_four * 4.0 ** -(bits - 4) + (
+                    0.0004 if weight_bits else 0.0
+                )
                 half = 0.06 * increase + 0.0005
                 sqnr = 6.02 * bits - 9.0 + arm.sqnr_gap_db
-                rows.append({
-                    **common, "spec": f"W{weight_bits}A{bits}" if weight_bits else f"A{bits}", "weight_bits": weight_bits,
-                    "act_bits": bits, "stream": stream, "loss": loss + increase, "loss_increase": increase,
-                    "loss_increase_lo": increase - half, "loss_increase_hi": increase + half,
-                    "bits_per_byte": (loss + increase) / math.log(2) / 2.2, "sqnr_db": sqnr, "nmse": 10 ** (-sqnr / 10),
-                })
+                rows.append(
+                    {
+                        **common,
+                        "spec": f"W{weight_bits}A{bits}" if weight_bits else f"A{bits}",
+                        "weight_bits": weight_bits,
+                        "act_bits": bits,
+                        "stream": stream,
+                        "loss": loss + increase,
+                        "loss_increase": increase,
+                        "loss_increase_lo": increase - half,
+                        "loss_increase_hi": increase + half,
+                        "bits_per_byte": (loss + increase) / math.log(2) / 2.2,
+                        "sqnr_db": sqnr,
+                        "nmse": 10 ** (-sqnr / 10),
+                    }
+                )
     return rows
 
 
@@ -86,11 +173,20 @@ def _sites(arm: Arm, progress: float) -> dict:
     sites = {
         site: {
             "excess_kurtosis": (part * arm.kurtosis * progress * shape).tolist(),
-            "rms": [1.0] * 6, "mean": [0.0] * 6, "min": [-6.0] * 6, "max": [6.0] * 6,
+            "rms": [1.0] * 6,
+            "mean": [0.0] * 6,
+            "min": [-6.0] * 6,
+            "max": [6.0] * 6,
         }
         for site, part in scale.items()
     }
-    sites["final_norm_in"] = {"excess_kurtosis": arm.final_kurtosis * progress, "rms": 1.0, "mean": 0.0, "min": -6.0, "max": 6.0}
+    sites["final_norm_in"] = {
+        "excess_kurtosis": arm.final_kurtosis * progress,
+        "rms": 1.0,
+        "mean": 0.0,
+        "min": -6.0,
+        "max": 6.0,
+    }
     return sites
 
 
@@ -101,10 +197,24 @@ def _histograms(arm: Arm, rng: np.random.Generator) -> dict:
     x[: int(wide * x.size)] *= 5.0
     x = (x - x.mean()) / x.std()
     counts = np.histogram(x, EDGES)[0].tolist()
-    return {"edges": EDGES.tolist(), "sites": {"attn_norm_in": {"counts": [counts] * 6, "excess_kurtosis": [arm.kurtosis] * 6}}}
+    return {
+        "edges": EDGES.tolist(),
+        "sites": {
+            "attn_norm_in": {
+                "counts": [counts] * 6,
+                "excess_kurtosis": [arm.kurtosis] * 6,
+            }
+        },
+    }
 
 
-def write(directory: pathlib.Path, *, arms: dict[str, Arm] | None = None, seeds: tuple[int, ...] = (0,), steps: int = 800) -> pathlib.Path:
+def write(
+    directory: pathlib.Path,
+    *,
+    arms: dict[str, Arm] | None = None,
+    seeds: tuple[int, ...] = (0,),
+    steps: int = 800,
+) -> pathlib.Path:
     """Writes what `rfq compare` writes, for made-up outcomes."""
     arms = ARMS if arms is None else arms
     every = []
@@ -115,52 +225,111 @@ def write(directory: pathlib.Path, *, arms: dict[str, Arm] | None = None, seeds:
             rows = _rows(name, arm, seed, rng)
             every += rows
             logged = range(10, steps + 1, 10)
-            curve = {s: arm.loss + (6.2 - arm.loss) * math.exp(-5.0 * s / steps) for s in logged}
-            _dump(home / "metrics.jsonl", [
-                {"step": s, "loss": curve[s] + 0.06 * float(rng.standard_normal()), "learning_rate": arm.rate, "grad_norm": 1.0, "tokens_per_second": 819_200 / arm.seconds}
+            curve = {
+                s: arm.loss + (6.2 - arm.loss) * math.exp(-5.0 * s / steps)
                 for s in logged
-            ])
+            }
+            _dump(
+                home / "metrics.jsonl",
+                [
+                    {
+                        "step": s,
+                        "loss": curve[s] + 0.06 * float(rng.standard_normal()),
+                        "learning_rate": arm.rate,
+                        "grad_norm": 1.0,
+                        "tokens_per_second": 819_200 / arm.seconds,
+                    }
+                    for s in logged
+                ],
+            )
             measured = range(0, steps + 1, 100)
-            _dump(home / "measures.jsonl", [
-                {"step": s, "loss": arm.loss + (6.2 - arm.loss) * math.exp(-5.0 * s / steps), "num_tokens": 4096, "sites": _sites(arm, s / steps)}
-                for s in measured
-            ])
+            _dump(
+                home / "measures.jsonl",
+                [
+                    {
+                        "step": s,
+                        "loss": arm.loss
+                        + (6.2 - arm.loss) * math.exp(-5.0 * s / steps),
+                        "num_tokens": 4096,
+                        "sites": _sites(arm, s / steps),
+                    }
+                    for s in measured
+                ],
+            )
             _dump(home / "quantize" / "rows.jsonl", rows)
-            _dump(home / "quantize" / "sites.jsonl", [
-                {"spec": spec, "stream": "branch", "taps": "paper", "sites": {
-                    site: {"sqnr_db": (6.02 * bits - 9 + arm.sqnr_gap_db + np.linspace(0, 2, 6)).tolist(), "nmse": [0.01] * 6}
-                    for site in ("attn_norm_in", "attn_in", "mlp_norm_in", "mlp_in")}}
-                for spec, bits in (("W8A8", 8), ("W8A4", 4))
-            ])
-            (home / "quantize" / "histograms.json").write_text(json.dumps(_histograms(arm, rng)))
+            _dump(
+                home / "quantize" / "sites.jsonl",
+                [
+                    {
+                        "spec": spec,
+                        "stream": "branch",
+                        "taps": "paper",
+                        "sites": {
+                            site: {
+                                "sqnr_db": (
+                                    6.02 * bits
+                                    - 9
+                                    + arm.sqnr_gap_db
+                                    + np.linspace(0, 2, 6)
+                                ).tolist(),
+                                "nmse": [0.01] * 6,
+                            }
+                            for site in (
+                                "attn_norm_in",
+                                "attn_in",
+                                "mlp_norm_in",
+                                "mlp_in",
+                            )
+                        },
+                    }
+                    for spec, bits in (("W8A8", 8), ("W8A4", 4))
+                ],
+            )
+            (home / "quantize" / "histograms.json").write_text(
+                json.dumps(_histograms(arm, rng))
+            )
             config = {
                 "experiment": {
-                    "model": {"skip": "residual_free" if "free" in name else "residual", "num_layers": 6, "width": 64},
+                    "model": {
+                        "skip": "residual_free" if "free" in name else "residual",
+                        "num_layers": 6,
+                        "width": 64,
+                    },
                     "optimizer": {"learning_rate": arm.rate},
                     "train": {"batch_size": 16, "seq_len": 64, "num_steps": steps},
                 },
-                "fingerprint": f"{hash_of(name):08x}", "commit": "29eb8e0", "versions": {"jax": "0.10.2"}, "device": "cpu",
+                "fingerprint": f"{hash_of(name):08x}",
+                "commit": "29eb8e0",
+                "versions": {"jax": "0.10.2"},
+                "device": "cpu",
             }
             (home / "config.json").write_text(json.dumps(config))
-            (home / "done.json").write_text(json.dumps({"num_steps": steps, "loss": arm.loss, "seconds": arm.seconds}))
+            (home / "done.json").write_text(
+                json.dumps(
+                    {"num_steps": steps, "loss": arm.loss, "seconds": arm.seconds}
+                )
+            )
     _dump(directory / "rows.jsonl", every)
-    (directory / "context.json").write_text(json.dumps({
-        "floors": {"unigram": 5.301, "bigram": 3.702},
-        "data": {"source": "embedded", "tokenizer": "embedded-512", "vocab_size": 512, "train_tokens": 5_000_000},
-        "arms": list(ARMS),
-    }))
+    (directory / "context.json").write_text(
+        json.dumps(
+            {
+                "floors": {"unigram": 5.301, "bigram": 3.702},
+                "data": {
+                    "source": "embedded",
+                    "tokenizer": "embedded-512",
+                    "vocab_size": 512,
+                    "train_tokens": 5_000_000,
+                },
+                "arms": list(ARMS),
+            }
+        )
+    )
     return directory
 
 
 @pytest.fixture
-def made(tmp_path: pathlib.Path) -> pathlib.Path:
-    """The whole synthetic directory, one seed."""
-    return write(tmp_path / "demo")
-
-
-@pytest.fixture
 def make(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
-    """Makes a synthetic directory with other arms, seeds or outcomes."""
+    """Makes a synthetic directory, by default four arms and one seed."""
 
     def made(**kwargs) -> pathlib.Path:
         return write(tmp_path / "demo", **kwargs)
@@ -172,3 +341,11 @@ def make(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
 def arms() -> dict[str, Arm]:
     """The made-up outcomes, to be changed with dataclasses.replace."""
     return dict(ARMS)
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A directory with its report written: two seeds; read it, do not change it."""
+    directory = write(tmp_path_factory.mktemp("rendered") / "demo", seeds=(0, 1))
+    report.run(directory)
+    return directory

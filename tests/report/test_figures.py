@@ -1,0 +1,159 @@
+import json
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from matplotlib.figure import Figure as Canvas
+
+from rfq.report import figures, load, paper, style, view
+
+
+def shown(directory):
+    return view.of(load.load(directory))
+
+
+def drawn(panel):
+    """The axes of a panel, drawn."""
+    ax = Canvas().subplots()
+    panel.draw(ax)
+    return ax
+
+
+def line_of(ax, arm):
+    """The points of an arm's data line (leaders of labels have axes coordinates)."""
+    lines = [
+        line
+        for line in ax.get_lines()
+        if line.get_gid() == figures.tag(arm) and line.get_transform() == ax.transData
+    ]
+    return lines[0].get_xydata()
+
+
+NAMES = [
+    "loss_increase",
+    "paper_accuracy",
+    "sqnr",
+    "training",
+    "kurtosis_training",
+    "kurtosis_layers",
+    "histograms",
+]
+
+
+def test_every_kind_of_figure_is_made_and_says_how_to_read_it(make):
+    found = figures.all_figures(shown(make()), paper.load())
+    assert [figure.name for figure in found] == NAMES
+    for figure in found:
+        assert figure.panels, figure.name
+        assert figure.guide
+        assert not figure.missing
+        for panel in figure.panels:
+            ax = drawn(panel)
+            assert ax.get_xlabel(), panel
+            assert ax.get_ylabel(), panel
+
+
+def test_without_files_a_figure_says_what_is_missing(make):
+    directory = make()
+    for path in directory.glob("arms/*/seed-*/**/*.json*"):
+        path.unlink()
+    row = {"arm": "residual_adamw", "seed": 0, "spec": "FP", "loss": 3.4}
+    (directory / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    for figure in figures.all_figures(shown(directory), paper.load()):
+        assert figure.name == "paper_accuracy" or (figure.missing and not figure.panels)
+
+
+@pytest.mark.parametrize("stream", ["branch", "in_place"])
+def test_drawn_increases_are_those_of_the_rows(make, stream):
+    found = shown(make())
+    panels = {panel.name: panel for panel in figures.increase_figure(found).panels}
+    ax = drawn(panels[f"w8_{stream}"])
+    for arm in found.arms:
+        points = dict(line_of(ax, arm))
+        assert len(points) == 6
+        for bits, value in points.items():
+            precision = found.precision(f"W8A{bits:.0f}")
+            assert value == found.increase(arm, precision, stream).value
+
+
+def test_an_arm_has_one_color_in_every_figure(make):
+    found = shown(make())
+    for figure in figures.all_figures(found, paper.load()):
+        for panel in figure.panels:
+            for line in drawn(panel).get_lines():
+                arm = (line.get_gid() or "").removeprefix("arm:")
+                if arm:
+                    assert line.get_color() == style.ARMS[arm].light
+
+
+def test_unknown_arms_get_colors_of_their_own():
+    looks = style.looks(("residual_adamw", "mine", "another"))
+    assert len({look.light for look in looks.values()}) == 3
+
+
+def test_a_gaussian_on_a_min_max_grid_has_the_tabulated_sqnr():
+    # Exact integrals at half-range 5.467 with a rounded zero point, which costs up to
+    # half a step at one end; high resolution leaves that out: .02 dB at 12 bits.
+    for bits, db in ((4, 13.54), (6, 26.00), (8, 38.15), (10, 50.21), (12, 62.24)):
+        assert figures.gaussian_sqnr_db(bits, 5.467) == pytest.approx(db, abs=0.025)
+
+
+@pytest.mark.parametrize(
+    ("count", "half_range"),
+    [(512, 3.044), (32768, 4.134), (32768 * 64, 5.008), (32768 * 768, 5.467)],
+)
+def test_expected_extreme_of_a_gaussian_sample(count, half_range):
+    # The Gumbel limit is approached like 1 / log n: .02 at 512, .002 at 25 million.
+    assert figures.gaussian_half_range(count) == pytest.approx(half_range, abs=0.025)
+
+
+def test_a_histogram_is_a_density_of_the_layer_at_two_thirds(make):
+    found = shown(make())
+    made = figures.histogram(found.runs("residual_adamw")[0], "attn_norm_in")
+    assert made is not None
+    assert (made.layer, made.depth) == (4, 6)
+    assert float(np.sum(made.density * np.diff(made.edges))) == pytest.approx(1.0)
+    # The paper's figure 4 shows layer 16 of 24.
+    assert figures.middle_layer(24) + 1 == 16
+
+
+def test_wall_time_follows_from_tokens_per_second(make):
+    found = shown(make())
+    # 16 x 64 tokens a step, 819,200 tokens in 80 s.
+    seconds = figures.train_seconds(found.runs("residual_adamw")[0])
+    assert seconds[-1] == pytest.approx(80.0)
+    assert np.all(np.diff(seconds) > 0)
+
+
+def test_wall_time_is_missing_not_zero_without_a_speed(make):
+    directory = make()
+    path = directory / "arms" / "residual_adamw" / "seed-0" / "metrics.jsonl"
+    path.write_text('{"step": 10, "loss": 5.0}\n{"step": 20, "loss": 4.0}\n')
+    run = shown(directory).runs("residual_adamw")[0]
+    assert figures.train_seconds(run) == [None, None]
+
+
+def test_recorded_seconds_are_used_as_they_are(make):
+    directory = make()
+    path = directory / "arms" / "residual_adamw" / "seed-0" / "metrics.jsonl"
+    path.write_text('{"step": 10, "loss": 5.0, "seconds": 2.5}\n')
+    assert figures.train_seconds(shown(directory).runs("residual_adamw")[0]) == [2.5]
+
+
+@hypothesis.given(
+    st.lists(st.floats(0.0, 1.0), min_size=1, max_size=6),
+    st.floats(0.01, 0.16),
+)
+def test_labels_never_touch_keep_their_order_and_stay_inside(centers, height):
+    placed = figures.spread(centers, [height] * len(centers))
+    order = sorted(range(len(centers)), key=lambda i: centers[i])
+    gaps = np.diff([placed[i] for i in order])
+    # Six labels of .16 fit into 1; 1e-9 is float32-free rounding of the sums.
+    assert np.all(gaps >= height - 1e-9)
+    assert min(placed) >= height / 2 - 1e-9
+    assert max(placed) <= 1 - height / 2 + 1e-9
+
+
+def test_labels_that_do_not_collide_stay_where_their_lines_end():
+    assert figures.spread([0.8, 0.2, 0.5], [0.1] * 3) == pytest.approx([0.8, 0.2, 0.5])

@@ -1,0 +1,150 @@
+import dataclasses
+import html.parser
+import json
+import re
+
+import matplotlib
+import pytest
+
+from rfq import errors, report
+
+VOID = {"meta", "link", "input", "br", "img", "hr"}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags are balanced, and collects ids, links and text."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[tuple[str, str, str]] = []
+        self.tags: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "srcset", "action", "data", "poster"):
+                self.links.append((tag, name, value or ""))
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def source(rendered):
+    return (rendered / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_table_and_figure_is_a_file(rendered):
+    tables = {path.name for path in (rendered / "tables").iterdir()}
+    names = {"glance", "main", "arms", "beside_the_paper_w8", "beside_the_paper_a"}
+    names |= {"kurtosis", "matched_loss", "paper_kurtosis"}
+    names |= {f"paper_table{i}" for i in (1, 2, 3, 4)}
+    assert tables == {f"{name}.{kind}" for name in names for kind in ("md", "csv")}
+    figures = {path.name for path in (rendered / "figures").iterdir()}
+    names = {"loss_increase", "paper_accuracy", "sqnr", "training", "histograms"}
+    names |= {"kurtosis_training", "kurtosis_layers"}
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+
+
+def test_the_page_is_one_file_that_asks_nothing_of_the_network(source):
+    page = Page(source)
+    assert page.open == []
+    outside = [
+        (tag, name, value)
+        for tag, name, value in page.links
+        if not value.startswith(("#", "data:"))
+    ]
+    # The one citation, which a reader may click and nothing loads.
+    assert outside == [("a", "href", "https://arxiv.org/abs/2605.25880")]
+    assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest", source)
+    assert not {"iframe", "object", "embed"} & set(page.tags)
+
+
+def test_ids_are_unique_though_many_drawings_share_the_page(source):
+    ids = Page(source).ids
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]*)\)", source)) <= set(ids)
+
+
+def test_ink_and_arms_follow_a_dark_page(source):
+    drawings = re.findall(r'<svg role="img".*?</svg>', source, flags=re.DOTALL)
+    assert len(drawings) > 15
+    for drawing in drawings:
+        # Literal colors would stay dark on dark; markers' and texts' are variables.
+        assert not re.search(r"#[0-9a-f]{6}", drawing)
+        assert "data-arm=" in drawing
+    assert "prefers-color-scheme:dark" in source
+
+
+def test_the_page_is_complete_without_javascript(source):
+    # What scripts hide or show is an option; no table or figure waits for one.
+    assert source.index("<script>") > source.index("<footer>")
+    assert "innerHTML" not in source
+
+
+def test_the_page_holds_the_numbers_of_the_tables(rendered, source):
+    rows = [json.loads(s) for s in (rendered / "rows.jsonl").read_text().splitlines()]
+    losses = [
+        r["loss"] for r in rows if r["arm"] == "residual_adamw" and r["spec"] == "A4"
+    ]
+    assert f"{sum(losses[::2]) / 2:.3f} ±" in source
+    for printed in ("0.449", "0.402", "73,998", "0.259"):
+        assert printed in source
+    for floor in ("unigram 5.301", "bigram 3.702"):
+        assert floor in source
+
+
+def test_provenance_is_at_the_foot(source):
+    foot = source[source.index("Where the numbers come from") :]
+    for part in ("29eb8e0", "cpu", "jax 0.10.2", "embedded-512", "CC BY 4.0"):
+        assert part in foot
+
+
+def test_one_arm_alone_makes_a_page_that_says_what_is_missing(make, arms):
+    directory = make(arms={"residual_adamw": arms["residual_adamw"]})
+    before = dict(matplotlib.rcParams)
+    page = report.run(directory).read_text(encoding="utf-8")
+    # Drawing leaves a notebook's own matplotlib style alone.
+    assert dict(matplotlib.rcParams) == before
+    assert "residual KL-Shampoo: missing" in page
+    assert "not testable from these rows" in page
+    Page(page)
+
+
+def test_almost_nothing_still_makes_a_page(tmp_path):
+    row = {"arm": "<b>odd</b>", "spec": "W8A8"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    page = report.run(tmp_path).read_text(encoding="utf-8")
+    assert page.count("missing") > 20
+    assert "<b>odd</b>" not in page
+    Page(page)
+
+
+def test_a_directory_without_results_is_refused(tmp_path):
+    with pytest.raises(errors.InputError, match="neither rows"):
+        report.run(tmp_path)
+
+
+def test_the_summary_is_the_main_result_in_100_columns(make, arms):
+    del arms["residual_free_muon"]
+    arms["residual_adamw"] = dataclasses.replace(arms["residual_adamw"], loss=5.3)
+    text = report.summary(make(arms=arms))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "residual-free KL-Shampoo" in text
+    assert "+0.420 / +0.420" in text
+    assert "! residual AdamW: collapsed" in text
+    assert "! residual-free Muon: missing" in text
+    assert "bigram 3.702" in text
