@@ -75,6 +75,11 @@ def require_fraction(config: OptimizerConfig, *fields: str) -> None:
         require(0.0 <= value < 1.0, field, value, "in [0, 1)")
 
 
+def dtype_name(dtype: jax.typing.DTypeLike | None) -> str | None:
+    """The name under which a config stores a type."""
+    return None if dtype is None else jnp.dtype(dtype).name
+
+
 def build(
     config: OptimizerConfig,
     schedule_config: schedule.ScheduleConfig,

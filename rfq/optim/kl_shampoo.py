@@ -13,69 +13,28 @@ eigenvalue estimates. Step t = 1, 2, ... uses the bases and roots from before G_
 
 The first call changes no parameter: it sets S to (1 - b2) times the averaged outer
 products of G, Q to their eigenvectors and every s to init_factor^(-1/2).
+
+`mode="reference"` is that, line by line. `mode="fast"` is the same algorithm with M and
+S kept in the eigenbasis (`rfq.optim.eigenbasis`), which saves the products that rotate
+them, and a decomposition that batches.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rfq.optim import build, linalg, matrix
-from rfq.optim.adamw import MatrixConfig
+from rfq.optim import build, eigenbasis, kl_factors, linalg, matrix
+from rfq.optim.kl_factors import KLConfig, KLFactors
 
 Array = jax.Array
-Mode = Literal["reference"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KLShampooConfig(MatrixConfig):
-    """KL-Shampoo on the matrices.
-
-    Attributes:
-        b1: average of the gradients.
-        b2: average of the factors and of their eigenvalues.
-        eps: added to 1 / D, the root of the eigenvalues of the Kronecker product.
-        precondition_frequency: k, steps between two refreshes of the bases.
-        init_factor: first eigenvalue estimate. The direction grows to its stationary
-            size (RMS near 1) within hundreds of steps when this is far above the RMS of
-            the gradients: for short runs set it to about that RMS.
-        max_clamp: cap on s, itself capped by the side: max(10, min(side, max_clamp)).
-            None leaves s alone. It is not invariant to the scale of the gradients.
-        damping: added to the eigenvalue updates, d_L += damping mean(s_R^2), as the
-            reference's `using_damping` does with its eps; 0 turns it off.
-        rms_target: rescale every direction to this RMS (the reference's
-            `normalize_grads` is 1); None does not.
-        mode: "reference", the authors' algorithm step by step.
-    """
-
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-8
-    precondition_frequency: int = 10
-    init_factor: float = 0.1
-    max_clamp: float | None = 4000.0
-    damping: float = 0.0
-    rms_target: float | None = None
-    mode: Mode = "reference"
-
-    def __post_init__(self):
-        super().__post_init__()
-        build.require_fraction(self, "b1", "b2")
-        build.require(self.eps >= 0, "eps", self.eps, ">= 0")
-        build.require(
-            self.precondition_frequency >= 1,
-            "precondition_frequency",
-            self.precondition_frequency,
-            ">= 1",
-        )
-        build.require(self.init_factor > 0, "init_factor", self.init_factor, "> 0")
-        clamp, rms = self.max_clamp, self.rms_target
-        build.require(clamp is None or clamp > 0, "max_clamp", clamp, "None or > 0")
-        build.require(rms is None or rms > 0, "rms_target", rms, "None or > 0")
-        build.require(self.damping >= 0, "damping", self.damping, ">= 0")
-        build.require(self.mode in ("reference",), "mode", self.mode, "'reference'")
+class KLShampooConfig(KLConfig):
+    """KL-Shampoo on the matrices; the fields are explained in `KLConfig`."""
 
     def directions(
         self, axes: matrix.AxesTree, mesh: jax.sharding.Mesh | None
@@ -86,41 +45,58 @@ class KLShampooConfig(MatrixConfig):
         )
 
 
-class KLShampooStack(NamedTuple):
-    """KL-Shampoo's memory of a stack, in the coordinates of the parameters.
+class ReferenceStack(NamedTuple):
+    """Memory of a stack in "reference" mode: M and S in the parameters' coordinates.
 
     Attributes:
         momentum: M, [N, m, n].
-        factor_l: S_L, [N, m, m].
-        factor_r: S_R, [N, n, n].
-        basis_l: Q_L, [N, m, m], eigenvectors in columns.
-        basis_r: Q_R, [N, n, n].
-        root_l: s_L, [N, m].
-        root_r: s_R, [N, n].
+        kl: bases, eigenvalues and, as factor_l and factor_r, S_L and S_R.
     """
 
     momentum: Array
-    factor_l: Array
-    factor_r: Array
-    basis_l: Array
-    basis_r: Array
-    root_l: Array
-    root_r: Array
+    kl: KLFactors
 
-    def basis(self) -> tuple[Array, Array]:
+    def basis(self) -> tuple[Array | None, Array | None]:
         """Q_L and Q_R."""
-        return self.basis_l, self.basis_r
+        return self.kl.factors.basis_l, self.kl.factors.basis_r
 
-    def with_basis(self, basis_l: Array, basis_r: Array) -> "KLShampooStack":
+    def with_basis(self, basis_l: Array, basis_r: Array) -> "ReferenceStack":
         """The same state with other bases."""
-        return self._replace(
-            basis_l=basis_l.astype(self.basis_l.dtype),
-            basis_r=basis_r.astype(self.basis_r.dtype),
+        factors = self.kl.factors._replace(basis_l=basis_l, basis_r=basis_r)
+        return self._replace(kl=self.kl._replace(factors=factors))
+
+    def diagnostics(self) -> dict[str, Array]:
+        """See `matrix.Inner`."""
+        return kl_factors.numbers(self.kl)
+
+
+class RotatedStack(NamedTuple):
+    """Memory of a stack in "fast" mode: M and S in the eigenbasis.
+
+    Attributes:
+        momentum: Q_L^T M Q_R, [N, m, n].
+        kl: bases, eigenvalues and the rotated factors.
+    """
+
+    momentum: Array
+    kl: KLFactors
+
+    def basis(self) -> tuple[Array | None, Array | None]:
+        """Q_L and Q_R."""
+        return self.kl.factors.basis_l, self.kl.factors.basis_r
+
+    def with_basis(self, basis_l: Array, basis_r: Array) -> "RotatedStack":
+        """The same state, re-expressed in other bases."""
+        by = eigenbasis.between(self.kl.factors, basis_l, basis_r)
+        factors = eigenbasis.turn(self.kl.factors, by)
+        factors = factors._replace(basis_l=basis_l, basis_r=basis_r)
+        return RotatedStack(
+            eigenbasis.rotate(self.momentum, by), self.kl._replace(factors=factors)
         )
 
     def diagnostics(self) -> dict[str, Array]:
         """See `matrix.Inner`."""
-        return {}
+        return kl_factors.numbers(self.kl)
 
 
 def scale_by_kl_shampoo(
@@ -130,32 +106,36 @@ def scale_by_kl_shampoo(
     mesh: jax.sharding.Mesh | None = None,
 ) -> optax.GradientTransformation:
     """KL-Shampoo's direction U; every leaf must have matrix axes."""
+    reference = config.mode == "reference"
+    stack_type = ReferenceStack if reference else RotatedStack
+    one_first = _reference_first if reference else kl_factors.first
+    one_step = _reference_step if reference else _fast_step
 
-    def init(num: int, m: int, n: int, dtype: jnp.dtype) -> KLShampooStack:
-        return KLShampooStack(
-            momentum=jnp.zeros((num, m, n), dtype),
-            factor_l=jnp.zeros((num, m, m), dtype),
-            factor_r=jnp.zeros((num, n, n), dtype),
-            basis_l=jnp.zeros((num, m, m), dtype),
-            basis_r=jnp.zeros((num, n, n), dtype),
-            root_l=jnp.zeros((num, m), dtype),
-            root_r=jnp.zeros((num, n), dtype),
-        )
+    def init(num: int, m: int, n: int, dtype: jnp.dtype):
+        momentum = jnp.zeros((num, m, n), dtype)
+        return stack_type(momentum, kl_factors.zeros(num, m, n, dtype))
 
-    def first(g: Array) -> KLShampooStack:
-        return jax.vmap(lambda g: _first(g, config))(g)
+    def first(g: Array):
+        kl = jax.vmap(lambda one: one_first(one, config))(g)
+        return stack_type(jnp.zeros_like(g), kl)
 
-    def step(g: Array, stack: KLShampooStack, t: Array):
+    def step(g: Array, stack, t: Array):
         del t
-        return jax.vmap(lambda g, one: _step(g, one, config))(g, stack)
+        return jax.vmap(lambda g, one: one_step(g, one, config))(g, stack)
 
     return matrix.scale_by_rule(
         matrix.Rule(
             init=init,
             first=first,
             step=step,
-            refresh=jax.vmap(_refresh),
+            refresh=_reference_refresh if reference else _fast_refresh,
             period=config.precondition_frequency,
+            stagger=config.stagger,
+            stored={
+                "momentum": config.mu_dtype,
+                "basis_l": config.basis_dtype,
+                "basis_r": config.basis_dtype,
+            },
         ),
         axes=axes,
         mesh=mesh,
@@ -163,87 +143,77 @@ def scale_by_kl_shampoo(
     )
 
 
-def _first(g: Array, config: KLShampooConfig) -> KLShampooStack:
-    m, n = g.shape
-    factor_l = (1.0 - config.b2) / n * linalg.dot(g, g.T, linalg.EXACT)
-    factor_r = (1.0 - config.b2) / m * linalg.dot(g.T, g, linalg.EXACT)
-    return KLShampooStack(
-        momentum=jnp.zeros_like(g),
-        factor_l=factor_l,
-        factor_r=factor_r,
-        basis_l=linalg.eigenvectors(factor_l),
-        basis_r=linalg.eigenvectors(factor_r),
-        root_l=jnp.full((m,), config.init_factor**-0.5, g.dtype),
-        root_r=jnp.full((n,), config.init_factor**-0.5, g.dtype),
+def _fast_step(
+    g: Array, one: RotatedStack, config: KLShampooConfig
+) -> tuple[Array, RotatedStack]:
+    precision = linalg.PRECISIONS[config.precision]
+    h = eigenbasis.project(g, one.kl.factors, precision)
+    momentum = config.b1 * one.momentum + (1.0 - config.b1) * h
+    whitened = kl_factors.whiten(momentum, one.kl, config.eps)
+    direction = eigenbasis.back(whitened, one.kl.factors, precision)
+    kl = kl_factors.update(h, one.kl, config)
+    return linalg.normalize_rms(direction, config.rms_target), RotatedStack(
+        momentum, kl
     )
 
 
-def _step(
-    g: Array, one: KLShampooStack, config: KLShampooConfig
-) -> tuple[Array, KLShampooStack]:
+def _fast_refresh(stack: RotatedStack) -> RotatedStack:
+    factors, by = eigenbasis.refresh(stack.kl.factors, "fast")
+    return RotatedStack(
+        eigenbasis.rotate(stack.momentum, by), stack.kl._replace(factors=factors)
+    )
+
+
+def _reference_first(g: Array, config: KLShampooConfig) -> KLFactors:
     m, n = g.shape
-    q_l, q_r, s_l, s_r = one.basis_l, one.basis_r, one.root_l, one.root_r
+    new = 1.0 - config.b2
+    kl = kl_factors.first(g, config)
+    factors = kl.factors._replace(
+        factor_l=new / n * linalg.dot(g, g.T, linalg.EXACT),
+        factor_r=new / m * linalg.dot(g.T, g, linalg.EXACT),
+    )
+    return kl._replace(factors=factors)
+
+
+def _reference_step(
+    g: Array, one: ReferenceStack, config: KLShampooConfig
+) -> tuple[Array, ReferenceStack]:
+    m, n = g.shape
+    kl, factors = one.kl, one.kl.factors
+    old, new = config.b2, 1.0 - config.b2
 
     momentum = config.b1 * one.momentum + (1.0 - config.b1) * g
-    d = s_l[:, None] * s_r[None, :]
-    scaled = _rotate(q_l.T, momentum, q_r) * d / (1.0 + config.eps * d)
-    direction = _rotate(q_l, scaled, q_r.T)
+    rotated = eigenbasis.project(momentum, factors, linalg.EXACT)
+    whitened = kl_factors.whiten(rotated, kl, config.eps)
+    direction = eigenbasis.back(whitened, factors, linalg.EXACT)
 
-    def outer(a: Array, scale: Array) -> Array:
-        a = a * scale[None, :]
-        return linalg.dot(a, a.T, linalg.EXACT)
-
-    g_r = linalg.dot(g, q_r, linalg.EXACT)
-    g_l = linalg.dot(g.T, q_l, linalg.EXACT)
-    h = linalg.dot(q_l.T, g_r, linalg.EXACT)
-    d_l = jnp.mean((h * s_r[None, :]) ** 2, axis=1) + config.damping * jnp.mean(s_r**2)
-    d_r = jnp.mean((h * s_l[:, None]) ** 2, axis=0) + config.damping * jnp.mean(s_l**2)
-    return normalize(direction, config.rms_target), one._replace(
-        momentum=momentum,
-        factor_l=config.b2 * one.factor_l + (1.0 - config.b2) / n * outer(g_r, s_r),
-        factor_r=config.b2 * one.factor_r + (1.0 - config.b2) / m * outer(g_l, s_l),
-        root_l=_update_root(s_l, d_l, config),
-        root_r=_update_root(s_r, d_r, config),
+    for_l = linalg.dot(g, factors.basis_r, linalg.EXACT) * kl.root_r[None, :]
+    for_r = linalg.dot(g.T, factors.basis_l, linalg.EXACT) * kl.root_l[None, :]
+    outer_l = linalg.dot(for_l, for_l.T, linalg.EXACT)
+    outer_r = linalg.dot(for_r, for_r.T, linalg.EXACT)
+    updated = factors._replace(
+        factor_l=old * factors.factor_l + new / n * outer_l,
+        factor_r=old * factors.factor_r + new / m * outer_r,
     )
+    h = eigenbasis.project(g, factors, linalg.EXACT)
+    kl = kl_factors.update_roots(h, kl._replace(factors=updated), config)
+    direction = linalg.normalize_rms(direction, config.rms_target)
+    return direction, ReferenceStack(momentum, kl)
 
 
-def _rotate(left: Array, x: Array, right: Array) -> Array:
-    return linalg.dot(linalg.dot(left, x, linalg.EXACT), right, linalg.EXACT)
-
-
-def _update_root(root: Array, d: Array, config: KLShampooConfig) -> Array:
-    """s <- (b2 / s^2 + (1 - b2) d)^(-1/2), 0 where that is not a number, clamped."""
-    root = jax.lax.rsqrt(config.b2 / root**2 + (1.0 - config.b2) * d)
-    root = jnp.where(jnp.isfinite(root), root, 0.0)
-    return jnp.minimum(root, clamp(root.shape[0], config))
-
-
-def clamp(side: int, config: KLShampooConfig) -> float:
-    """The largest s that a side of this size may have."""
-    if config.max_clamp is None:
-        return float("inf")
-    return max(10.0, min(float(side), config.max_clamp))
-
-
-def normalize(direction: Array, rms_target: float | None) -> Array:
-    """Rescales a direction to an RMS, if one is asked for."""
-    if rms_target is None:
-        return direction
-    rms = jnp.sqrt(jnp.mean(direction**2))
-    return direction * (rms_target / (rms + 1e-30))
-
-
-def _refresh(one: KLShampooStack) -> KLShampooStack:
-    """One step of orthogonal iteration on each side; the eigenvalues stay in place."""
+def _reference_refresh(stack: ReferenceStack) -> ReferenceStack:
+    """Q <- QR(S Q).Q; the eigenvalues are neither permuted nor estimated anew."""
 
     def iterate(factor: Array, basis: Array) -> Array:
         new = linalg.householder_q(linalg.dot(factor, basis, linalg.EXACT))
         return jnp.where(jnp.all(jnp.isfinite(new)), new, basis)
 
-    return one._replace(
-        basis_l=iterate(one.factor_l, one.basis_l),
-        basis_r=iterate(one.factor_r, one.basis_r),
+    factors = stack.kl.factors
+    factors = factors._replace(
+        basis_l=jax.vmap(iterate)(factors.factor_l, factors.basis_l),
+        basis_r=jax.vmap(iterate)(factors.factor_r, factors.basis_r),
     )
+    return stack._replace(kl=stack.kl._replace(factors=factors))
 
 
 def kl_shampoo(
@@ -257,7 +227,11 @@ def kl_shampoo(
     max_clamp: float | None = KLShampooConfig.max_clamp,
     damping: float = KLShampooConfig.damping,
     rms_target: float | None = KLShampooConfig.rms_target,
-    mode: Mode = KLShampooConfig.mode,
+    mode: eigenbasis.Mode = KLShampooConfig.mode,
+    stagger: bool = KLShampooConfig.stagger,
+    precision: linalg.PrecisionName = KLShampooConfig.precision,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    basis_dtype: jax.typing.DTypeLike | None = None,
     weight_decay: float = KLShampooConfig.weight_decay,
     decay: build.Order = KLShampooConfig.decay,
     other_learning_rate: optax.ScalarOrSchedule | None = None,
@@ -268,7 +242,7 @@ def kl_shampoo(
     mask: build.Mask = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """KL-Shampoo on matrices, AdamW on the others; the fields are `KLShampooConfig`'s.
+    """KL-Shampoo on matrices, AdamW on the others; the fields are `KLConfig`'s.
 
     The rates may be schedules; `other_learning_rate` is that of the AdamW leaves, None
     for the same. `axes` says which leaves are matrices and along which axes, see
@@ -286,17 +260,20 @@ def kl_shampoo(
         damping=damping,
         rms_target=rms_target,
         mode=mode,
+        stagger=stagger,
+        precision=precision,
+        mu_dtype=build.dtype_name(mu_dtype),
+        basis_dtype=build.dtype_name(basis_dtype),
         weight_decay=weight_decay,
         decay=decay,
         adam_b1=adam_b1,
         adam_b2=adam_b2,
         adam_eps=adam_eps,
     )
-    other = learning_rate if other_learning_rate is None else other_learning_rate
     return build.assemble(
         config,
         learning_rate,
-        other,
+        learning_rate if other_learning_rate is None else other_learning_rate,
         axes=axes,
         mask=mask,
         clip_norm=None,

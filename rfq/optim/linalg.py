@@ -4,8 +4,13 @@ Every product states its precision: the optimizers never inherit
 `jax_default_matmul_precision`.
 """
 
+from collections.abc import Mapping
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+
+from rfq import factorize
 
 Array = jax.Array
 
@@ -23,19 +28,77 @@ def eigenvectors(factor: Array) -> Array:
     The reference adds 1e-30 I, which makes the zero matrix legal.
     """
     shifted = factor + 1e-30 * jnp.eye(factor.shape[-1], dtype=factor.dtype)
-    _, vectors = jnp.linalg.eigh(shifted, symmetrize_input=False)
+    _, vectors = factorize.eigh(shifted)
     return jnp.flip(vectors, axis=-1)
 
 
 def householder_q(a: Array) -> Array:
     """The orthogonal factor of A = Q R, by Householder reflections."""
-    return jnp.linalg.qr(a)[0]
+    return factorize.qr(a)[0]
+
+
+def cholesky_q(factor: Array) -> Array:
+    """The orthogonal factor of a positive semidefinite S = Q R, by Cholesky factors.
+
+    With S = C C^T, C^T is upper triangular with a positive diagonal, hence
+    QR(S).Q = QR(C).Q. Taking C of the matrix scaled to a unit diagonal makes it
+    insensitive to how far the diagonal of S spreads, which is all that is left of the
+    spectrum once S is written in (nearly) its own eigenbasis. Two passes of Cholesky QR
+    then orthonormalize C. Everything is batched on every backend, unlike Householder
+    QR; the price is that the result is not finite, or not orthonormal, when S is far
+    from diagonal and ill-conditioned: the caller checks with `eye_error`.
+    """
+    dtype, side = factor.dtype, factor.shape[-1]
+    eye = jnp.eye(side, dtype=dtype)
+    # 3e-6 in float32: enough for rounding to leave the correlations definite.
+    jitter = 25.0 * jnp.finfo(dtype).eps
+    d = jnp.sqrt(jnp.maximum(jnp.diagonal(factor), jnp.finfo(dtype).tiny))
+    correlation = factor / d[:, None] / d[None, :]
+    correlation = jnp.where(eye == 1.0, 1.0 + jitter, correlation)
+    x = d[:, None] * factorize.cholesky(correlation)
+    for _ in range(2):
+        x = _cholesky_qr(x / jnp.linalg.norm(x, axis=0, keepdims=True))
+    return x
+
+
+@factorize.per_matrix
+def _cholesky_qr(x: Array) -> Array:
+    """X R^-1 for the Cholesky factor R of X^T X = R^T R."""
+    lower = factorize.cholesky(dot(x.T, x, EXACT))
+    return jax.lax.linalg.triangular_solve(
+        lower, x, left_side=False, lower=True, transpose_a=True
+    )
+
+
+def reorthonormalize(basis: Array) -> Array:
+    """One Newton-Schulz step Q (3 I - Q^T Q) / 2: squares the error of Q^T Q = I."""
+    gram = dot(basis.mT, basis, EXACT)
+    return 1.5 * basis - 0.5 * dot(basis, gram, EXACT)
 
 
 def eye_error(basis: Array) -> Array:
-    """max |Q^T Q - I|: how far a basis is from orthonormal."""
+    """max |Q^T Q - I| of one basis: how far it is from orthonormal."""
     gram = dot(basis.mT, basis, EXACT)
     return jnp.max(jnp.abs(gram - jnp.eye(basis.shape[-1], dtype=basis.dtype)))
+
+
+def inverse_root(a: Array, power: float, eps: Array | float) -> Array:
+    """(A + eps I)^(-power) of a symmetric A, by eigenvalues.
+
+    Where rounding leaves an eigenvalue of A + eps I below eps, all are shifted up by
+    what is missing, as in Distributed Shampoo.
+    """
+    values, vectors = factorize.eigh(a + eps * jnp.eye(a.shape[-1], dtype=a.dtype))
+    values = values + jnp.maximum(eps - jnp.min(values), 0.0)
+    return dot(vectors * values[None, :] ** -power, vectors.T, EXACT)
+
+
+PrecisionName = Literal["default", "high", "highest"]
+PRECISIONS: Mapping[PrecisionName, jax.lax.Precision] = {
+    "default": jax.lax.Precision.DEFAULT,
+    "high": jax.lax.Precision.HIGH,
+    "highest": jax.lax.Precision.HIGHEST,
+}
 
 
 Coefficients = tuple[tuple[float, float, float], ...]
@@ -51,6 +114,13 @@ POLAR_EXPRESS: Coefficients = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7098327682387081, 0.42323551169305323),
 )
+
+
+def normalize_rms(x: Array, target: float | None) -> Array:
+    """Rescales a matrix to an RMS, if one is asked for."""
+    if target is None:
+        return x
+    return x * (target / (jnp.sqrt(jnp.mean(x**2)) + 1e-30))
 
 
 def newton_schulz(

@@ -12,6 +12,7 @@ gradients or when to refresh. `scale_by_rule` does all of that once.
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -101,6 +102,8 @@ class Rule(NamedTuple, Generic[InnerT]):
         refresh: inner -> inner, or None.
         period: steps between refreshes.
         stagger: refresh 1/period of the stack every step instead.
+        stored: field of inner (or of a record in it) -> type to keep it in between
+            calls; fields that are not named keep the type that `init` gave them.
     """
 
     init: Callable[[int, int, int, jnp.dtype], InnerT]
@@ -110,6 +113,7 @@ class Rule(NamedTuple, Generic[InnerT]):
     refresh: Callable[[InnerT], InnerT] | None = None
     period: int = 1
     stagger: bool = False
+    stored: Mapping[str, str | None] = MappingProxyType({})
 
 
 class _Member(NamedTuple):
@@ -190,7 +194,9 @@ def scale_by_rule(
                 seen=jnp.where(jnp.arange(num) < group.num, 0, -1).astype(jnp.int32),
                 nonfinite=jnp.zeros((num,), jnp.int32),
                 update_rms=jnp.zeros((num,), jnp.float32),
-                inner=rule.init(num, group.m, group.n, group.dtype),
+                inner=_stored_as(
+                    rule.init(num, group.m, group.n, group.dtype), rule.stored
+                ),
             )
             stacks[name] = _constrain(stack, mesh)
         none = {name: jnp.zeros((g.num,), bool) for name, g in layout.items()}
@@ -248,7 +254,8 @@ def _call(rule: Rule, g: Array, stack: Stack, count: Array):
     norm2 = jnp.sum(g * g, axis=(1, 2))
     finite = jnp.isfinite(norm2 * HEADROOM) & (stack.seen >= 0)
     g = jnp.where(finite[:, None, None], g, 0.0)
-    inner = stack.inner
+    narrow = {field: dtype for field, dtype in rule.stored.items() if dtype}
+    inner = _stored_as(stack.inner, dict.fromkeys(narrow, g.dtype))
     if rule.first is None:
         active, t = finite, stack.seen + 1
         step_index = count + 1
@@ -279,17 +286,43 @@ def _call(rule: Rule, g: Array, stack: Stack, count: Array):
             seen=stack.seen + finite,
             nonfinite=stack.nonfinite + (~finite & (stack.seen >= 0)),
             update_rms=rms.astype(jnp.float32),
-            inner=inner,
+            inner=_stored_as(inner, narrow),
         ),
     )
 
 
 def _refresh(rule: Rule, inner: Inner, step_index: Array) -> Inner:
     """Runs `rule.refresh` when it is due; the cond stays outside any vmap."""
-    if rule.refresh is None:
+    refresh, phase = rule.refresh, step_index % rule.period
+    if refresh is None:
         return inner
-    due = (step_index > 0) & (step_index % rule.period == 0)
-    return jax.lax.cond(due, rule.refresh, lambda inner: inner, inner)
+    if not rule.stagger:
+        due = (step_index > 0) & (phase == 0)
+        return jax.lax.cond(due, refresh, lambda inner: inner, inner)
+
+    num = jax.tree.leaves(inner)[0].shape[0]
+    slice_size = -(-num // rule.period)
+    rows = phase * slice_size + jnp.arange(slice_size)
+
+    def refresh_slice(inner: Inner) -> Inner:
+        # The last slice may be short: rows past the end are read twice, never written.
+        part = refresh(jax.tree.map(lambda x: x.at[rows].get(mode="clip"), inner))
+        return jax.tree.map(
+            lambda x, new: x.at[rows].set(new, mode="drop"), inner, part
+        )
+
+    due = (step_index > 0) & (rows[0] < num)
+    return jax.lax.cond(due, refresh_slice, lambda inner: inner, inner)
+
+
+def _stored_as(inner: Inner, dtypes: Mapping[str, str | jnp.dtype | None]) -> Inner:
+    """Casts the named fields of a state."""
+
+    def cast(path, x: Array) -> Array:
+        dtype = dtypes.get(path[-1].name)
+        return x if dtype is None else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, inner)
 
 
 def _select(keep: Array, new: Inner, old: Inner) -> Inner:
@@ -423,7 +456,7 @@ def get_basis(
     found = [
         state.stacks[name].inner.basis()
         for state in jax.tree.leaves(opt_state, is_leaf=is_state)
-        if is_state(state) and hasattr(state.stacks[name].inner, "basis")
+        if _has_basis(state, name)
     ]
     if not found:
         raise InputError(f"the optimizer of parameter {path!r} stores no eigenbasis")
@@ -451,7 +484,7 @@ def set_basis(
     left, right = (basis.cols, basis.rows) if member.transposed else basis
 
     def replace(node):
-        if not is_state(node):
+        if not _has_basis(node, name):
             return node
         stack = node.stacks[name]
         old_left, old_right = stack.inner.basis()
@@ -463,6 +496,14 @@ def set_basis(
         return node._replace(stacks=stacks)
 
     return jax.tree.map(replace, opt_state, is_leaf=is_state)
+
+
+def _has_basis(node, name: str) -> bool:
+    return (
+        is_state(node)
+        and name in node.stacks
+        and hasattr(node.stacks[name].inner, "basis")
+    )
 
 
 def _find(params: optax.Params, path: str, axes: Axes) -> tuple[str, _Member]:

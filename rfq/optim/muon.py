@@ -50,6 +50,7 @@ class MuonConfig(MatrixConfig):
             about [0.7, 1.2]); "polar_express", closer to the exact polar factor.
         compute_dtype: of the Newton-Schulz products; "auto" is bfloat16 on accelerators
             and "full", the type of the momentum, on CPU.
+        mu_dtype: storage type of the momentum; None keeps it at least float32.
     """
 
     b1: float = 0.95
@@ -57,6 +58,7 @@ class MuonConfig(MatrixConfig):
     scale: Scale = "moonshot"
     method: Method = "newton_schulz"
     compute_dtype: ComputeDtype = "auto"
+    mu_dtype: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,6 +72,10 @@ class MuonConfig(MatrixConfig):
             "compute_dtype",
             self.compute_dtype,
             "'auto', 'bfloat16' or 'full'",
+        )
+        accepted = (None, "float32", "bfloat16")
+        build.require(
+            self.mu_dtype in accepted, "mu_dtype", self.mu_dtype, f"in {accepted}"
         )
 
     def directions(
@@ -113,7 +119,7 @@ def scale_by_muon(
         return orthogonalize(x, config), MuonStack(momentum)
 
     return matrix.scale_by_rule(
-        matrix.Rule(init=init, step=step),
+        matrix.Rule(init=init, step=step, stored={"momentum": config.mu_dtype}),
         axes=axes,
         mesh=mesh,
         leaf_scale=SCALES[config.scale],
@@ -153,6 +159,7 @@ def muon(
     scale: Scale = MuonConfig.scale,
     method: Method = MuonConfig.method,
     compute_dtype: ComputeDtype = MuonConfig.compute_dtype,
+    mu_dtype: jax.typing.DTypeLike | None = None,
     weight_decay: float = MuonConfig.weight_decay,
     decay: build.Order = MuonConfig.decay,
     other_learning_rate: optax.ScalarOrSchedule | None = None,
@@ -177,6 +184,7 @@ def muon(
         scale=scale,
         method=method,
         compute_dtype=compute_dtype,
+        mu_dtype=build.dtype_name(mu_dtype),
         weight_decay=weight_decay,
         decay=decay,
         adam_b1=adam_b1,

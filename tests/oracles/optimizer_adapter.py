@@ -4,6 +4,7 @@
 final; `set_basis(state, key, [rows, cols])` replaces stored eigenvectors.
 """
 
+import os
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,10 @@ import optax
 
 from rfq import optim
 from rfq.params import MatrixAxes
+
+# "reference" decomposes by Householder QR, as the references do; "fast" is the default
+# of the library. Both reproduce every case.
+MODE = os.environ.get("RFQ_OPTIM_MODE", "reference")
 
 
 class AdapterState(NamedTuple):
@@ -38,12 +43,12 @@ def build(kind: str, h: dict, dtype) -> optax.GradientTransformation:
 def set_basis(state: AdapterState, key: str, basis: list) -> AdapterState:
     """Replaces the eigenvectors of parameter `key`: [of the rows, of the columns]."""
     inner = optim.set_basis(
-        state.inner, state.params, key, optim.Basis(*basis), axes=None
+        state.inner, state.params, key, optim.Basis(*basis), axes=as_matrices
     )
     return state._replace(inner=inner)
 
 
-def _b2(h: dict) -> float:
+def _factor_b2(h: dict) -> float:
     return h["betas"][1] if h["shampoo_beta"] < 0 else h["shampoo_beta"]
 
 
@@ -67,25 +72,86 @@ def _muon(h: dict) -> optax.GradientTransformation:
     )
 
 
+def _kl(h: dict) -> dict:
+    """The hyperparameters that KL-Shampoo and KL-SOAP share."""
+    return {
+        "b1": h["betas"][0],
+        "eps": h["eps"],
+        "precondition_frequency": h["precondition_frequency"],
+        "init_factor": h["init_factor"],
+        "max_clamp": h["max_clamp_value"] if h["using_clamping"] else None,
+        "damping": h["eps"] if h["using_damping"] else 0.0,
+        "rms_target": 1.0 if h["normalize_grads"] else None,
+        "weight_decay": h["weight_decay"],
+        "decay": "post",
+        "mode": MODE,
+    }
+
+
 def _klshampoo(h: dict) -> optax.GradientTransformation:
-    return optim.kl_shampoo(
+    return optim.kl_shampoo(h["lr"], b2=_factor_b2(h), **_kl(h))
+
+
+def _klsoap(h: dict) -> optax.GradientTransformation:
+    return optim.kl_soap(h["lr"], b2=h["betas"][1], factor_b2=_factor_b2(h), **_kl(h))
+
+
+def _soap(h: dict) -> optax.GradientTransformation:
+    def soap(max_precond_dim: int) -> optax.GradientTransformation:
+        return optim.soap(
+            h["lr"],
+            b1=h["betas"][0],
+            b2=h["betas"][1],
+            factor_b2=_factor_b2(h),
+            eps=h["eps"],
+            precondition_frequency=h["precondition_frequency"],
+            max_precond_dim=max_precond_dim,
+            bias_correction=h["correct_bias"],
+            rms_target=1.0 if h["normalize_grads"] else None,
+            weight_decay=h["weight_decay"],
+            decay="post",
+            mode=MODE,
+            axes=as_matrices,
+        )
+
+    # A vector is a matrix with one column, rotated only if `precondition_1d`.
+    whole = h["max_precond_dim"]
+    return optax.partition(
+        {"matrix": soap(whole), "vector": soap(whole if h["precondition_1d"] else 0)},
+        lambda params: jax.tree.map(
+            lambda p: "vector" if p.ndim == 1 else "matrix", params
+        ),
+    )
+
+
+def _shampoo(h: dict) -> optax.GradientTransformation:
+    graft = h["grafting"]
+    return optim.shampoo(
         h["lr"],
         b1=h["betas"][0],
-        b2=_b2(h),
-        eps=h["eps"],
+        b2=h["betas"][1],
+        eps=h["epsilon"],
+        relative_eps=0.0,
         precondition_frequency=h["precondition_frequency"],
-        init_factor=h["init_factor"],
-        max_clamp=h["max_clamp_value"] if h["using_clamping"] else None,
-        damping=h["eps"] if h["using_damping"] else 0.0,
-        rms_target=1.0 if h["normalize_grads"] else None,
+        grafting="adam" if graft else "none",
+        graft_eps=graft["epsilon"] if graft else 1e-8,
         weight_decay=h["weight_decay"],
-        decay="post",
-        mode="reference",
+        axes=as_matrices,
     )
+
+
+def as_matrices(params: optax.Params) -> optax.Params:
+    """Axes that make every leaf a matrix, a vector becoming one column."""
+    return jax.tree.map(lambda p: MatrixAxes((0,), (1,) if p.ndim == 2 else ()), params)
 
 
 KINDS = {
     "adamw": _adamw,
     "klshampoo": _klshampoo,
+    "klsoap": _klsoap,
     "muon": _muon,
+    "shampoo": _shampoo,
+    "sign_gd": lambda h: optim.sign_gd(h["lr"]),
+    "soap": _soap,
+    "spectral_gd": lambda h: optim.spectral_gd(h["lr"]),
 }

@@ -1,0 +1,187 @@
+"""What KL-Shampoo and KL-SOAP share (Lin et al., arXiv 2509.03378).
+
+Each factor has a rotated matrix S~ (see `rfq.optim.eigenbasis`) and, per eigenvector,
+s: the inverse square root of a separate running estimate of the eigenvalue. With
+H = Q_L^T G Q_R,
+
+    S~_L  <- b2 S~_L + (1 - b2)/n (H diag(s_R)) (H diag(s_R))^T     (S~_R alike)
+    d_L,i  = mean_j (H_ij s_R,j)^2,  the diagonal of that increment
+    s_L   <- (b2 / s_L^2 + (1 - b2) d_L)^(-1/2), at most max(10, min(m, max_clamp))
+
+where both sides use the other's old s. Estimating eigenvalues by their own average
+keeps them right while the basis is stale between refreshes.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rfq.optim import build, eigenbasis, linalg
+from rfq.optim.adamw import MatrixConfig
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KLConfig(MatrixConfig):
+    """Fields of the optimizers that estimate their factors by KL.
+
+    Attributes:
+        b1: average of the gradients.
+        b2: average of the factors and of their eigenvalues (and, in KL-SOAP, of the
+            squared gradients).
+        eps: added to 1 / D in KL-Shampoo, to the root of the second moment in KL-SOAP.
+        precondition_frequency: k, steps between two refreshes of the bases.
+        init_factor: first eigenvalue estimate. KL-Shampoo's direction grows to its
+            stationary size (RMS near 1) within hundreds of steps when this is far above
+            the RMS of the gradients: for short runs set it to about that RMS.
+        max_clamp: cap on s, itself capped by the side: max(10, min(side, max_clamp)).
+            None leaves s alone. It is not invariant to the scale of the gradients.
+        damping: added to the eigenvalue updates, d_L += damping mean(s_R^2), as the
+            reference's `using_damping` does with its eps; 0 turns it off.
+        rms_target: rescale every direction to this RMS (the reference's
+            `normalize_grads` is 1); None does not.
+        mode: "fast", rotated coordinates and batched Cholesky-factor QR; "reference",
+            Householder QR, and for KL-Shampoo the authors' algorithm step by step.
+        stagger: refresh 1/k of the matrices every step instead of all every k steps:
+            the same work without its peak, but other refresh times than the reference.
+        precision: of the large products in "fast" mode; refreshes are always exact.
+        mu_dtype: storage type of the momentum; None keeps it at least float32.
+        basis_dtype: storage type of the bases, likewise.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    precondition_frequency: int = 10
+    init_factor: float = 0.1
+    max_clamp: float | None = 4000.0
+    damping: float = 0.0
+    rms_target: float | None = None
+    mode: eigenbasis.Mode = "fast"
+    stagger: bool = False
+    precision: linalg.PrecisionName = "high"
+    mu_dtype: str | None = None
+    basis_dtype: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        build.require_fraction(self, "b1", "b2")
+        build.require(self.eps >= 0, "eps", self.eps, ">= 0")
+        build.require(self.init_factor > 0, "init_factor", self.init_factor, "> 0")
+        clamp, rms = self.max_clamp, self.rms_target
+        build.require(clamp is None or clamp > 0, "max_clamp", clamp, "None or > 0")
+        build.require(rms is None or rms > 0, "rms_target", rms, "None or > 0")
+        build.require(self.damping >= 0, "damping", self.damping, ">= 0")
+        eigenbasis.check(
+            self.precondition_frequency,
+            self.mode,
+            self.precision,
+            self.mu_dtype,
+            self.basis_dtype,
+        )
+
+    @property
+    def factor_average(self) -> float:
+        """The b2 of the factors and eigenvalues."""
+        return self.b2
+
+
+class KLFactors(NamedTuple):
+    """Factors with their eigenvalue estimates; arrays [N, ...] in a stack.
+
+    Attributes:
+        factors: bases and factor matrices.
+        root_l: s_L, [m].
+        root_r: s_R, [n].
+        clamped: fraction of s_L and s_R at their cap.
+    """
+
+    factors: eigenbasis.Factors
+    root_l: Array
+    root_r: Array
+    clamped: Array
+
+
+def zeros(num: int, m: int, n: int, dtype: jnp.dtype) -> KLFactors:
+    """The state of a stack before the first gradient."""
+    return KLFactors(
+        eigenbasis.zeros(num, m, n, dtype, max_side=None),
+        jnp.zeros((num, m), dtype),
+        jnp.zeros((num, n), dtype),
+        jnp.zeros((num,), jnp.float32),
+    )
+
+
+def first(g: Array, config: KLConfig) -> KLFactors:
+    """The state of one matrix after its first gradient.
+
+    S_L = (1 - b2)/n G G^T, S_R = (1 - b2)/m G^T G, their eigenvectors, and the same
+    s = init_factor^(-1/2) for all of them.
+    """
+    m, n = g.shape
+    new = 1.0 - config.factor_average
+    return KLFactors(
+        eigenbasis.from_gradient(g, new / n, new / m, max_side=None),
+        jnp.full((m,), config.init_factor**-0.5, g.dtype),
+        jnp.full((n,), config.init_factor**-0.5, g.dtype),
+        jnp.zeros((), jnp.float32),
+    )
+
+
+def update(h: Array, kl: KLFactors, config: KLConfig) -> KLFactors:
+    """Takes one rotated gradient H into the rotated factors and the eigenvalues."""
+    m, n = h.shape
+    new = 1.0 - config.factor_average
+    factors = eigenbasis.accumulate(
+        kl.factors,
+        h * kl.root_r[None, :],
+        h * kl.root_l[:, None],
+        config.factor_average,
+        new / n,
+        new / m,
+        linalg.PRECISIONS[config.precision],
+    )
+    return update_roots(h, kl._replace(factors=factors), config)
+
+
+def update_roots(h: Array, kl: KLFactors, config: KLConfig) -> KLFactors:
+    """Takes one rotated gradient H into the eigenvalues, elementwise."""
+
+    def side(s: Array, d: Array, other: Array) -> tuple[Array, Array]:
+        d = d + config.damping * jnp.mean(other**2)
+        average = config.factor_average
+        s = jax.lax.rsqrt(average / s**2 + (1.0 - average) * d)
+        s = jnp.where(jnp.isfinite(s), s, 0.0)
+        cap = _cap(s.shape[0], config.max_clamp)
+        return jnp.minimum(s, cap), jnp.sum(s >= cap)
+
+    s_l, s_r = kl.root_l, kl.root_r
+    root_l, over_l = side(s_l, jnp.mean((h * s_r[None, :]) ** 2, axis=1), s_r)
+    root_r, over_r = side(s_r, jnp.mean((h * s_l[:, None]) ** 2, axis=0), s_l)
+    clamped = (over_l + over_r).astype(jnp.float32) / sum(h.shape)
+    return kl._replace(root_l=root_l, root_r=root_r, clamped=clamped)
+
+
+def whiten(x: Array, kl: KLFactors, eps: float) -> Array:
+    """X * D / (1 + eps D) with D_ij = s_L,i s_R,j, in the eigenbasis."""
+    d = kl.root_l[:, None] * kl.root_r[None, :]
+    return x * d / (1.0 + eps * d)
+
+
+def numbers(kl: KLFactors) -> dict[str, Array]:
+    """Per-matrix diagnostics of a stack, see `rfq.optim.matrix.diagnostics`."""
+    roots = jnp.concatenate([kl.root_l, kl.root_r], axis=1)
+    known = roots > 0
+    return {
+        **eigenbasis.numbers(kl.factors),
+        "clamped_fraction": kl.clamped,
+        "eigenvalue_min": jnp.max(roots, axis=1, where=known, initial=0.0) ** -2.0,
+        "eigenvalue_max": jnp.min(roots, axis=1, where=known, initial=jnp.inf) ** -2.0,
+    }
+
+
+def _cap(side: int, max_clamp: float | None) -> float:
+    return float("inf") if max_clamp is None else max(10.0, min(side, max_clamp))
