@@ -139,7 +139,8 @@ class Progress:
         self._description = description
         self._total = total
         self._done = self._first = done
-        self._started = self._spoke = time.monotonic()
+        self._spoke = time.monotonic()
+        self._started: float | None = None
         self._bar: rich.progress.Progress | None = None
         if is_writer() and _console.is_terminal:
             self._bar = rich.progress.Progress(
@@ -157,6 +158,8 @@ class Progress:
 
     def update(self, done: int, note: str = "") -> None:
         """Moves to `done` of the total; `note` stands at the end of the line."""
+        if self._started is None:  # What compiled before the first update is over.
+            self._started, self._first = time.monotonic(), done
         self._done = done
         if self._bar is not None:
             fields = {"note": note} if note else {}
@@ -167,7 +170,7 @@ class Progress:
 
     def _left(self) -> str:
         advanced = self._done - self._first
-        if advanced <= 0:
+        if self._started is None or advanced <= 0:
             return ""
         rate = advanced / (time.monotonic() - self._started)
         return f", {(self._total - self._done) / rate:.0f} s left"
