@@ -12,6 +12,8 @@ from pathlib import Path
 _EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# As `rfq.__main__`: a pool of BLAS threads per LAPACK call starves two busy cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Eight virtual devices for every test, because jax cannot change their number later.
 # A function without shardings runs on device 0 alone, as fast as it would without.
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
