@@ -1,9 +1,14 @@
 """The command line: `rfq COMMAND ...`; every command parses here and runs elsewhere."""
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import pathlib
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import tyro
 
@@ -25,6 +30,7 @@ from rfq.data import tokenize
 from rfq.errors import Diverged, InputError, lookup
 from rfq.experiment import Experiment
 
+Parsed = TypeVar("Parsed")
 Positional = tyro.conf.Positional
 _TYRO = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
 
@@ -92,7 +98,7 @@ class Train:
 
 
 def _train(args: Train, overrides: Sequence[str]) -> None:
-    experiment = _override(experiment_lib.load(args.config), overrides)
+    experiment = _overridden("rfq train", args.config, overrides)
     _banner()
     if args.dry_run:
         plan.run(experiment)
@@ -117,24 +123,32 @@ class Compare:
     configs: Positional[tuple[pathlib.Path, ...]]
     # The directory for runs, rows and the report; with --dry-run it may be left out.
     out: pathlib.Path | None = None
-    # Each arm is trained once per seed.
-    seeds: tuple[int, ...] = (0,)
+    # Train each arm once per seed; if left out, with the seed of its config.
+    seeds: tuple[int, ...] = ()
     # Print parameters, FLOPs, memory and placement of each arm; train nothing.
     dry_run: bool = False
 
 
 def _compare(args: Compare, overrides: Sequence[str]) -> None:
     if not args.configs:
-        raise InputError("rfq compare needs at least one config file")
-    arms = [_override(experiment_lib.load(path), overrides) for path in args.configs]
+        raise InputError(
+            "rfq compare needs at least one config file, before any override; for "
+            "example configs/demo/*.py"
+        )
+    configs = [_overridden("rfq compare", path, overrides) for path in args.configs]
+    arms = [
+        dataclasses.replace(config, seed=seed)
+        for config in configs
+        for seed in args.seeds or (config.seed,)
+    ]
     _banner()
     if args.dry_run:
-        for experiment in arms:
-            plan.run(experiment)
+        for config in configs:
+            plan.run(config)
         return
     if args.out is None:
         raise InputError("rfq compare needs --out DIR, the directory to write")
-    compare.run(arms, args.seeds, args.out)
+    compare.run(arms, args.out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,18 +171,23 @@ class Quantize:
 def _quantize(args: Quantize, overrides: Sequence[str]) -> None:
     experiment = _of_run(args.run, args.data_dir)
     words = [word for text in overrides for word in text.split()]
-    grid = _parse(
-        "rfq quantize RUN", type(experiment.quantize), words, experiment.quantize
-    )
+    prog = f"rfq quantize {args.run}"
+    grid = _parse(prog, type(experiment.quantize), words, experiment.quantize)
     _banner()
     rows = ptq.run(dataclasses.replace(experiment, quantize=grid), args.run)
     for row in rows:
         metrics.say(
-            f"{row['spec']:8} {row['taps']:6} {row['stream']:9} loss {row['loss']:.4f} "
-            f"({row['loss_increase']:+.4f}, 95 % {row['loss_increase_lo']:+.4f} to "
-            f"{row['loss_increase_hi']:+.4f})"
+            f"{row['spec']:8} {row['taps']:6} {row['stream']:9} "
+            f"loss {_number(row['loss'])} ({_number(row['loss_increase'], '+')}, "
+            f"95 % {_number(row['loss_increase_lo'], '+')} to "
+            f"{_number(row['loss_increase_hi'], '+')})"
         )
     metrics.say(f"rows: {args.run / 'quantize' / 'rows.jsonl'}")
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    """Four decimals; a row that was read back has None for what is not finite."""
+    return "not finite" if value is None else f"{value:{sign}.4f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,12 +206,15 @@ class Evaluate:
 def _evaluate(args: Evaluate) -> None:
     experiment = _of_run(args.run, args.data_dir)
     _banner()
-    full = dataclasses.replace(experiment.quantize, specs=("FP",), streams=("branch",))
+    given = experiment.quantize
+    full = dataclasses.replace(
+        given, specs=("FP",), taps=given.taps[:1], streams=("branch",)
+    )
     for row in ptq.run(dataclasses.replace(experiment, quantize=full), args.run):
         metrics.say(
             f"{row['arm']} seed {row['seed']} ({row['compute_dtype']}): held-out loss "
-            f"{row['loss']:.4f} nats per token, {row['bits_per_byte']:.4f} bits per "
-            f"byte, over {row['eval_tokens']:,} tokens"
+            f"{_number(row['loss'])} nats per token, {_number(row['bits_per_byte'])} "
+            f"bits per byte, over {row['eval_tokens']:,} tokens"
         )
 
 
@@ -255,9 +277,10 @@ def _dispatch(argv: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         _help(prog, kind, rest)
         return 0
-    args, unknown = tyro.cli(
-        kind, prog=prog, args=rest, return_unknown_args=True, config=_TYRO
-    )
+    with _one_sentence(prog):
+        args, unknown = tyro.cli(
+            kind, prog=prog, args=rest, return_unknown_args=True, config=_TYRO
+        )
     function(args, unknown)
     return 0
 
@@ -303,13 +326,46 @@ def _show_help(prog: str, kind: type, default=None) -> None:
         return
 
 
-def _parse(prog: str, kind: type, args: Sequence[str], default=None):
-    given = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=prog, args=args, config=_TYRO[:1], **given)
+def _parse(
+    prog: str, kind: type[Parsed], args: Sequence[str], default: Parsed | None = None
+) -> Parsed:
+    with _one_sentence(prog):
+        if default is None:
+            return tyro.cli(kind, prog=prog, args=args, config=_TYRO[:1])
+        return tyro.cli(kind, prog=prog, args=args, config=_TYRO[:1], default=default)
 
 
-def _override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """Applies `--section.field value`; `--optimizer NAME` goes first."""
+@contextlib.contextmanager
+def _one_sentence(prog: str) -> Iterator[None]:
+    """Turns what tyro refuses, and draws in a box, into an InputError."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            yield
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # Help was asked for and printed.
+        cause: BaseException | None = stop
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        said = _unboxed(box.getvalue())
+        raise InputError(f"{said}; see `{prog} --help`") from None
+
+
+def _unboxed(box: str) -> str:
+    """The first paragraph inside tyro's box: what is wrong, without title and hints."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    inner = [line.strip()[1:-1].strip() for line in lines[1:-1]]
+    paragraph = itertools.takewhile(lambda line: set(line) - set("─-"), inner)
+    text = " ".join(paragraph).rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _overridden(prog: str, path: pathlib.Path, overrides: Sequence[str]) -> Experiment:
+    """A config file with `--section.field value` applied; `--optimizer NAME` first."""
+    experiment = experiment_lib.load(path)
     words = [part for word in overrides for part in _split_equals(word)]
     if "--optimizer" in words:
         place = words.index("--optimizer")
@@ -319,7 +375,7 @@ def _override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
         del words[place : place + 2]
     if not words:
         return experiment
-    return _parse("rfq ... CONFIG", Experiment, words, experiment)
+    return _parse(f"{prog} {path}", Experiment, words, experiment)
 
 
 def _split_equals(word: str) -> list[str]:

@@ -8,7 +8,6 @@
 Every stage is skipped where it is finished and resumed where it is not.
 """
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
@@ -22,10 +21,8 @@ from rfq.errors import Diverged, InputError
 from rfq.experiment import Experiment
 
 
-def run(
-    experiments: Sequence[Experiment], seeds: Sequence[int], out: pathlib.Path
-) -> pathlib.Path:
-    """Trains, quantizes and reports all arms with all seeds.
+def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
+    """Trains, quantizes and reports all arms; an arm with another seed is another one.
 
     An arm that diverges is left in the report as diverged; the others go on.
 
@@ -36,20 +33,23 @@ def run(
         InputError: an arm cannot run; nothing is trained then.
         Diverged: at the end, if any arm did.
     """
-    arms = [
-        dataclasses.replace(experiment, seed=seed)
-        for experiment in experiments
-        for seed in seeds
-    ]
     run_dirs = [run_directory(out, arm) for arm in arms]
-    if len(set(run_dirs)) < len(arms):
-        raise InputError(
-            f"the arms {[arm.arm for arm in experiments]} with seeds {list(seeds)} are "
-            "not all different; give each config its own arm name"
-        )
+    for number, (arm, run_dir) in enumerate(zip(arms, run_dirs, strict=True)):
+        if run_dir in run_dirs[:number]:
+            raise InputError(
+                f"arm {arm.arm!r} with seed {arm.seed} is given twice; give each "
+                "config its own arm name and each seed once"
+            )
     metrics.make_directory(out)
     # Everything that a person could have got wrong, before the first compilation.
     manifests = [runs.check(arm) for arm in arms]
+    for arm, manifest in zip(arms, manifests, strict=True):
+        if manifest != manifests[0]:
+            raise InputError(
+                f"arms {arms[0].arm!r} and {arm.arm!r} use different data, "
+                f"{arms[0].data.dir!r} and {arm.data.dir!r}; losses on them cannot be "
+                "compared"
+            )
     for arm, manifest, run_dir in zip(arms, manifests, run_dirs, strict=True):
         runs.claim(arm, manifest, run_dir)
     _write_context(out, arms[0], manifests[0])
@@ -87,10 +87,8 @@ def _write_context(
     """Floors of the data, counted once: what n-grams of the training tokens reach."""
     path = out / "context.json"
     fingerprint = runs.data_fingerprint(manifest)
-    if (
-        path.exists()
-        and json.loads(path.read_text())["data_fingerprint"] == fingerprint
-    ):
+    written = json.loads(path.read_text()) if path.exists() else {}
+    if written.get("data_fingerprint") == fingerprint:
         return
     splits = {
         name: {

@@ -135,7 +135,7 @@ def make_directory(path: pathlib.Path) -> None:
 class Progress:
     """A bar on a terminal; a line every 15 seconds in a log file."""
 
-    def __init__(self, description: str, total: int, done: int):
+    def __init__(self, description: str, total: int | None, done: int):
         self._description = description
         self._total = total
         self._done = self._first = done
@@ -166,14 +166,16 @@ class Progress:
             self._bar.update(self._task, completed=done, **fields)
         elif time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
-            say(f"{self._description} {done}/{self._total}{self._left()} {note}")
+            say(f"{self._description} {self._position()} {note}".rstrip())
 
-    def _left(self) -> str:
-        advanced = self._done - self._first
+    def _position(self) -> str:
+        if self._total is None:
+            return str(self._done)
+        place, advanced = f"{self._done}/{self._total}", self._done - self._first
         if self._started is None or advanced <= 0:
-            return ""
+            return place
         rate = advanced / (time.monotonic() - self._started)
-        return f", {(self._total - self._done) / rate:.0f} s left"
+        return f"{place}, {(self._total - self._done) / rate:.0f} s left"
 
     def close(self) -> None:
         """Takes the bar off the screen."""
@@ -182,8 +184,8 @@ class Progress:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, done: int = 0) -> Iterator[Progress]:
-    """Shows how far a long loop is, and how long it will take."""
+def progress(description: str, total: int | None, done: int = 0) -> Iterator[Progress]:
+    """Shows how far a long loop is and, if its total is known, when it will end."""
     shown = Progress(description, total, done)
     try:
         yield shown
@@ -193,7 +195,7 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Progress]:
 
 def track(iterable: Iterable, total: int | None, description: str) -> Iterator:
     """Yields from an iterable and shows progress; data code takes this as a value."""
-    with progress(description, total or 0) as shown:
+    with progress(description, total) as shown:
         for count, item in enumerate(iterable, start=1):
             yield item
             shown.update(count)

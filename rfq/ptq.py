@@ -46,6 +46,11 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
         InputError: the run is not finished, or its data or checkpoint do not fit.
     """
     manifest = runs.check(experiment)
+    if not runs.is_finished(run_dir):
+        raise InputError(
+            f"{run_dir} is not trained to its last step, {experiment.train.num_steps}; "
+            "finish it with `rfq train` first"
+        )
     described = runs.claim(experiment, manifest, run_dir)
     out = run_dir / "quantize"
     metrics.make_directory(out)
@@ -70,11 +75,11 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
         "device": described["device"],
     }
     found = {name: _kept(out / name, common) for name in ("rows.jsonl", "sites.jsonl")}
-    if not (out / "histograms.json").exists():
-        text = metrics.to_json(sweep.histograms()) + "\n"
-        metrics.write_text(out / "histograms.json", text)
+    seen = metrics.read(out / "histograms.json")
+    if not seen or seen[0]["num_tokens"] != common["eval_tokens"]:
+        metrics.rewrite(out / "histograms.json", [sweep.histograms()])
 
-    wanted = list(_settings(experiment))
+    wanted = list(dict.fromkeys(_settings(experiment)))
     name = f"quantize {experiment.arm} seed {experiment.seed}"
     with metrics.progress(name, len(wanted)) as bar:
         for number, key in enumerate(wanted, start=1):
@@ -130,6 +135,12 @@ class _Sweep:
         config = experiment.quantize
         self.calibration = self._batches("calibration", config.calibration_tokens)
         self.heldout = self._batches("heldout", config.eval_tokens)
+        # On the class the caches would keep every sweep and its arrays forever.
+        self._steps = functools.cache(self._compile)
+        self._quantized = functools.lru_cache(maxsize=1)(self._quantize)
+        self._ranges = functools.cache(self._calibrate)
+        self._losses = functools.cache(self._score)
+        self._distortion = functools.cache(self._distort)
 
     def _batches(self, split: str, num_tokens: int):
         return heldout.batches(
@@ -140,8 +151,7 @@ class _Sweep:
             mesh=self._mesh,
         )
 
-    @functools.cache  # noqa: B019 - lives as long as one call of `run`.
-    def _steps(self, taps: str) -> steps.QuantSteps:
+    def _compile(self, taps: str) -> steps.QuantSteps:
         return steps.compile_quant(self._experiment, self._mesh, taps)
 
     @functools.cached_property
@@ -151,20 +161,18 @@ class _Sweep:
             step, last = saved.latest_step(), self._experiment.train.num_steps
             if step != last:
                 raise InputError(
-                    f"{self._run_dir} is trained to step {step} of {last}; finish it "
-                    "with `rfq train` first"
+                    f"{self._run_dir} is finished but its checkpoint of step {last} is "
+                    "gone; delete its done.json and run `rfq train` again"
                 )
             return saved.params(last, compiled.params)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019
-    def _quantized(self, weight_bits: int | None) -> Params:
+    def _quantize(self, weight_bits: int | None) -> Params:
         if weight_bits is None:
             return self._params
         compiled = self._steps(self._experiment.quantize.taps[0])
         return compiled.quantize(self._params, jnp.int32(weight_bits))
 
-    @functools.cache  # noqa: B019
-    def _ranges(self, weight_bits: int | None, taps: str) -> steps.Ranges:
+    def _calibrate(self, weight_bits: int | None, taps: str) -> steps.Ranges:
         """Static extremes over the calibration tokens (D5, D6)."""
         compiled, params = self._steps(taps), self._quantized(weight_bits)
         records = jax.device_get(
@@ -176,8 +184,7 @@ class _Sweep:
         }
         return calibrate.finalize(merged, TAP_SETS[taps])
 
-    @functools.cache  # noqa: B019
-    def _losses(
+    def _score(
         self, spec: QuantSpec, compute_dtype: str, taps: str, stream: str
     ) -> np.ndarray:
         """Mean loss of each held-out sequence."""
@@ -192,8 +199,7 @@ class _Sweep:
             lambda batch: quantized(params, batch, ranges, bits), self.heldout
         )
 
-    @functools.cache  # noqa: B019
-    def _distortion(self, spec: QuantSpec, taps: str):
+    def _distort(self, spec: QuantSpec, taps: str) -> dict[str, distortion.Distortion]:
         """Each site's own error on the clean model's activations, per layer."""
         compiled, params = self._steps(taps), self._quantized(spec.weight_bits)
         ranges, bits = self._ranges(spec.weight_bits, taps), jnp.int32(spec.act_bits)
@@ -292,7 +298,7 @@ _BINS_PER_BIN = 16
 
 
 def _coarse(counts: np.ndarray) -> np.ndarray:
-    """Counts [NUM_BINS] or [L, NUM_BINS] -> int64 [L or 1, NUM_BINS / _BINS_PER_BIN]."""
+    """Counts [NUM_BINS] or [L, NUM_BINS] -> int64 [L, NUM_BINS / _BINS_PER_BIN]."""
     layers = np.atleast_2d(counts).astype(np.int64)
     return layers.reshape(layers.shape[0], -1, _BINS_PER_BIN).sum(axis=-1)
 

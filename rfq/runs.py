@@ -14,13 +14,17 @@ import json
 import pathlib
 from typing import Any
 
+import jax
+
 from rfq import distributed, metrics, sharding
 from rfq import experiment as experiment_lib
 from rfq.data import manifest as manifest_lib
-from rfq.data import pipeline, split, tokenize
+from rfq.data import pipeline, tokenize
 from rfq.data.manifest import Manifest
 from rfq.errors import InputError
+from rfq.evals import heldout
 from rfq.experiment import Experiment
+from rfq.model import transformer
 
 
 def check(experiment: Experiment) -> Manifest:
@@ -36,13 +40,37 @@ def check(experiment: Experiment) -> Manifest:
         vocab_size=experiment.model.vocab_size,
         tokenizer_fingerprint=tokenizer.fingerprint,
     )
-    mesh = sharding.make_mesh()
+    mesh, grid, log = sharding.make_mesh(), experiment.quantize, experiment.log
     sharding.check(experiment.train.batch_size, "train.batch_size", mesh)
-    sharding.check(experiment.quantize.batch_size, "quantize.batch_size", mesh)
-    sharding.check(experiment.log.measure_sequences, "log.measure_sequences", mesh)
-    for name in split.SPLITS:
-        pipeline.open_split(experiment.data.dir, name, experiment.model.seq_len)
+    sharding.check(grid.batch_size, "quantize.batch_size", mesh)
+    sharding.check(log.measure_sequences, "log.measure_sequences", mesh)
+    shapes = transformer.shapes(experiment.model)
+    sharding.params_shardings(experiment.sharding, mesh, shapes)
+    train_batches(experiment)
+    sequence = experiment.model.seq_len
+    for split, num_tokens, batch_size in (
+        ("heldout", log.measure_sequences * sequence, log.measure_sequences),
+        ("heldout", grid.eval_tokens, grid.batch_size),
+        ("calibration", grid.calibration_tokens, grid.batch_size),
+    ):
+        heldout.choose(experiment, split, num_tokens=num_tokens, batch_size=batch_size)
     return manifest
+
+
+def train_batches(experiment: Experiment) -> pipeline.Batches:
+    """This process's share of the training batches.
+
+    Raises:
+        InputError: as `pipeline.train_batches`.
+    """
+    return pipeline.train_batches(
+        experiment.data.dir,
+        seq_len=experiment.model.seq_len,
+        batch_size=experiment.train.batch_size,
+        seed=experiment.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def claim(
@@ -50,8 +78,11 @@ def claim(
 ) -> dict[str, Any]:
     """Makes a run directory this experiment's, or refuses because it is another's.
 
+    config.json is written until training has ended, and from then on says with what
+    settings, versions and device it did.
+
     Returns:
-        What stands in config.json.
+        What describes the run as of now.
 
     Raises:
         InputError: the directory cannot be written, or holds another experiment.
@@ -66,26 +97,42 @@ def claim(
     }
     metrics.make_directory(run_dir)
     if (run_dir / "config.json").exists():
-        theirs = _read_config(run_dir)
-        if theirs["fingerprint"] != described["fingerprint"]:
-            where, ours, other = next(
-                difference
-                for difference in experiment_lib.differences(
-                    described["experiment"], theirs["experiment"]
-                )
-                if difference[0].split(".")[0] not in experiment_lib.FREE_SECTIONS
-            )
-            raise InputError(
-                f"{run_dir} holds another experiment ({where} is {other!r} there and "
-                f"{ours!r} here); choose another --out or delete it"
-            )
-        if theirs["data_fingerprint"] != described["data_fingerprint"]:
-            raise InputError(
-                f"{run_dir} was trained on other data than those in "
-                f"{experiment.data.dir!r}; choose another --out or delete it"
-            )
-    metrics.write_text(run_dir / "config.json", json.dumps(described, indent=1) + "\n")
+        match(described, _read_config(run_dir), str(run_dir))
+    if not is_finished(run_dir):
+        text = json.dumps(described, indent=1) + "\n"
+        metrics.write_text(run_dir / "config.json", text)
     return described
+
+
+def is_finished(run_dir: pathlib.Path) -> bool:
+    """True once training has reached its last step."""
+    return (run_dir / "done.json").exists()
+
+
+def match(ours: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
+    """Refuses what was trained by another experiment or on other data.
+
+    Args:
+        ours: As `claim` describes a run.
+        theirs: The same, read from `where`.
+        where: What holds it, for the message.
+
+    Raises:
+        InputError: names the first field that differs.
+    """
+    for field, mine, other in experiment_lib.differences(
+        ours["experiment"], theirs["experiment"]
+    ):
+        if field.split(".")[0] not in experiment_lib.FREE_SECTIONS:
+            raise InputError(
+                f"{where} holds another experiment ({field} is {other!r} there and "
+                f"{mine!r} here); choose another --out or delete it"
+            )
+    if theirs["data_fingerprint"] != ours["data_fingerprint"]:
+        raise InputError(
+            f"{where} was trained on other data than those in "
+            f"{ours['experiment']['data']['dir']!r}; choose another --out or delete it"
+        )
 
 
 def load(run_dir: pathlib.Path) -> tuple[Experiment, dict[str, Any]]:

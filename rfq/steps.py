@@ -49,6 +49,7 @@ class TrainSteps:
         measure: (params, batch) -> (losses [B], {site: {"moments": Moments}}).
         diagnose: opt_state -> named scalars; apart from `train` because looking at
             bases and eigenvalues costs more than stepping with them.
+        finite: state -> True if every number of it is finite; what may be saved.
     """
 
     state: TrainState
@@ -56,6 +57,7 @@ class TrainSteps:
     train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
     measure: Callable[[Params, Batch], tuple[Array, dict[str, Record]]]
     diagnose: Callable[[Any], dict[str, Array]]
+    finite: Callable[[TrainState], Array]
 
 
 def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
@@ -100,6 +102,11 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
     def measure(params: Params, batch: Batch):
         return _sequence_losses(params, batch, config, transformer.Seams(taps=sites))
 
+    def finite(state: TrainState) -> Array:
+        return jnp.all(
+            jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)])
+        )
+
     abstract = jax.eval_shape(init, jax.random.key(0))
     placed = sharding.state_shardings(experiment.sharding, mesh, abstract, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
@@ -126,6 +133,7 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
             in_shardings=(placed.opt_state,),
             out_shardings=everywhere,
         ),
+        finite=jax.jit(finite, in_shardings=(placed,), out_shardings=everywhere),
     )
 
 

@@ -2,15 +2,14 @@
 
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from rfq import checkpoint, metrics, runs, sharding, steps
-from rfq.data import pipeline
-from rfq.errors import Diverged, InputError
+from rfq.errors import Diverged
 from rfq.evals import heldout
 from rfq.experiment import Experiment
 
@@ -28,20 +27,12 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
     """
     manifest = runs.check(experiment)
     described = runs.claim(experiment, manifest, run_dir)
-    done_file = run_dir / "done.json"
-    if done_file.exists():
+    if runs.is_finished(run_dir):
         metrics.say(f"{experiment.arm} seed {experiment.seed}: training is finished")
         return
     mesh = sharding.make_mesh()
     compiled = steps.compile_train(experiment, mesh)
-    batches = pipeline.train_batches(
-        experiment.data.dir,
-        seq_len=experiment.model.seq_len,
-        batch_size=experiment.train.batch_size,
-        seed=experiment.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    batches = runs.train_batches(experiment)
     held_out = heldout.batches(
         experiment,
         "heldout",
@@ -52,9 +43,9 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
     num_steps, every = experiment.train.num_steps, experiment.log
     name = f"train {experiment.arm} seed {experiment.seed}"
     with checkpoint.Checkpoints(run_dir, keep=every.keep_checkpoints) as saved:
-        state, start = _restore(compiled, saved, described, experiment.seed)
+        state, start, seconds = _restore(compiled, saved, described, run_dir)
         batches.set_state(start)
-        log = _Log(experiment, run_dir, start, saved.latest_step)
+        log = _Log(experiment, run_dir, start, seconds, saved.latest_step)
         with metrics.progress(name, num_steps, start) as bar:
             if start == 0:
                 log.measured(0, _measure(compiled, state.params, held_out))
@@ -70,11 +61,12 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
                     log.measured(step, _measure(compiled, state.params, held_out))
                 if step % every.checkpoint_every == 0 or step == num_steps:
                     log.drain()
-                    meta = {"step": step, **described}
+                    log.require_finite(step, {"state": compiled.finite(state)})
+                    meta = {"step": step, "seconds": log.seconds, **described}
                     saved.save(step, state.params, state.opt_state, meta)
     (run_dir / "failed.json").unlink(missing_ok=True)
     finished = {"num_steps": num_steps, "loss": log.loss, "seconds": log.seconds}
-    metrics.write_text(done_file, metrics.to_json(finished) + "\n")
+    metrics.write_text(run_dir / "done.json", metrics.to_json(finished) + "\n")
 
 
 class _Log:
@@ -89,18 +81,22 @@ class _Log:
         experiment: Experiment,
         run_dir: pathlib.Path,
         start: int,
+        seconds: float,
         last_checkpoint: Callable[[], int | None],
     ):
-        self.note, self.loss, self.seconds = "", float("nan"), 0.0
+        self.note, self.seconds = "", seconds
         self._experiment = experiment
         self._run_dir = run_dir
         self._last_checkpoint = last_checkpoint
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._clock: float | None = None
+        # What a killed run wrote after its last checkpoint is computed again.
         for name in ("metrics.jsonl", "measures.jsonl"):
-            rows = metrics.read(run_dir / name)
+            rows = metrics.read(run_dir / name) if start > 0 else []
             kept = [row for row in rows if row["step"] <= start]
             metrics.rewrite(run_dir / name, kept)
+        logged = metrics.read(run_dir / "metrics.jsonl")
+        self.loss = logged[-1]["loss"] if logged else float("nan")
 
     def due(self, step: int) -> bool:
         """True for a step whose numbers are written."""
@@ -124,6 +120,26 @@ class _Log:
         """Writes what was measured at a step."""
         metrics.append(self._run_dir / "measures.jsonl", {"step": step, **row})
 
+    def require_finite(self, step: int, found: Mapping[str, Any]) -> None:
+        """Stops the run unless every named thing was found to be finite.
+
+        Raises:
+            Diverged: where, what is saved and what to try; failed.json says it too.
+        """
+        bad = [name for name, finite in found.items() if not finite]
+        if not bad:
+            return
+        last = self._last_checkpoint()
+        saved = "no checkpoint is saved" if last is None else f"step {last} is saved"
+        message = (
+            f"training diverged: {' and '.join(bad)} not finite at step {step} "
+            f"({saved}); try a lower optimizer.learning_rate, a longer "
+            "schedule.warmup_steps or a smaller train.clip_norm"
+        )
+        failed = metrics.to_json({"step": step, "message": message})
+        metrics.write_text(self._run_dir / "failed.json", failed + "\n")
+        raise Diverged(message)
+
     def _flush(self) -> None:
         if not self._pending or self._clock is None:
             return
@@ -133,7 +149,8 @@ class _Log:
         self.seconds += elapsed
         rate = len(rows) * self._experiment.tokens_per_step / elapsed
         for step, values in rows:
-            _check_finite(step, values, self._last_checkpoint(), self._run_dir)
+            found = {name: np.isfinite(values[name]) for name in ("loss", "grad_norm")}
+            self.require_finite(step, found)
             if self.due(step):
                 self.loss = float(values["loss"])
                 self.note = f"loss {self.loss:.3f}, {rate:,.0f} tokens/s"
@@ -146,40 +163,26 @@ def _prefixed(prefix: str, values: dict[str, jax.Array]) -> dict[str, jax.Array]
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def _restore(compiled: steps.TrainSteps, saved, described, seed: int):
-    """The newest checkpoint's state and step, or the freshly initialized ones."""
+def _restore(
+    compiled: steps.TrainSteps,
+    saved: checkpoint.Checkpoints,
+    described: dict[str, Any],
+    run_dir: pathlib.Path,
+) -> tuple[steps.TrainState, int, float]:
+    """The newest checkpoint's state, step and seconds, or a fresh state and zeros."""
     start = saved.latest_step()
     if start is None:
-        return compiled.init(jax.random.key(seed)), 0
+        seed = described["experiment"]["seed"]
+        return compiled.init(jax.random.key(seed)), 0, 0.0
     meta = saved.meta(start)
-    for key in ("fingerprint", "data_fingerprint"):
-        if meta.get(key) != described[key]:
-            raise InputError(
-                f"the checkpoint of step {start} has {key}={meta.get(key)!r}, this run "
-                f"{described[key]!r}; train into another directory"
-            )
+    runs.match(described, meta, f"the checkpoint of step {start} in {run_dir}")
     state = steps.TrainState(
         step=jax.device_put(np.int32(start), compiled.state.step.sharding),
         params=saved.params(start, compiled.state.params),
         opt_state=saved.opt_state(start, compiled.state.opt_state),
     )
     metrics.say(f"resuming at step {start}")
-    return state, start
-
-
-def _check_finite(step: int, values: dict[str, Any], last: int | None, run_dir) -> None:
-    bad = [name for name in ("loss", "grad_norm") if not np.isfinite(values[name])]
-    if not bad:
-        return
-    good = "no checkpoint was saved before" if last is None else f"step {last} is saved"
-    message = (
-        f"training diverged: {' and '.join(bad)} not finite at step {step} ({good}); "
-        "try a lower optimizer.learning_rate, a longer schedule.warmup_steps or a "
-        "smaller train.clip_norm"
-    )
-    failed = {"step": step, "message": message}
-    metrics.write_text(run_dir / "failed.json", metrics.to_json(failed) + "\n")
-    raise Diverged(message)
+    return state, start, meta["seconds"]
 
 
 def _measure(compiled, params, held_out) -> dict[str, Any]:

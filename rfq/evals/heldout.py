@@ -28,6 +28,25 @@ def batches(
         Token ids [batch_size, seq_len + 1] each, rows over the data axis.
 
     Raises:
+        InputError: as `choose`.
+    """
+    sequences, chosen = choose(
+        experiment, split, num_tokens=num_tokens, batch_size=batch_size
+    )
+    share = batch_size // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    return [sharding.to_global(sequences.read(row[mine]), mesh) for row in chosen]
+
+
+def choose(
+    experiment: Experiment, split: str, *, num_tokens: int, batch_size: int
+) -> tuple[pipeline.Sequences, np.ndarray]:
+    """Which sequences of a split `batches` takes, without reading them.
+
+    Returns:
+        The split's sequences and indices into them [num_batches, batch_size].
+
+    Raises:
         InputError: the split does not fill one batch.
     """
     seq_len = experiment.model.seq_len
@@ -36,18 +55,14 @@ def batches(
     num_batches = wanted // batch_size
     if num_batches == 0:
         raise InputError(
-            f"{wanted} sequences of {seq_len} tokens are available and asked for in "
-            f"split {split!r} of {experiment.data.dir!r}, fewer than one batch of "
-            f"{batch_size}; lower the batch size or prepare more text"
+            f"split {split!r} of {experiment.data.dir!r} has {len(sequences)} "
+            f"sequences of {seq_len} tokens and {num_tokens // seq_len} are asked for, "
+            f"fewer than one batch of {batch_size}; lower the batch size or prepare "
+            "more text"
         )
     total = num_batches * batch_size
-    chosen = (np.arange(total) * len(sequences) // total).reshape(num_batches, -1)
-    share = batch_size // jax.process_count()
-    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-    return [
-        sharding.to_global(np.stack([sequences[i] for i in row[mine]]), mesh)
-        for row in chosen
-    ]
+    chosen = np.arange(total) * len(sequences) // total
+    return sequences, chosen.reshape(num_batches, batch_size)
 
 
 def num_tokens(batch_list: list[Batch]) -> int:
