@@ -226,7 +226,7 @@ link_package() {
   local packages
   packages="$(packages_folder)"
   echo "$root" >"$packages/rfq-source.pth"
-  printf '#!%s\nimport sys\n\nfrom rfq.cli import main\n\nsys.exit(main())\n' \
+  printf '#!%s\nimport runpy\n\nrunpy.run_module("rfq", run_name="__main__")\n' \
     "$venv/bin/python" >"$venv/bin/rfq"
   chmod +x "$venv/bin/rfq"
 }
