@@ -1,4 +1,9 @@
-"""How far a quantized tensor is from its reference: SQNR and NMSE (appendix D)."""
+"""How far a quantized tensor is from its reference: SQNR and NMSE (appendix D).
+
+`nmse` of one tensor and its own quantization is local. The same function of the clean
+model's tensor and the fully quantized model's is the end-to-end relative error
+R_l = |dh|^2 / |h|^2, to which the layers before have contributed.
+"""
 
 from typing import NamedTuple
 
@@ -6,6 +11,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
+from rfq.quant import grid as grid_lib
 from rfq.stats import moments
 from rfq.types import Array
 
@@ -79,3 +85,118 @@ def sqnr_db(reference: Array, quantized: Array) -> Array:
         AssertionError: the shapes differ.
     """
     return -10.0 * jnp.log10(nmse(reference, quantized))
+
+
+def token_sqnr_db(reference: Array, quantized: Array) -> Array:
+    """SQNR of each vector along the last axis; the median over tokens is of interest.
+
+    A tensor's SQNR is that of its few largest tokens.
+    """
+    chex.assert_equal_shape((reference, quantized))
+    x, x_hat = (a.astype(jnp.float32) for a in (reference, quantized))
+    noise = jnp.sum((x - x_hat) ** 2, axis=-1)
+    ratio = jnp.where(noise == 0.0, 0.0, noise / jnp.sum(x**2, axis=-1))
+    return -10.0 * jnp.log10(ratio)
+
+
+class Usage(NamedTuple):
+    """How a grid is used: what it clips, what it kills, and what the bulk gets.
+
+    Tells the three ways to lose accuracy apart: clipping (`clip_noise` is most of the
+    noise), dead values (`num_dead` is most of the count) and rounding (neither).
+    """
+
+    count: Array
+    num_clipped: Array  # Values more than half a step outside the grid.
+    num_dead: Array  # Values that become 0, zeros included.
+    noise: Array
+    clip_noise: Array  # The part of `noise` made by clipped values.
+    bulk_signal: Array
+    bulk_noise: Array
+
+
+def usage(x: Array, grid: grid_lib.Grid, bulk_limit: Array) -> Usage:
+    """Sums what a grid does to x.
+
+    Args:
+        x: any shape.
+        grid: broadcasts against x.
+        bulk_limit: magnitude up to which a value belongs to the bulk, such as the .999
+            quantile of |x| in calibration; scalar.
+    """
+    x = x.astype(jnp.float32)
+    square = (x - grid_lib.fake_quantize(x, grid)) ** 2
+    clipped = grid_lib.clips(x, grid)
+    dead = grid_lib.encode(x, grid) == grid.zero_point
+    in_bulk = jnp.abs(x) <= bulk_limit
+    return Usage(
+        count=jnp.float32(x.size),
+        num_clipped=_count(clipped),
+        num_dead=_count(dead),
+        noise=jnp.sum(square),
+        clip_noise=jnp.sum(jnp.where(clipped, square, 0.0)),
+        bulk_signal=jnp.sum(jnp.where(in_bulk, x**2, 0.0)),
+        bulk_noise=jnp.sum(jnp.where(in_bulk, square, 0.0)),
+    )
+
+
+def merge_usage(a: Usage, b: Usage) -> Usage:
+    """Sums over the union of two samples; only operators, so float64 works."""
+    return Usage(*(left + right for left, right in zip(a, b, strict=True)))
+
+
+def bulk(u: Usage) -> Distortion:
+    """The energies of the bulk alone, for `sqnr_db_of` and `nmse_of`."""
+    return Distortion(u.bulk_signal, u.bulk_noise)
+
+
+def clip_fraction(u: Usage) -> Array:
+    """Share of the values that the grid clips."""
+    return u.num_clipped / u.count
+
+
+def dead_fraction(u: Usage) -> Array:
+    """Share of the values that become 0."""
+    return u.num_dead / u.count
+
+
+def clip_noise_fraction(u: Usage) -> Array:
+    """Share of the noise made by clipped values; NaN without noise."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return u.clip_noise / u.noise
+
+
+def codes_used(x: Array, grid: grid_lib.Grid) -> Array:
+    """Which of the 2**16 possible codes occur; bool [65536], merged by `|`.
+
+    Its sum is the number of levels used, at most `grid.levels` + 1. NaN has no code.
+    """
+    q = grid_lib.encode(x, grid).ravel()
+    index = jnp.where(jnp.isnan(q), -1, q).astype(jnp.int32)
+    # Out of bounds is dropped; -1 would count from the end.
+    index = jnp.where(index < 0, 1 << 16, index)
+    return jnp.zeros(1 << 16, bool).at[index].set(True, mode="drop")
+
+
+class Summary(NamedTuple):
+    """One number for many sites, in the two ways that differ, and the worst of them."""
+
+    mean_sqnr_db: np.ndarray  # Mean of the decibels: every site counts alike.
+    mean_nmse: np.ndarray  # Mean of the ratios: the worst sites count.
+    min_sqnr_db: np.ndarray
+
+
+def summarize(nmse_per_site: np.ndarray) -> Summary:
+    """Aggregates NMSE over sites and layers; sites without noise make the mean inf."""
+    with np.errstate(divide="ignore"):
+        sqnr_db_per_site = -10.0 * np.log10(nmse_per_site)
+    return Summary(
+        mean_sqnr_db=np.mean(sqnr_db_per_site),
+        mean_nmse=np.mean(nmse_per_site),
+        min_sqnr_db=np.min(sqnr_db_per_site),
+    )
+
+
+def _count(mask: Array) -> Array:
+    # Summed as integers: float32 stops counting at 2**24.
+    return jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)

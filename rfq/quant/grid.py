@@ -111,14 +111,19 @@ def fake_quantize(x: Array, grid: Grid | None) -> Array:
     return decode(encode(x, grid), grid)
 
 
+def clips(x: Array, grid: Grid) -> Array:
+    """Where x lies more than half a step outside the grid; bool, False for NaN."""
+    q = _unclipped_codes(x, grid)
+    return (q < 0.0) | (q > grid.levels)
+
+
 def straight_through(x: Array, grid: Grid) -> Array:
     """`fake_quantize` whose gradient is 1 inside the grid and 0 where it clips.
 
     The value is bit for bit that of `fake_quantize`.
     """
-    q = _unclipped_codes(x, grid)
-    inside = (q >= 0.0) & (q <= grid.levels)
-    passed = jnp.where(inside, x.astype(jnp.float32), 0.0)
+    stopped = clips(x, grid) | jnp.isnan(x)
+    passed = jnp.where(stopped, 0.0, x.astype(jnp.float32))
     x_hat = jax.lax.stop_gradient(fake_quantize(x, grid))
     return x_hat + (passed - jax.lax.stop_gradient(passed))
 

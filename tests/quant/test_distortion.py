@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq.quant import distortion
+from rfq.quant import distortion, grid
 from rfq.stats import moments
 
 
@@ -57,3 +57,96 @@ def test_overflow_and_nan_are_not_good_news(value):
 def test_broadcasting_is_refused():
     with pytest.raises(AssertionError):
         distortion.sqnr_db(jnp.ones((2, 3)), jnp.ones((1, 3)))
+
+
+def test_bulk_sqnr_sees_what_the_tensor_sqnr_hides():
+    # Bulk N(0, 1) and a fraction 1e-5 at +-1000: kurtosis near 8e4.
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(2_000_000).astype(np.float32)
+    x[:10], x[10:20] = 1000.0, -1000.0
+    limit = np.quantile(np.abs(x), 0.999)
+    for num_bits, tensor_db, bulk_db in (
+        (8, 10.4, 0.0),
+        (12, 27.4, 17.0),
+        (16, 51.5, 41.1),
+    ):
+        made = grid.grid_from_range(jnp.float32(-1000), jnp.float32(1000), num_bits)
+        tensor = distortion.sqnr_db(x, grid.fake_quantize(jnp.asarray(x), made))
+        used = distortion.usage(jnp.asarray(x), made, limit)
+        # One decimal in the reference; its draw had another number of outliers.
+        np.testing.assert_allclose(tensor, tensor_db, atol=0.3)
+        np.testing.assert_allclose(
+            distortion.sqnr_db_of(distortion.bulk(used)), bulk_db, atol=0.3
+        )
+        if num_bits == 8:
+            assert distortion.dead_fraction(used) > 0.9998
+
+
+def test_the_plateau_diagnostics_tell_clipping_rounding_and_dead_sites_apart():
+    # Planted massive activations, under three calibrations of 8 bits.
+    x = np.random.default_rng(1).standard_normal(100_000).astype(np.float32)
+    x[:5] = 3000.0
+
+    def used(half_range):
+        made = grid.grid_from_range(-half_range, half_range, 8)
+        return distortion.usage(jnp.asarray(x), made, 4.0)
+
+    clipping, dead = used(5.0), used(3000.0)
+    assert distortion.clip_noise_fraction(clipping) > 0.99
+    assert distortion.dead_fraction(clipping) < 0.05
+    assert distortion.clip_noise_fraction(dead) < 0.01
+    assert distortion.dead_fraction(dead) > 0.99
+    x[:5] = 3.0
+    rounding = used(5.5)
+    assert distortion.clip_noise_fraction(rounding) < 0.01
+    assert distortion.dead_fraction(rounding) < 0.05
+
+
+def test_usage_merges_to_the_whole_and_counts_exactly():
+    x = jax.random.normal(jax.random.key(0), (2, 5000))
+    made = grid.grid_from_range(jnp.float32(-1.0), jnp.float32(2.0), 4)
+    parts = [moments.to_float64(distortion.usage(row, made, 1.5)) for row in x]
+    merged = distortion.merge_usage(*parts)
+    whole = moments.to_float64(distortion.usage(x, made, 1.5))
+    np.testing.assert_allclose(merged, whole, rtol=1e-5)
+    outside = (x < -1.0 - 0.7 * made.step) | (x > 2.0 + 0.7 * made.step)
+    # The rounded zero point moves both ends of the grid by up to half a step.
+    assert jnp.sum(outside) <= merged.num_clipped
+    step, zero_point = float(made.step), float(made.zero_point)
+    ends = np.array([-zero_point - 0.5, 15.0 - zero_point + 0.5]) * step
+    exact = np.sum((np.asarray(x) < ends[0]) | (np.asarray(x) > ends[1]))
+    assert merged.num_clipped == exact
+
+
+def test_levels_used_are_counted_and_merged():
+    made = grid.grid_from_range(jnp.float32(0.0), jnp.float32(15.0), 4)
+    a = distortion.codes_used(jnp.array([0.0, 3.0, 3.1, jnp.nan]), made)
+    b = distortion.codes_used(jnp.array([3.0, 99.0]), made)
+    assert np.flatnonzero(a).tolist() == [0, 3]
+    assert np.flatnonzero(a | b).tolist() == [0, 3, 15]
+
+
+def test_token_sqnr_is_one_number_per_token():
+    x = jnp.array([[1.0, 1.0], [100.0, 100.0]])
+    found = distortion.token_sqnr_db(x, x + 0.1)
+    np.testing.assert_allclose(found, [20.0, 60.0], atol=1e-2)
+
+
+def test_mean_of_decibels_is_not_decibels_of_the_mean():
+    # Sites at 38, 38 and 10 dB.
+    found = distortion.summarize(10.0 ** (-np.array([38.0, 38.0, 10.0]) / 10))
+    np.testing.assert_allclose(found.mean_sqnr_db, 28.7, atol=0.05)
+    np.testing.assert_allclose(-10 * np.log10(found.mean_nmse), 14.8, atol=0.05)
+    np.testing.assert_allclose(found.min_sqnr_db, 10.0)
+
+
+def test_independent_errors_add_at_a_product():
+    # 38.15 dB of activations and 44 dB of weights make 37.1 dB.
+    def noisy(v, db, seed):
+        noise = jax.random.normal(jax.random.key(seed), v.shape)
+        return v + 10.0 ** (-db / 20) * noise
+
+    x = jax.random.normal(jax.random.key(1), (512, 768))
+    w = jax.random.normal(jax.random.key(2), (768, 256))
+    y_hat = noisy(x, 38.15, 3) @ noisy(w, 44.0, 4)
+    np.testing.assert_allclose(distortion.sqnr_db(x @ w, y_hat), 37.1, atol=0.1)

@@ -14,6 +14,7 @@ from rfq.quant import spec
 
 ALL_BITS = range(2, 17)
 SCHEMES = sorted(spec.SCHEMES)
+FINE = 1_600_000  # Points of a lattice for 16 bits.
 
 
 def sqnr_db(grid, x, density):
@@ -23,8 +24,8 @@ def sqnr_db(grid, x, density):
     return 10 * math.log10((density * x**2).sum() / (density * (x - x_hat) ** 2).sum())
 
 
-def gaussian(half_range=8.0, num_points=1_600_000):
-    """Lattice and density of N(0, 1); the lattice is finer than every grid tested."""
+def gaussian(half_range=8.0, num_points=200_000):
+    """Lattice and density of N(0, 1); finer than any grid of up to 12 bits."""
     edges = np.linspace(-half_range, half_range, num_points + 1)
     x = ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
     return x, np.exp(-0.5 * x.astype(np.float64) ** 2)
@@ -233,7 +234,7 @@ MIN_MAX_DB = {
 def test_min_max_sqnr_of_a_gaussian(scheme):
     for num_bits, expected in MIN_MAX_DB[scheme].items():
         # The entry at 16 bits counts rounding alone: no mass beyond the range.
-        x, density = gaussian(5.467 if num_bits == 16 else 8.0)
+        x, density = gaussian(5.467, FINE) if num_bits == 16 else gaussian()
         grid = spec.SCHEMES[scheme](-5.467, 5.467, num_bits)
         # The table has two decimals, one at 16 bits; the lattice adds less than 0.01.
         atol = 0.06 if num_bits == 16 else 0.015
@@ -267,7 +268,7 @@ def test_optimal_clip_of_a_gaussian(scheme):
 
 def test_clipping_at_5_sigma_caps_a_16_bit_gaussian_at_83_decibels():
     # Rounding alone 86.3 dB, overload alone 85.8 dB.
-    x, density = gaussian()
+    x, density = gaussian(num_points=FINE)
     grid = g.grid_from_range(-5.467, 5.467, 16)
     np.testing.assert_allclose(sqnr_db(grid, x, density), 83.0, atol=0.1)
 
@@ -287,7 +288,7 @@ def test_uniform_gains_six_decibels_per_bit(num_bits, expected):
     [(8, 38.1, 38.0), (10, 50.2, 49.1), (12, 62.2, 54.7), (16, 86.3, 55.6)],
 )
 def test_a_bfloat16_carrier_cannot_hold_wide_grids(num_bits, float32_db, bfloat16_db):
-    x, density = gaussian(5.467)
+    x, density = gaussian(5.467, FINE)
     grid = g.grid_from_range(-5.467, 5.467, num_bits)
     x_hat = g.fake_quantize(jnp.asarray(x), grid)
     assert x_hat.dtype == jnp.float32
@@ -305,3 +306,36 @@ def test_straight_through_has_the_value_of_fake_quantize_and_a_clipped_gradient(
     gradient = jax.grad(lambda x: jnp.sum(g.straight_through(x, grid)))(x)
     np.testing.assert_array_equal(gradient, [0.0, 1.0, 1.0, 1.0, 1.0, 0.0])
     assert jnp.isnan(g.straight_through(jnp.array([jnp.nan]), grid))[0]
+
+
+def test_each_extent_quantizes_its_groups_alone():
+    x = (
+        jax.random.normal(jax.random.key(5), (2, 3, 8))
+        * jnp.arange(1.0, 9.0)[None, None]
+    )
+
+    def alone(part):
+        return g.fake_quantize(part, g.grid_from_range(part.min(), part.max(), 4))
+
+    def dynamic(extent):
+        return g.fake_quantize_dynamic(x, 4, extent=extent)
+
+    np.testing.assert_array_equal(dynamic(g.per_tensor), alone(x))
+    np.testing.assert_array_equal(dynamic(g.per_token)[1, 2], alone(x[1, 2]))
+    np.testing.assert_array_equal(dynamic(g.per_channel)[..., 5], alone(x[..., 5]))
+    np.testing.assert_array_equal(dynamic(g.per_group(4))[0, 1, 4:], alone(x[0, 1, 4:]))
+    np.testing.assert_array_equal(dynamic(g.per_group(8)), dynamic(g.per_token))
+
+
+def test_a_group_must_divide_the_axis():
+    with pytest.raises(errors.InputError, match="group_size=3"):
+        g.fake_quantize_dynamic(jnp.ones((2, 8)), 4, extent=g.per_group(3))
+
+
+@pytest.mark.parametrize(("num_bits", "expected"), [(4, 17.1), (6, 30.0), (8, 42.3)])
+def test_dynamic_tokens_of_a_gaussian(num_bits, expected):
+    x = jax.random.normal(jax.random.key(6), (2048, 768))
+    x_hat = g.fake_quantize_dynamic(x, num_bits, extent=g.per_token, scheme=g.symmetric)
+    measured = 10 * jnp.log10(jnp.sum(x**2) / jnp.sum((x - x_hat) ** 2))
+    # Mean over 2,048 tokens; the table has one decimal.
+    np.testing.assert_allclose(measured, expected, atol=0.1)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rfq import errors
 from rfq import params as table
 from rfq.quant import grid, weights
 
@@ -92,9 +93,64 @@ def test_one_compilation_serves_every_width(params):
 
 @pytest.mark.parametrize(("num_in", "expected"), [(768, {4: 18.2, 6: 30.7, 8: 42.9})])
 def test_sqnr_of_gaussian_columns(num_in, expected):
-    w = jax.random.normal(jax.random.key(1), (num_in, 4096))
+    w = jax.random.normal(jax.random.key(1), (1, num_in, 4096))
     for num_bits, db in expected.items():
-        w_hat = weights.fake_quantize(w, table.MatrixAxes((0,), (1,)), num_bits)
+        w_hat = weights.quantize({"w_up": w}, num_bits)["w_up"]
         measured = 10 * jnp.log10(jnp.sum(w**2) / jnp.sum((w - w_hat) ** 2))
         # Mean over 4,096 columns; the table has one decimal.
+        np.testing.assert_allclose(measured, db, atol=0.1)
+
+
+def test_groups_of_inputs_have_their_own_grid(params):
+    # 4 inputs of a column, counted over heads and widths together.
+    w = params["blocks"]["w_o"]
+    quantized = weights.quantize(params, 3, group_size=4)["blocks"]["w_o"]
+    flat, flat_hat = (leaf.reshape(L, H * K, D) for leaf in (w, quantized))
+    group = flat[1, 4:8, 3]
+    alone = grid.grid_from_range(jnp.min(group), jnp.max(group), 3)
+    np.testing.assert_array_equal(flat_hat[1, 4:8, 3], grid.fake_quantize(group, alone))
+
+
+@pytest.mark.parametrize("num_bits", [4, 8])
+def test_groups_are_closer_than_channels(params, num_bits):
+    def error(group_size):
+        quantized = weights.quantize(params, num_bits, group_size=group_size)
+        return jnp.sum(
+            (quantized["blocks"]["w_down"] - params["blocks"]["w_down"]) ** 2
+        )
+
+    assert error(2) < error(8) < error(None)
+
+
+def test_a_group_that_does_not_divide_is_refused(params):
+    with pytest.raises(errors.InputError, match="group_size=5"):
+        weights.quantize(params, 4, group_size=5)
+
+
+def test_the_embedding_has_a_grid_per_vocabulary_entry_when_asked(params):
+    quantized = weights.quantize(params, 4, kinds=("matrix", "embedding"))
+    row = params["embedding"][7]
+    alone = grid.grid_from_range(jnp.min(row), jnp.max(row), 4)
+    np.testing.assert_array_equal(
+        quantized["embedding"][7], grid.fake_quantize(row, alone)
+    )
+
+
+def test_the_grids_are_those_of_quantize(params):
+    found = weights.grids(params, 5)
+    assert found["embedding"] is None and found["blocks"]["mlp_norm"] is None
+    quantized = weights.quantize(params, 5)
+    for name in ("w_q", "w_o", "w_up"):
+        np.testing.assert_array_equal(
+            grid.fake_quantize(params["blocks"][name], found["blocks"][name]),
+            quantized["blocks"][name],
+        )
+    chex.assert_shape(found["blocks"]["w_o"].step, (L, 1, 1, D))
+
+
+def test_group_128_of_gaussian_columns():
+    w = jax.random.normal(jax.random.key(2), (1, 768, 1024))
+    for num_bits, db in ((4, 20.0), (6, 32.4), (8, 44.5)):
+        w_hat = weights.quantize({"w_up": w}, num_bits, group_size=128)["w_up"]
+        measured = 10 * jnp.log10(jnp.sum(w**2) / jnp.sum((w - w_hat) ** 2))
         np.testing.assert_allclose(measured, db, atol=0.1)

@@ -100,3 +100,19 @@ def test_a_constant_has_no_kurtosis_and_no_warning():
 
 def test_nan_reaches_the_readout():
     assert jnp.isnan(m.excess_kurtosis(m.moments(jnp.array([1.0, jnp.nan, 2.0]))))
+
+
+@pytest.mark.mesh
+def test_one_device_and_eight_agree():
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal((64, 3000)) ** 3 + 1.0).astype(np.float32)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    one = m.to_float64(jax.jit(m.moments)(x))
+    eight = m.to_float64(jax.jit(m.moments)(jax.device_put(x, sharding)))
+    assert one.count == eight.count == x.size
+    # Another order of float32 additions.
+    chex.assert_trees_all_close(one, eight, rtol=1e-6)
+    np.testing.assert_allclose(
+        m.excess_kurtosis(one), m.excess_kurtosis(eight), atol=1e-5 * 50
+    )
