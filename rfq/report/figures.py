@@ -650,11 +650,11 @@ def kurtosis_training_figure(shown: View) -> Figure:
     def panel(
         name: str,
         title: str,
-        sites: Callable[[Record], Sequence[str]],
+        sites: Sequence[str],
         *,
         by_loss: bool = False,
     ) -> Panel | None:
-        values = [view.peak_kurtosis(m, sites(m)) for m in measured]
+        values = [view.peak_kurtosis(m, sites) for m in measured]
         finite = [value for value in values if value is not None]
         if not finite:
             return None
@@ -665,7 +665,7 @@ def kurtosis_training_figure(shown: View) -> Figure:
                 shown,
                 looks,
                 lambda m: load.number(m, "loss" if by_loss else "step"),
-                lambda m: view.peak_kurtosis(m, sites(m)),
+                lambda m: view.peak_kurtosis(m, sites),
             )
             _symlog(ax, KURTOSIS_LINEAR, finite)
             ax.set_ylabel("excess kurtosis")
@@ -678,18 +678,12 @@ def kurtosis_training_figure(shown: View) -> Figure:
 
         return Panel(name, title, draw)
 
+    stream, title = ("attn_norm_in",), "attention norm's input"
     wanted = [
-        panel(
-            "stream", "attention norm's input, max over layers", _only("attn_norm_in")
-        ),
-        panel("blocks", "all block sites, max over sites and layers", view.block_sites),
-        panel("final", "final norm's input (its own outlier)", _only("final_norm_in")),
-        panel(
-            "by_loss",
-            "attention norm's input, at equal loss",
-            _only("attn_norm_in"),
-            by_loss=True,
-        ),
+        panel("stream", f"{title}, largest over layers", stream),
+        panel("by_loss", f"{title}, at equal loss", stream, by_loss=True),
+        panel("paper_sites", "the paper's four sites, largest", view.PAPER_SITES),
+        panel("final", "final norm's input, apart", ("final_norm_in",)),
     ]
     panels = [made for made in wanted if made is not None]
     return Figure(
@@ -706,13 +700,12 @@ def kurtosis_training_figure(shown: View) -> Figure:
     )
 
 
-def kurtosis_layers_figure(shown: View) -> Figure:
+def kurtosis_layers_figure(
+    shown: View, *, sites: Sequence[str], name: str, title: str
+) -> Figure:
     """Kurtosis by layer at the end of training, one panel a site."""
     looks = style.looks(shown.arms)
-    ends = {
-        arm: [run.measures[-1] for run in shown.runs(arm) if run.measures]
-        for arm in shown.arms
-    }
+    ends = {arm: shown.ends(arm) for arm in shown.arms}
 
     def curve(arm: str, site: str) -> list[float | None]:
         found = [view.layer_kurtosis(end, site) for end in ends[arm]]
@@ -752,31 +745,18 @@ def kurtosis_layers_figure(shown: View) -> Figure:
 
         return Panel(site, f"{view.BLOCK_SITES[site]} ({site})", draw)
 
-    sites = [
-        s
-        for s in view.BLOCK_SITES
-        if any(_any_site(found, s) for found in ends.values())
-    ]
     panels = [made for site in sites if (made := panel(site)) is not None]
     return Figure(
-        name="kurtosis_layers",
-        title="Kurtosis by layer at the end",
+        name=name,
+        title=title,
         guide=(
             "0 is Gaussian; mean over seeds. Each arm's held-out loss stands beside "
             "its name. The final norm's input is in the table below, apart from the "
             "blocks."
         ),
         panels=panels,
-        missing="" if panels else "no measures.jsonl in any run",
+        missing="" if panels else "no finished run measured these sites",
     )
-
-
-def _any_site(ends: Sequence[Record], site: str) -> bool:
-    return any(load.child(end, "sites", site) for end in ends)
-
-
-def _only(site: str) -> Callable[[Record], Sequence[str]]:
-    return lambda measure: (site,)
 
 
 def middle_layer(depth: int) -> int:
@@ -795,7 +775,10 @@ class Histogram(NamedTuple):
 
 
 def histogram(run: Run, site: str) -> Histogram | None:
-    """The middle layer's histogram of a site, or None where the run has none."""
+    """The middle layer's histogram of a site, or None where the run has none.
+
+    Edges in units of the RMS become edges of (x - mean) / standard deviation.
+    """
     record = load.child(run.histograms, "sites", site)
     edges, layers = run.histograms.get("edges"), record.get("counts")
     if not isinstance(edges, list) or not isinstance(layers, list) or not layers:
@@ -803,12 +786,21 @@ def histogram(run: Run, site: str) -> Histogram | None:
     index = middle_layer(len(layers))
     counts = np.asarray(layers[index], np.float64)
     bounds = np.asarray(edges, np.float64)
+    if run.histograms.get("unit") == "x / rms(x)":
+        rms, mean = _at(record, "rms", index), _at(record, "mean", index)
+        if rms is None or mean is None or not rms > abs(mean):
+            return None
+        bounds = (bounds * rms - mean) / math.sqrt(rms**2 - mean**2)
     if counts.shape != (bounds.size - 1,) or not counts.sum() > 0:
         return None
     density = counts / counts.sum() / np.diff(bounds)
-    kurtosis = load.numbers(record, "excess_kurtosis")
-    value = kurtosis[index] if len(kurtosis) > index else None
-    return Histogram(bounds, density, index + 1, len(layers), value)
+    kurtosis = _at(record, "excess_kurtosis", index)
+    return Histogram(bounds, density, index + 1, len(layers), kurtosis)
+
+
+def _at(record: Record, field: str, index: int) -> float | None:
+    values = load.numbers(record, field)
+    return values[index] if len(values) > index else None
 
 
 def histogram_figure(shown: View) -> Figure:
@@ -854,6 +846,8 @@ def histogram_figure(shown: View) -> Figure:
             )
             ax.plot(x, gauss, color=style.INK["ink"], linewidth=1.1, linestyle=":")
             ax.set_yscale("log")
+            ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+            ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain_log))
             ax.set_ylim(floor / 2, 2.0)
             ax.set_xlim(-reach, reach)
             ax.set_xlabel("(activation − mean) / standard deviation")
@@ -949,6 +943,17 @@ def all_figures(shown: View, paper: Paper) -> list[Figure]:
         sqnr_figure(shown),
         training_figure(shown),
         kurtosis_training_figure(shown),
-        kurtosis_layers_figure(shown),
+        kurtosis_layers_figure(
+            shown,
+            sites=view.PAPER_SITES,
+            name="kurtosis_layers",
+            title="Kurtosis by layer at the end",
+        ),
+        kurtosis_layers_figure(
+            shown,
+            sites=view.OTHER_SITES,
+            name="kurtosis_layers_other",
+            title="Kurtosis inside the sublayers, which the paper does not quantize",
+        ),
         histogram_figure(shown),
     ]

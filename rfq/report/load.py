@@ -20,7 +20,8 @@ class Run:
     """One run directory, `arms/<arm>/seed-<s>`.
 
     Attributes:
-        config: config.json, empty if absent; so are `histograms` and `done`.
+        config: config.json, empty if absent; so are `histograms`, `done` (written when
+            training ended) and `failed` (written when it diverged).
         metrics: one record a logged step, in the order of the steps.
         measures: one record a measured step, with `sites`, in the order of the steps.
         sites: distortion per site and layer, one record a quantization setting.
@@ -34,6 +35,7 @@ class Run:
     sites: Sequence[Record]
     histograms: Record
     done: Record
+    failed: Record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,6 +172,7 @@ def _read_run(directory: pathlib.Path, seed: int, notes: list[str]) -> Run:
         sites=read_jsonl(directory / "quantize" / "sites.jsonl", notes),
         histograms=read_json(directory / "quantize" / "histograms.json"),
         done=read_json(directory / "done.json"),
+        failed=read_json(directory / "failed.json"),
     )
 
 

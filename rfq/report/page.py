@@ -25,7 +25,10 @@ def all_tables(shown: View, printed: paper.Paper) -> list[Table]:
         tables.main_table(shown),
         tables.arms_table(shown),
         *(tables.beside_table(shown, printed, weight_bits=w) for w in beside),
-        tables.kurtosis_table(shown),
+        tables.kurtosis_table(
+            shown, sites=(*view.PAPER_SITES, *view.FINAL_SITES), name="kurtosis"
+        ),
+        tables.kurtosis_table(shown, sites=view.OTHER_SITES, name="kurtosis_other"),
         tables.matched_table(shown),
         tables.paper_kurtosis_table(shown, printed),
         *(tables.paper_table(printed, name) for name in printed.tables),
@@ -63,7 +66,7 @@ def provenance(shown: View) -> list[tuple[str, str]]:
     data = load.child(results.context, "data")
     total = load.number(results.context, "seconds")
     lines = [
-        ("Data", ", ".join(f"{key} {value}" for key, value in _flat(data))),
+        ("Data", ", ".join(f"{name} {value}" for name, value in _flat(data))),
         (
             "Config fingerprints",
             "; ".join(
@@ -82,13 +85,16 @@ def provenance(shown: View) -> list[tuple[str, str]]:
     return [(name, value or tables.MISSING) for name, value in lines]
 
 
-def _flat(record: load.Record) -> list[tuple[str, object]]:
-    """The short scalar entries of a manifest's summary."""
-    return [
-        (key.replace("_", " "), value)
-        for key, value in record.items()
-        if isinstance(value, str | int | float) and len(str(value)) <= 40
-    ]
+def _flat(record: load.Record, path: str = "") -> list[tuple[str, str]]:
+    """The scalar entries of a manifest's summary, nested ones under all their names."""
+    found = []
+    for key, value in record.items():
+        name = f"{path}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            found += _flat(value, f"{name} ")
+        elif isinstance(value, str | int | float):
+            found.append((name, f"{value:,}" if isinstance(value, int) else str(value)))
+    return found
 
 
 def _css(looks: Mapping[str, style.Look]) -> markupsafe.Markup:

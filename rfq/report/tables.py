@@ -89,10 +89,9 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def kurtosis_text(value: float) -> str:
-    """Three significant digits, thousands as they are."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}".replace("-", "−")
-    return f"{value:.2f}".replace("-", "−")
+    """Two decimals below 100, none above; a rounded zero has no sign."""
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text.replace("-", "−")
 
 
 def count_text(value: float) -> str:
@@ -174,9 +173,9 @@ def main_table(shown: View) -> Table:
                 cells.append(_number(f"loss_{stream}", found, ".3f"))
             if precision.name == "FP":
                 cells += _full_precision(shown, arm, precision)
-                cells.append(
-                    Cell(text="exact", data={"sqnr_db": "exact"}, mark="quiet")
-                )
+                exact = Cell(text="exact", data={"sqnr_db": "exact"}, mark="quiet")
+                absent = _shown(shown.loss(arm, precision), "sqnr_db")
+                cells.append(absent or exact)
             else:
                 for stream in view.STREAMS:
                     found = shown.increase(arm, precision, stream)
@@ -295,7 +294,8 @@ def glance_table(shown: View) -> Table:
             ]
             mark = next((cell.mark for cell in both if cell.mark), "")
             data = {key: value for cell in both for key, value in cell.data.items()}
-            cells.append(Cell(text=" / ".join(short), data=data, mark=mark))
+            text = short[0] if mark and short[0] == short[1] else " / ".join(short)
+            cells.append(Cell(text=text, data=data, mark=mark))
         lines.append(Line(cells=cells, arm=arm))
     floors = ", ".join(
         f"{name} {MISSING if value is None else format(value, '.3f')}"
@@ -323,8 +323,6 @@ def arms_table(shown: View) -> Table:
         rows = shown.rows(arm, shown.reference)
         status = shown.status(arm)
         seconds = estimate_of([run.done for run in shown.runs(arm)], "seconds")
-        if seconds.value is None:
-            seconds = estimate_of(rows, "seconds")
         bad = status not in ("ok", "above bigram")
         lines.append(
             Line(
@@ -347,7 +345,7 @@ def arms_table(shown: View) -> Table:
                     _count("num_params", estimate_of(rows, "num_params")),
                     _count("num_steps", estimate_of(rows, "num_steps")),
                     _count("tokens_seen", estimate_of(rows, "tokens_seen")),
-                    _number("train_seconds", seconds, ".0f"),
+                    _number("train_seconds", seconds, ",.0f"),
                 ],
             )
         )
@@ -372,33 +370,27 @@ def arms_table(shown: View) -> Table:
             "Parameters",
             "Steps",
             "Tokens",
-            "Seconds",
+            "Seconds trained",
         ),
         lines=lines,
     )
 
 
-def kurtosis_table(shown: View) -> Table:
+def kurtosis_table(shown: View, *, sites: Sequence[str], name: str) -> Table:
     """Excess kurtosis by site and layer at the end of training."""
-    ends = {
-        arm: [run.measures[-1] for run in shown.runs(arm) if run.measures]
-        for arm in shown.arms
-    }
+    ends = {arm: shown.ends(arm) for arm in shown.arms}
     every = [end for found in ends.values() for end in found]
-    sites = [site for site in view.BLOCK_SITES if any(map(_has(site), every))]
     depth = max(
         (len(view.layer_kurtosis(end, site)) for end in every for site in sites),
         default=0,
     )
     lines = []
-    for site in (*(sites or view.PAPER_SITES), *view.FINAL_SITES):
+    for site in sites:
         once = site in view.FINAL_SITES
-        if once and not any(map(_has(site), every)) and site != "final_norm_in":
-            continue
         for arm in shown.arms:
-            name = view.FINAL_SITES[site] if once else view.BLOCK_SITES[site]
+            label = view.FINAL_SITES[site] if once else view.BLOCK_SITES[site]
             cells = [
-                Cell(text=f"{name} ({site})", data={"site": site}),
+                Cell(text=f"{label} ({site})", data={"site": site}),
                 _arm(arm),
                 _number("loss", shown.full_loss(arm), ".3f"),
             ]
@@ -416,12 +408,12 @@ def kurtosis_table(shown: View) -> Table:
                     cells.append(_kurtosis(key, mean, compact=True))
             lines.append(Line(cells=cells, group=site, arm=arm))
     return Table(
-        name="kurtosis",
+        name=name,
         title="Excess kurtosis by site and layer",
         caption=(
             "Pooled excess kurtosis of the full-precision model at the end of "
-            "training, mean over seeds; the final norm's input has one value, in the "
-            "first column. 0 is Gaussian."
+            "training, mean over seeds; a site of the whole model has one value, in "
+            "the first column. 0 is Gaussian."
         ),
         header=(
             "Site",
@@ -433,13 +425,9 @@ def kurtosis_table(shown: View) -> Table:
     )
 
 
-def _has(site: str):
-    return lambda measure: bool(load.child(measure, "sites", site))
-
-
 def matched_point(shown: View, arm: str, target: float) -> Record | None:
     """The first measured step of the first seed whose held-out loss is <= target."""
-    for run in shown.runs(arm):
+    for run in shown.runs(arm)[:1]:
         for measure in run.measures:
             loss = load.number(measure, "loss")
             if loss is not None and loss <= target:
@@ -453,8 +441,8 @@ def matched_loss(shown: View) -> float | None:
         loss
         for arm in shown.arms
         if shown.status(arm) in ("ok", "above bigram")
-        for run in shown.runs(arm)
-        if run.measures and (loss := load.number(run.measures[-1], "loss")) is not None
+        for end in shown.ends(arm)[:1]
+        if (loss := load.number(end, "loss")) is not None
     ]
     return max(ends) if len(ends) > 1 else None
 
@@ -467,7 +455,7 @@ def matched_table(shown: View) -> Table:
         found = None if target is None else matched_point(shown, arm, target)
         point = found or {}
         peak = view.peak_kurtosis(point, ("attn_norm_in",))
-        everywhere = view.peak_kurtosis(point, view.block_sites(point))
+        everywhere = view.paper_peak(point)
         final = view.peak_kurtosis(point, ("final_norm_in",))
         lines.append(
             Line(
@@ -477,7 +465,7 @@ def matched_table(shown: View) -> Table:
                     _count("step", view.estimate([point], "step")),
                     _number("loss", view.estimate([point], "loss"), ".3f"),
                     _kurtosis("attn_norm_in", Estimate(peak)),
-                    _kurtosis("all_block_sites", Estimate(everywhere)),
+                    _kurtosis("paper_sites", Estimate(everywhere)),
                     _kurtosis("final_norm_in", Estimate(final)),
                 ],
             )
@@ -496,7 +484,7 @@ def matched_table(shown: View) -> Table:
             "Step",
             "Held-out loss, nats",
             "Attention norm's input",
-            "All block sites",
+            "The paper's four sites",
             "Final norm's input",
         ),
         lines=lines,
@@ -607,8 +595,9 @@ def paper_kurtosis_table(shown: View, paper: Paper) -> Table:
     """The kurtosis that the paper states, and ours at the same relative depth."""
     lines = []
     for entry in paper.kurtosis:
-        ends = [run.measures[-1] for run in shown.runs(entry.arm) if run.measures]
-        layers = [view.layer_kurtosis(end, "attn_norm_in") for end in ends]
+        layers = [
+            view.layer_kurtosis(end, "attn_norm_in") for end in shown.ends(entry.arm)
+        ]
         depth = max(map(len, layers), default=0)
         layer = same_depth(entry.layer, paper.num_layers, depth) if depth else None
         ours = view.estimate(

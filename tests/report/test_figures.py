@@ -37,6 +37,7 @@ NAMES = [
     "training",
     "kurtosis_training",
     "kurtosis_layers",
+    "kurtosis_layers_other",
     "histograms",
 ]
 
@@ -114,6 +115,13 @@ def test_a_histogram_is_a_density_of_the_layer_at_two_thirds(make):
     assert made is not None
     assert (made.layer, made.depth) == (4, 6)
     assert float(np.sum(made.density * np.diff(made.edges))) == pytest.approx(1.0)
+    # Stored as x / rms(x) of a shifted sample; drawn with mean 0 and deviation 1. A
+    # bin is up to .25 RMS wide: within-bin spread adds .25**2 / 12 to the variance,
+    # and the wide tail bins a little more.
+    centers = (made.edges[1:] + made.edges[:-1]) / 2
+    weights = made.density * np.diff(made.edges)
+    assert float(np.sum(weights * centers)) == pytest.approx(0.0, abs=0.01)
+    assert float(np.sum(weights * centers**2)) == pytest.approx(1.0, abs=0.05)
     # The paper's figure 4 shows layer 16 of 24.
     assert figures.middle_layer(24) + 1 == 16
 

@@ -25,6 +25,7 @@ FREE = ("residual_free_kl_shampoo", "residual_free_muon")
 CASES = [
     ("C1", {"residual_adamw": {"kurtosis": 14.9}}, "holds"),
     ("C1", {"residual_adamw": {"kurtosis": 4.0}}, "holds with a correction"),
+    ("C1", {"residual_adamw": {"kurtosis": 0.5}}, "does not hold"),
     ("C1", {"residual_adamw": {"kurtosis": -0.5}}, "does not hold"),
     ("C2", {"residual_kl_shampoo": {"kurtosis": 0.35}}, "does not hold"),
     ("C2", {"residual_kl_shampoo": {"kurtosis": 5.0}}, "holds"),
@@ -109,6 +110,31 @@ def test_alerts_name_missing_and_broken_arms(make, arms):
     texts = " ".join(alert.text for alert in findings.alerts(shown(directory)))
     assert "residual KL-Shampoo: missing" in texts
     assert "residual AdamW: the loss is not finite" in texts
+
+
+def test_a_diverged_run_gives_its_own_reason(make):
+    directory = make()
+    home = directory / "arms" / "residual_adamw" / "seed-0"
+    (home / "done.json").unlink()
+    failed = {"step": 120, "message": "training diverged: loss not finite at step 120"}
+    (home / "failed.json").write_text(json.dumps(failed))
+    found = shown(directory)
+    assert found.status("residual_adamw") == "not finite"
+    texts = [alert.text for alert in findings.alerts(found)]
+    assert any("not finite at step 120" in text for text in texts)
+
+
+def test_a_run_that_is_under_way_is_unfinished_not_collapsed(make):
+    directory = make()
+    path = directory / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [row for row in rows if row["arm"] != "residual_adamw"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    (directory / "arms" / "residual_adamw" / "seed-0" / "done.json").unlink()
+    found = shown(directory)
+    assert found.status("residual_adamw") == "unfinished"
+    assert found.full_loss("residual_adamw").value is None
+    assert verdicts(directory)["C1"] == "not testable from these rows"
 
 
 def test_healthy_runs_raise_no_alert(make):

@@ -9,8 +9,8 @@ from rfq.report import load
 def test_every_file_of_a_run_is_read(make):
     results = load.load(make(seeds=(0, 1)))
     assert len(results.runs) == 8
-    # FP twice, two weight widths, six activation widths, two placements.
-    assert len(results.rows) == 8 * (2 + 2 * 6 * 2)
+    # FP in two types, two weight widths of six activation widths; two placements.
+    assert len(results.rows) == 8 * (2 + 2 * 6) * 2
     run = results.runs[0]
     parts = (run.config, run.metrics, run.measures, run.sites, run.histograms, run.done)
     assert all(parts)
@@ -54,7 +54,7 @@ def test_rows_of_single_runs_stand_in_for_rows_that_are_not_joined_yet(make):
     directory = make()
     (directory / "rows.jsonl").unlink()
     results = load.load(directory)
-    assert len(results.rows) == 4 * 26
+    assert len(results.rows) == 4 * 28
     assert "rows.jsonl is absent" in results.notes[0]
 
 

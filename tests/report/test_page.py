@@ -7,6 +7,8 @@ import matplotlib
 import pytest
 
 from rfq import errors, report
+from rfq.report import figures, load, paper, view
+from rfq.report import page as page_lib
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
@@ -50,12 +52,12 @@ def source(rendered):
 def test_every_table_and_figure_is_a_file(rendered):
     tables = {path.name for path in (rendered / "tables").iterdir()}
     names = {"glance", "main", "arms", "beside_the_paper_w8", "beside_the_paper_a"}
-    names |= {"kurtosis", "matched_loss", "paper_kurtosis"}
+    names |= {"kurtosis", "kurtosis_other", "matched_loss", "paper_kurtosis"}
     names |= {f"paper_table{i}" for i in (1, 2, 3, 4)}
     assert tables == {f"{name}.{kind}" for name in names for kind in ("md", "csv")}
     figures = {path.name for path in (rendered / "figures").iterdir()}
     names = {"loss_increase", "paper_accuracy", "sqnr", "training", "histograms"}
-    names |= {"kurtosis_training", "kurtosis_layers"}
+    names |= {"kurtosis_training", "kurtosis_layers", "kurtosis_layers_other"}
     assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
 
 
@@ -115,10 +117,9 @@ def test_provenance_is_at_the_foot(source):
 
 def test_one_arm_alone_makes_a_page_that_says_what_is_missing(make, arms):
     directory = make(arms={"residual_adamw": arms["residual_adamw"]})
-    before = dict(matplotlib.rcParams)
-    page = report.run(directory).read_text(encoding="utf-8")
-    # Drawing leaves a notebook's own matplotlib style alone.
-    assert dict(matplotlib.rcParams) == before
+    shown, printed = view.of(load.load(directory)), paper.load()
+    made = figures.all_figures(shown, printed)
+    page = page_lib.html_page(shown, made, page_lib.all_tables(shown, printed))
     assert "residual KL-Shampoo: missing" in page
     assert "not testable from these rows" in page
     Page(page)
@@ -127,7 +128,10 @@ def test_one_arm_alone_makes_a_page_that_says_what_is_missing(make, arms):
 def test_almost_nothing_still_makes_a_page(tmp_path):
     row = {"arm": "<b>odd</b>", "spec": "W8A8"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    before = dict(matplotlib.rcParams)
     page = report.run(tmp_path).read_text(encoding="utf-8")
+    # Drawing leaves a notebook's own matplotlib style alone.
+    assert dict(matplotlib.rcParams) == before
     assert page.count("missing") > 20
     assert "<b>odd</b>" not in page
     Page(page)

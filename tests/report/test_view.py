@@ -109,7 +109,7 @@ def test_status_of_an_arm_that_is_not_there_or_blew_up(make, arms):
         ),
     )
     run = directory / "arms" / "residual_kl_shampoo" / "seed-0"
-    (run / "measures.jsonl").unlink()
+    (run / "done.json").unlink()
     found = shown(directory)
     assert found.status("residual_free_muon") == "missing"
     assert found.status("residual_adamw") == "not finite"
@@ -121,12 +121,12 @@ def test_settings_are_never_mixed_and_the_papers_comes_first(make):
     with (directory / "rows.jsonl").open("a") as file:
         row = {"arm": "residual_adamw", "seed": 0, "spec": "W8A4", "stream": "branch"}
         row |= {"weight_bits": 8, "act_bits": 4, "loss_increase": 9.0}
-        for taps, calibrator in (("full", "minmax"), ("paper", "mse")):
+        for taps, calibrator in (("full", "min_max"), ("paper", "mse")):
             other = {**row, "taps": taps, "calibrator": calibrator}
             file.write(json.dumps(other) + "\n")
     results = load.load(directory)
     found = view.settings(results)
-    assert found[0] == ("paper", "minmax")
+    assert found[0] == ("paper", "min_max")
     assert len(found) == 3
     first = view.View(results=results, setting=found[0])
     precision = first.precision("W8A4")
