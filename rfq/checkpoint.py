@@ -8,7 +8,6 @@ of their own, so that quantization and evaluation read nothing else.
 import pathlib
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from rfq.errors import InputError
@@ -76,17 +75,6 @@ class Checkpoints:
             first_line = str(error).splitlines()[0] if str(error) else ""
             raise InputError(
                 f"checkpoint {self._directory / str(step)} cannot be read "
-                f"({type(error).__name__}: {first_line[:200]}); delete that directory "
-                "to fall back on the one before it"
+                f"({type(error).__name__}: {first_line[:200]}); if it is damaged, "
+                "delete that directory to fall back on the one before it"
             ) from error
-
-
-def abstract(tree, shardings):
-    """Shapes, dtypes and shardings of a tree, for restoring onto devices."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        tree,
-        shardings,
-    )

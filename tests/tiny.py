@@ -1,19 +1,23 @@
 """The smallest experiment that trains, quantizes and reports, for the drivers' tests.
 
-Everything runs on one device: eight virtual ones would only be slower. What takes
-seconds is made once per session; a test that writes works on a copy.
+What takes seconds is made once per session: programs, by `quick`, and finished
+directories, on copies of which the tests work.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import shutil
+from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 import pytest
 
-from rfq import ptq, sharding, train
+from rfq import checkpoint, ptq, runs, sharding, steps, train
 from rfq.data import prepare, tokenize
 from rfq.experiment import (
     DataConfig,
@@ -22,13 +26,14 @@ from rfq.experiment import (
     QuantizeConfig,
     TrainConfig,
 )
+from rfq.model import transformer
 from rfq.model.config import ModelConfig
 from rfq.model.init import InitConfig
 from rfq.optim import AdamWConfig
 from rfq.optim.schedule import ScheduleConfig
 
 SEQ_LEN, NUM_STEPS, CHECKPOINT_EVERY = 16, 12, 4
-SPECS = ("FP", "W8A8", "W8A4", "A8", "A4", "W4")
+SPECS = ("FP", "W8A8", "W3A8", "A8", "A4", "W3")
 
 # What may differ between two computations of the same numbers.
 TIMES = ("seconds", "tokens_per_second")
@@ -36,10 +41,79 @@ TIMES = ("seconds", "tokens_per_second")
 _WORDS = ["the", "union", "of", "states", "shall", "meet", "in", "congress", "and"]
 
 
-def one_device(patch: pytest.MonkeyPatch) -> None:
-    """Makes every mesh one of a single device, as on a user's CPU."""
-    mesh = sharding.make_mesh(1)
-    patch.setattr(sharding, "make_mesh", lambda num_devices=1: mesh)
+_make_mesh = sharding.make_mesh
+_compile_train = functools.cache(steps.compile_train)
+_compile_quant = functools.cache(steps.compile_quant)
+_ANY = Experiment(arm="any")
+
+
+def quick(patch: pytest.MonkeyPatch) -> None:
+    """One device, as on a user's CPU, and each program compiled once per session."""
+
+    def compile_train(given: Experiment, mesh: jax.sharding.Mesh) -> steps.TrainSteps:
+        free = {name: getattr(_ANY, name) for name in ("data", "log", "quantize")}
+        return _compile_train(
+            dataclasses.replace(given, arm=_ANY.arm, seed=_ANY.seed, **free), mesh
+        )
+
+    def compile_quant(
+        given: Experiment, mesh: jax.sharding.Mesh, tap_set: str
+    ) -> steps.QuantSteps:
+        only = dataclasses.replace(_ANY, model=given.model, sharding=given.sharding)
+        return _compile_quant(only, mesh, tap_set)
+
+    patch.setattr(sharding, "make_mesh", lambda num_devices=1: _make_mesh(num_devices))
+    patch.setattr(steps, "compile_train", compile_train)
+    patch.setattr(steps, "compile_quant", compile_quant)
+    patch.setattr(jax, "clear_caches", lambda: None)
+
+
+def no_work(patch: pytest.MonkeyPatch) -> None:
+    """Makes every attempt to train or to quantize fail."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"there is nothing left to do, but {arguments[0]} is done")
+
+    patch.setattr(steps, "compile_train", refuse)
+    patch.setattr(steps, "compile_quant", refuse)
+
+
+_compiled: list[str] = []
+
+
+def _note_compilation(event: str, seconds: float, **names: str) -> None:
+    del seconds
+    if event.endswith("backend_compile_duration"):  # Also where a cache had it.
+        _compiled.append(names.get("fun_name", "?"))
+
+
+jax.monitoring.register_event_duration_secs_listener(_note_compilation)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Collects the names of what is compiled meanwhile."""
+    start, found = len(_compiled), []
+    yield found
+    found += _compiled[start:]
+
+
+class Killed(BaseException):
+    """Stands for a kill: no `except Exception` may swallow it."""
+
+
+def kill_after(
+    patch: pytest.MonkeyPatch, owner: object, name: str, num_calls: int
+) -> None:
+    """Lets a function be called `num_calls` times and kills the next call before it."""
+    inner, calls = getattr(owner, name), itertools.count()
+
+    def call(*args, **kwargs):
+        if next(calls) >= num_calls:
+            raise Killed
+        return inner(*args, **kwargs)
+
+    patch.setattr(owner, name, call)
 
 
 def write_text(path: pathlib.Path, *, salt: int = 0) -> pathlib.Path:
@@ -66,7 +140,21 @@ def prepared(folder: pathlib.Path, *, salt: int = 0) -> pathlib.Path:
     return folder / "data"
 
 
-@functools.cache
+def _once(make: Callable[[pytest.TempPathFactory], pathlib.Path]):
+    """Calls `make` once per session."""
+    made: dict[pathlib.Path, pathlib.Path] = {}
+
+    @functools.wraps(make)
+    def cached(factory: pytest.TempPathFactory) -> pathlib.Path:
+        session = factory.getbasetemp()
+        if session not in made:
+            made[session] = make(factory)
+        return made[session]
+
+    return cached
+
+
+@_once
 def data(factory: pytest.TempPathFactory) -> pathlib.Path:
     """The prepared directory of the session."""
     return prepared(factory.mktemp("tiny"))
@@ -115,30 +203,45 @@ def with_fields(base: Experiment, section: str, **fields) -> Experiment:
     return dataclasses.replace(base, **{section: changed})
 
 
-@functools.cache
+@_once
 def trained(factory: pytest.TempPathFactory) -> pathlib.Path:
     """A finished run directory of `experiment(data)`; do not write into it."""
     run_dir = factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        one_device(patch)
+        quick(patch)
         train.run(experiment(data(factory)), run_dir)
     return run_dir
 
 
-@functools.cache
+@_once
 def quantized(factory: pytest.TempPathFactory) -> pathlib.Path:
     """A copy of `trained` with the whole grid; do not write into it."""
     run_dir = factory.mktemp("quantized") / "run"
     shutil.copytree(trained(factory), run_dir)
     with pytest.MonkeyPatch.context() as patch:
-        one_device(patch)
+        quick(patch)
         ptq.run(experiment(data(factory)), run_dir)
+    return run_dir
+
+
+def fabricated(given: Experiment, run_dir: pathlib.Path) -> pathlib.Path:
+    """A finished run directory with Gaussian parameters; nothing is trained."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0.3, 1.0, leaf.shape).astype(np.float32),
+        transformer.shapes(given.model),
+    )
+    described = runs.claim(given, runs.check(given), run_dir)
+    with checkpoint.Checkpoints(run_dir) as saved:
+        meta = {"step": given.train.num_steps, "seconds": 0.0, **described}
+        saved.save(given.train.num_steps, params, {}, meta)
+    (run_dir / "done.json").write_text('{"num_steps": 1, "loss": 1.0, "seconds": 0.0}')
     return run_dir
 
 
 def copied(source: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
     """A copy that a test may change."""
-    return shutil.copytree(source, to / "copy")
+    return shutil.copytree(source, to / "copy", dirs_exist_ok=True)
 
 
 def rows(path: pathlib.Path, *, drop: tuple[str, ...] = TIMES) -> list[dict]:

@@ -1,0 +1,198 @@
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rfq import distributed, runs
+from rfq import experiment as experiment_lib
+from rfq.data import manifest as manifest_lib
+from rfq.errors import InputError
+from rfq.sharding import ShardingConfig
+from tests import tiny
+
+
+@pytest.fixture
+def data(tmp_path_factory):
+    return tiny.data(tmp_path_factory)
+
+
+@pytest.fixture
+def experiment(data):
+    return tiny.experiment(data)
+
+
+def _refused(call, *arguments) -> str:
+    """The sentence; nothing may have been compiled on the way to it."""
+    with tiny.compilations() as compiled, pytest.raises(InputError) as caught:
+        call(*arguments)
+    assert compiled == []
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_compilations_are_noticed():
+    # The other tests rest on this count.
+    with tiny.compilations() as compiled:
+        jax.jit(lambda x: x + 1)(jnp.float32(1.0))
+    assert any("lambda" in name for name in compiled)
+
+
+# (section, fields, what the sentence says), on the eight devices of the tests.
+MISFITS = {
+    "batch over devices": (
+        "train",
+        {"batch_size": 12},
+        "train.batch_size=12 must be a multiple of the 8 devices",
+    ),
+    "grid's batch over devices": (
+        "quantize",
+        {"batch_size": 12},
+        "quantize.batch_size=12 must be a multiple of the 8 devices",
+    ),
+    "measured over devices": (
+        "log",
+        {"measure_sequences": 12},
+        "log.measure_sequences=12 must be a multiple of the 8 devices",
+    ),
+    "more than an epoch": ("train", {"batch_size": 80_000}, "batch_size=80000 is more"),
+    "sequence and window": ("model", {"seq_len": 24}, "seq_len=24 does not divide"),
+    "vocabulary": ("model", {"vocab_size": 300}, "model.vocab_size=300 differs"),
+    "tokenizer": ("data", {"tokenizer": "embedded"}, "prepared with tokenizer 'byte'"),
+    "no tokenizer": ("data", {"tokenizer": "llama.model"}, "'llama.model' is neither"),
+    "no data": ("data", {"dir": "nowhere"}, "nowhere has no manifest.json"),
+    "too little held out": (
+        "log",
+        {"measure_sequences": 8_000},
+        "fewer than one batch of 8000",
+    ),
+    "too little to score": (
+        "quantize",
+        {"batch_size": 128, "eval_tokens": 64 * tiny.SEQ_LEN},
+        "64 are asked for, fewer than one batch of 128",
+    ),
+    "too little to calibrate on": (
+        "quantize",
+        {"batch_size": 64, "calibration_tokens": 32 * tiny.SEQ_LEN},
+        "split 'calibration'",
+    ),
+}
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_does_not_fit_is_refused_before_anything_compiles(experiment, name):
+    section, fields, says = MISFITS[name]
+    changed = tiny.with_fields(experiment, section, **fields)
+    assert says in _refused(runs.check, changed)
+
+
+@pytest.mark.mesh
+def test_parameters_that_do_not_divide_over_the_devices_are_refused(experiment):
+    sharded = dataclasses.replace(experiment, sharding=ShardingConfig(strategy="fsdp"))
+    runs.check(sharded)
+    odd = tiny.with_fields(sharded, "model", width=20)
+    assert "does not divide over the 8 devices" in _refused(runs.check, odd)
+
+
+def test_a_seed_that_the_shuffle_cannot_take_is_refused(experiment):
+    large = dataclasses.replace(experiment, seed=1 << 32)
+    assert "seed=4294967296" in _refused(runs.check, large)
+
+
+def test_a_truncated_shard_is_refused(data, tmp_path):
+    damaged = shutil.copytree(data, tmp_path / "data")
+    shard = next(damaged.glob("train-*.array_record"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    message = _refused(runs.check, tiny.experiment(damaged))
+    assert str(shard) in message
+
+
+def test_a_directory_belongs_to_its_experiment(experiment, tmp_path):
+    manifest = runs.check(experiment)
+    described = runs.claim(experiment, manifest, tmp_path / "run")
+    assert runs.load(tmp_path / "run") == (experiment, described)
+    assert described["fingerprint"] == experiment_lib.fingerprint(experiment)
+    assert described["commit"] == distributed.commit()
+    assert set(described) >= {"data_fingerprint", "versions", "device"}
+    runs.claim(experiment, manifest, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "says"),
+    [
+        ("optimizer", {"learning_rate": 0.5}, "optimizer.learning_rate is 0.02 there"),
+        ("model", {"beta": 1.1}, "model.beta is 1.0 there and 1.1 here"),
+        ("train", {"num_steps": 99}, "train.num_steps is 12 there and 99 here"),
+    ],
+)
+def test_another_experiment_is_refused_by_its_first_differing_field(
+    experiment, tmp_path, section, fields, says
+):
+    manifest = runs.check(experiment)
+    runs.claim(experiment, manifest, tmp_path)
+    other = tiny.with_fields(experiment, section, **fields)
+    message = _refused(runs.claim, other, manifest, tmp_path)
+    assert says in message
+    assert str(tmp_path) in message
+    assert runs.load(tmp_path)[0] == experiment
+
+
+def test_how_a_run_is_logged_quantized_and_placed_may_change(experiment, tmp_path):
+    manifest = runs.check(experiment)
+    runs.claim(experiment, manifest, tmp_path)
+    changed = tiny.with_fields(experiment, "log", log_every=1)
+    changed = tiny.with_fields(changed, "quantize", specs=("FP", "A8"))
+    runs.claim(changed, manifest, tmp_path)
+    assert runs.load(tmp_path)[0] == changed
+
+
+def test_data_may_move_but_not_change(experiment, data, tmp_path):
+    runs.claim(experiment, runs.check(experiment), tmp_path / "run")
+    moved = tiny.experiment(shutil.copytree(data, tmp_path / "moved"))
+    runs.claim(moved, runs.check(moved), tmp_path / "run")
+    (tmp_path / "more").mkdir()
+    other = tiny.experiment(tiny.prepared(tmp_path / "more", salt=1))
+    manifest = runs.check(other)
+    message = _refused(runs.claim, other, manifest, tmp_path / "run")
+    assert "was trained on other data" in message
+
+
+def test_a_finished_run_keeps_saying_how_it_was_trained(
+    experiment, tmp_path, monkeypatch
+):
+    manifest = runs.check(experiment)
+    runs.claim(experiment, manifest, tmp_path)
+    (tmp_path / "done.json").write_text("{}")
+    before = (tmp_path / "config.json").read_bytes()
+    monkeypatch.setattr(distributed, "commit", lambda: "another")
+    fewer = tiny.with_fields(experiment, "quantize", specs=("FP",))
+    assert runs.claim(fewer, manifest, tmp_path)["commit"] == "another"
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_directory_that_is_no_run_is_a_sentence(tmp_path):
+    assert "is not a run directory" in _refused(runs.load, tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "is damaged" in _refused(runs.load, tmp_path)
+    (tmp_path / "config.json").write_text('{"experiment": {}}')
+    assert "lacks ['data_fingerprint', 'fingerprint']" in _refused(runs.load, tmp_path)
+
+
+def test_a_config_of_a_newer_program_is_a_sentence(experiment, tmp_path):
+    described = runs.claim(experiment, runs.check(experiment), tmp_path)
+    described["experiment"]["model"]["gating"] = "silu"
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert "no field 'gating'" in _refused(runs.load, tmp_path)
+
+
+def test_the_data_fingerprint_follows_the_content(data, tmp_path):
+    again = shutil.copytree(data, tmp_path / "again")
+    (tmp_path / "more").mkdir()
+    other = tiny.prepared(tmp_path / "more", salt=1)
+    prints = [
+        runs.data_fingerprint(manifest_lib.load(path)) for path in (data, again, other)
+    ]
+    assert prints[0] == prints[1] != prints[2]
