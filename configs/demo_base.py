@@ -35,8 +35,8 @@ def config() -> Experiment:
         ),
         init=InitConfig(recipe="gpt2"),
         optimizer=AdamWConfig(learning_rate=1e-2),
-        schedule=ScheduleConfig(warmup_steps=80),
-        train=TrainConfig(num_steps=800, batch_size=16),
+        schedule=ScheduleConfig(warmup_steps=60),
+        train=TrainConfig(num_steps=600, batch_size=16),
         log=LogConfig(
             log_every=10, measure_every=100, measure_sequences=64, checkpoint_every=200
         ),
@@ -47,7 +47,7 @@ def config() -> Experiment:
                 *(f"A{bits}" for bits in (8, 6, 4)),
             ),
             calibration_tokens=32_768,
-            eval_tokens=65_536,
+            eval_tokens=32_768,
             batch_size=64,
         ),
     )
