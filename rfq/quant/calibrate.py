@@ -16,7 +16,8 @@ from rfq.errors import InputError
 from rfq.quant import spec
 from rfq.types import Array
 
-Bounds = tuple[np.ndarray, np.ndarray]
+# range_lo and range_hi of a site: numbers, or arrays over its layers.
+Bounds = tuple[np.ndarray | float, np.ndarray | float]
 
 
 class Range(NamedTuple):
@@ -112,7 +113,7 @@ class Evidence(NamedTuple):
 
 
 # (evidence, num_bits, scheme) -> (range_lo, range_hi)
-Calibrator = Callable[[Evidence, int, spec.Scheme], tuple[float, float]]
+Calibrator = Callable[[Evidence, int, spec.Scheme], Bounds]
 
 
 def minmax(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:

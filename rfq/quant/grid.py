@@ -162,7 +162,8 @@ def per_group(group_size: int) -> Extent:
                 "share a token or an output channel"
             )
         lo, hi = per_token(x.reshape(*x.shape[:-1], -1, group_size))
-        return tuple(jnp.repeat(end[..., 0], group_size, axis=-1) for end in (lo, hi))
+        lo, hi = (jnp.repeat(end[..., 0], group_size, axis=-1) for end in (lo, hi))
+        return lo, hi
 
     return extent
 
