@@ -98,6 +98,26 @@ def compilations() -> Iterator[list[str]]:
     found += _compiled[start:]
 
 
+def poison(patch: pytest.MonkeyPatch, *, step: int, arm: str = "tiny") -> None:
+    """Makes one parameter of an arm infinite right after a step."""
+    inner = steps.compile_train
+
+    def compile_train(given: Experiment, mesh: jax.sharding.Mesh) -> steps.TrainSteps:
+        compiled = inner(given, mesh)
+
+        def poisoned(state: steps.TrainState, batch: jax.Array):
+            state, values = compiled.train(state, batch)
+            if int(state.step) == step:
+                gain = state.params["final_norm"].at[3].set(np.inf)
+                state = state.replace(params={**state.params, "final_norm": gain})
+            return state, values
+
+        spoiled = dataclasses.replace(compiled, train=poisoned)
+        return spoiled if given.arm == arm else compiled
+
+    patch.setattr(steps, "compile_train", compile_train)
+
+
 class Killed(BaseException):
     """Stands for a kill: no `except Exception` may swallow it."""
 
