@@ -197,6 +197,12 @@ def _plain_log(value: float, _: int = 0) -> str:
     return f"{value:,g}".replace("-", "−")
 
 
+def _power(value: float, _: int = 0) -> str:
+    """Tick labels of a logarithmic axis over many decades: 10⁻³."""
+    exponent = str(round(math.log10(value)))
+    return "10" + exponent.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def _symlog(ax: Axes, linear: float, values: Sequence[float]) -> None:
     """A y axis that is linear near 0, with ticks that say what they are."""
     ax.set_yscale("symlog", linthresh=linear, linscale=0.6)
@@ -410,8 +416,9 @@ def sqnr_figure(shown: View) -> Figure:
             "Up is better. Dotted: a Gaussian tensor of the same size on a min-max "
             f"grid (half-range {half_range:.2f} standard deviations); each bit adds "
             f"{DB_PER_BIT:.2f} dB to every tensor, so the gap to the dotted line is "
-            "what the shape of the activations costs. Full-precision tensors against "
-            "their own quantization: the placement plays no part."
+            "what the shape of the activations costs or, above it, saves. A line that "
+            "falls behind at many bits is cut by the calibrated range. Full-precision "
+            "tensors against their own quantization: the placement plays no part."
         ),
         panels=panels,
         missing="" if panels else "no row has sqnr_db",
@@ -847,7 +854,7 @@ def histogram_figure(shown: View) -> Figure:
             ax.plot(x, gauss, color=style.INK["ink"], linewidth=1.1, linestyle=":")
             ax.set_yscale("log")
             ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-            ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain_log))
+            ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_power))
             ax.set_ylim(floor / 2, 2.0)
             ax.set_xlim(-reach, reach)
             ax.set_xlabel("(activation − mean) / standard deviation")

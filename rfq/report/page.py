@@ -28,7 +28,9 @@ def all_tables(shown: View, printed: paper.Paper) -> list[Table]:
         tables.kurtosis_table(
             shown, sites=(*view.PAPER_SITES, *view.FINAL_SITES), name="kurtosis"
         ),
-        tables.kurtosis_table(shown, sites=view.OTHER_SITES, name="kurtosis_other"),
+        tables.kurtosis_table(
+            shown, sites=shown.measured(view.OTHER_SITES), name="kurtosis_other"
+        ),
         tables.matched_table(shown),
         tables.paper_kurtosis_table(shown, printed),
         *(tables.paper_table(printed, name) for name in printed.tables),

@@ -92,4 +92,4 @@ def looks(arms: tuple[str, ...]) -> Mapping[str, Look]:
 def short_label(arm: str) -> str:
     """The arm's label on short lines, for the end of a line in a figure."""
     label = view.arm_label(arm)
-    return textwrap.fill(label, 14, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(label, 13, break_long_words=False, break_on_hyphens=False)

@@ -53,11 +53,8 @@ class Table:
     lines: Sequence[Line]
 
 
-def _plain(key: str, value: Value, mark: str = "") -> Cell:
-    shown = MISSING if value is None else str(value)
-    return Cell(
-        text=shown, data={key: value}, mark=mark or ("missing" * (value is None))
-    )
+def _plain(key: str, value: str, mark: str = "") -> Cell:
+    return Cell(text=value, data={key: value}, mark=mark)
 
 
 def _shown(found: Estimate, form: str) -> Cell | None:
@@ -132,11 +129,13 @@ def _arm(arm: str) -> Cell:
     return Cell(text=view.arm_label(arm), data={"arm": arm})
 
 
-def _full_precision(shown: View, arm: str, precision: Precision) -> list[Cell]:
+def _full_precision(
+    shown: View, arm: str, precision: Precision, *, prefix: str = ""
+) -> list[Cell]:
     """Both placements' increases of an FP row: none for the reference itself."""
     cells = []
     for stream in view.STREAMS:
-        key = f"loss_increase_{stream}"
+        key = f"{prefix}loss_increase_{stream}"
         found = shown.increase(arm, precision, stream)
         if precision == shown.reference and found.value is not None:
             cells.append(Cell(text="reference", data={key: 0.0}, mark="quiet"))
@@ -513,8 +512,7 @@ def beside_table(shown: View, paper: Paper, *, weight_bits: int | None) -> Table
                 _number("our_loss", shown.loss(arm, precision, "branch"), ".3f"),
             ]
             if precision == shown.reference:
-                none = Cell(text="reference", data={}, mark="quiet")
-                cells += [none, none]
+                cells += _full_precision(shown, arm, precision, prefix="our_")
             else:
                 for stream in view.STREAMS:
                     found = shown.increase(arm, precision, stream)

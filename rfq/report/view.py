@@ -46,10 +46,8 @@ BLOCK_SITES: Mapping[str, str] = {
 # tails whatever the architecture (3.08 for Gaussian input, appendix C.6).
 PAPER_SITES = ("attn_norm_in", "attn_in", "mlp_norm_in", "mlp_in")
 OTHER_SITES = tuple(site for site in BLOCK_SITES if site not in PAPER_SITES)
-FINAL_SITES: Mapping[str, str] = {
-    "final_norm_in": "final norm's input",
-    "head_in": "head's input",
-}
+# Once per model: its kurtosis behaves differently, so it stands apart.
+FINAL_SITES: Mapping[str, str] = {"final_norm_in": "final norm's input"}
 STREAMS: Mapping[str, str] = {"branch": "branch", "in_place": "in place"}
 
 # A run is stuck when it has covered less than this part of the way from the unigram
@@ -291,6 +289,11 @@ class View:
     def distortion(self, arm: str, precision: Precision | None, field: str) -> Estimate:
         """`sqnr_db` or `nmse`: of the full-precision tensors, so of no placement."""
         return estimate(self.any_rows(arm, precision), field)
+
+    def measured(self, sites: Sequence[str]) -> list[str]:
+        """Those of the sites that some finished run measured."""
+        ends = [end for arm in self.arms for end in self.ends(arm)]
+        return [s for s in sites if any(layer_kurtosis(end, s) for end in ends)]
 
     def floor(self, name: str) -> float | None:
         """A cross-entropy of n-grams, nats a token: "unigram" or "bigram"."""
