@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import jinja2
 import markupsafe
 
+from rfq.errors import InputError
 from rfq.report import figures, findings, load, paper, render, style, tables, view
 from rfq.report.figures import Figure
 from rfq.report.load import Results
@@ -204,7 +205,7 @@ def run(directory: str | pathlib.Path) -> pathlib.Path:
         path = results.directory / "report.html"
         path.write_text(html_page(shown, made, written), encoding="utf-8")
     except OSError as error:
-        raise load.InputError(
+        raise InputError(
             f"the report cannot be written into {str(results.directory)!r} "
             f"({error.strerror}); make the directory writable or copy it elsewhere"
         ) from None
