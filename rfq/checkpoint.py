@@ -54,22 +54,20 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON saved with a checkpoint."""
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._restore(step, args).meta
+        return self._restore(step, "meta", ocp.args.JsonRestore())
 
     def params(self, step: int, target):
         """Parameters alone, with the shapes, dtypes and shardings of `target`."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
-        return self._restore(step, args).params
+        return self._restore(step, "params", ocp.args.StandardRestore(target))
 
     def opt_state(self, step: int, target):
         """Optimizer state alone, with the shapes, dtypes and shardings of `target`."""
-        args = ocp.args.Composite(opt_state=ocp.args.StandardRestore(target))
-        return self._restore(step, args).opt_state
+        return self._restore(step, "opt_state", ocp.args.StandardRestore(target))
 
-    def _restore(self, step: int, args):
+    def _restore(self, step: int, item: str, how: ocp.args.CheckpointArgs):
         try:
-            return self._manager.restore(step, args=args)
+            args = ocp.args.Composite(**{item: how})
+            return self._manager.restore(step, args=args)[item]
         except Exception as error:
             # Orbax and TensorStore raise many types for a damaged or foreign file.
             first_line = str(error).splitlines()[0] if str(error) else ""

@@ -162,8 +162,9 @@ class Progress:
             self._started, self._first = time.monotonic(), done
         self._done = done
         if self._bar is not None:
-            fields = {"note": note} if note else {}
-            self._bar.update(self._task, completed=done, **fields)
+            self._bar.update(self._task, completed=done)
+            if note:
+                self._bar.update(self._task, note=note)
         elif time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
             say(f"{self._description} {self._position()} {note}".rstrip())

@@ -29,7 +29,7 @@ def run(experiment: Experiment) -> None:
         "int32",
         sharding=sharding.batch_sharding(mesh),
     )
-    memory = compiled.train.lower(compiled.state, batch).compile().memory_analysis()
+    program = compiled.train.lower(compiled.state, batch).compile()
     params = _bytes(compiled.state.params)
     metrics.say(
         f"{experiment.arm}: fingerprint {fingerprint(experiment)}, "
@@ -42,8 +42,8 @@ def run(experiment: Experiment) -> None:
         f"  bytes per device, {experiment.sharding.strategy} on {mesh.size} device(s)\n"
         f"    parameters       {params / _GIB:.3f} GiB\n"
         f"    optimizer state  {_bytes(compiled.state.opt_state) / _GIB:.3f} GiB\n"
-        f"    working memory   {memory.temp_size_in_bytes / _GIB:.3f} GiB (compiled "
-        f"for {mesh.devices.flat[0].platform})\n"
+        f"    working memory   {_working_memory(program)} (compiled for "
+        f"{mesh.devices.flat[0].platform})\n"
         "  placement"
     )
     shapes = transformer.shapes(model)
@@ -59,6 +59,13 @@ def run(experiment: Experiment) -> None:
             f"{axis}={size}" for axis, size in zip(row.logical, leaf.shape, strict=True)
         )
         metrics.say(f"    {name:18} {logical:48} {leaf.sharding.spec}")
+
+
+def _working_memory(program: jax.stages.Compiled) -> str:
+    analysis = program.memory_analysis()
+    if analysis is None:
+        return "not told by this backend"
+    return f"{analysis.temp_size_in_bytes / _GIB:.3f} GiB"
 
 
 def _bytes(tree) -> int:

@@ -266,17 +266,20 @@ class _Sweep:
         """Counts of each site and layer over x / rms(x), full-precision model."""
         compiled = self._steps(self._experiment.quantize.taps[0])
         scales = {
-            site: np.sqrt(m.m2 / m.count + m.mean**2).astype(np.float32)
+            site: jnp.asarray(np.sqrt(m.m2 / m.count + m.mean**2), jnp.float32)
             for site, m in self._moments.items()
         }
         records = jax.device_get(
             [compiled.histogram(self._params, b, scales) for b in self.heldout]
         )
         counts = {
-            site: sum(_coarse(r[site]["histogram"].counts) for r in records)
+            site: np.sum(
+                [_coarse(r[site]["histogram"].counts) for r in records], axis=0
+            )
             for site in records[0]
         }
-        occupied = np.flatnonzero(sum(c.sum(axis=0) for c in counts.values()))
+        per_bin = np.sum([c.sum(axis=0) for c in counts.values()], axis=0)
+        occupied = np.flatnonzero(per_bin)
         shown = slice(occupied[0], occupied[-1] + 1)
         edges = histogram.edges()[::_BINS_PER_BIN]
         return {

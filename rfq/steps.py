@@ -34,8 +34,8 @@ class TrainState:
     opt_state: Any
 
 
-# {site: (range_lo, range_hi)}, each [L] or a scalar.
-Ranges = dict[str, tuple[Array, Array]]
+# {site: (range_lo, range_hi)}, each [L] or a scalar; host numbers enter as data.
+Ranges = dict[str, calibrate.Bounds]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TrainSteps:
 
     state: TrainState
     init: Callable[[Array], TrainState]
-    train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+    train: jax.stages.Wrapped
     measure: Callable[[Params, Batch], tuple[Array, dict[str, Record]]]
     diagnose: Callable[[Any], dict[str, Array]]
     finite: Callable[[TrainState], Array]
@@ -177,7 +177,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
 
     def grids(ranges: Ranges, act_bits: Array) -> dict[str, grid.Grid]:
         return {
-            site: grid.grid_from_range(lo, hi, act_bits)
+            site: grid.grid_from_range(jnp.asarray(lo), jnp.asarray(hi), act_bits)
             for site, (lo, hi) in ranges.items()
         }
 

@@ -20,8 +20,8 @@ Item = TypeVar("Item")
 # (items, how many if known, what is being done) -> the same items.
 Progress = Callable[[Iterable[Item], int | None, str], Iterable[Item]]
 
-# Uncompressed: the same bytes whatever the version of the compressor, and faster to read,
-# for about twice the disk.
+# Uncompressed: the same bytes whatever the version of the compressor, and faster to
+# read, for about twice the disk.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 # Text that is tokenized at once, UTF-8 bytes.

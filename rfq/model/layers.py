@@ -6,6 +6,7 @@ Softmax, norms and the loss are computed in float32 whatever the carrier.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,11 @@ def rope(x_BTHK: Array, base: float) -> Array:
 
 
 def causal_attention(
-    q_BTHK: Array, k_BTHK: Array, v_BTHK: Array, scale: Array, implementation: str
+    q_BTHK: Array,
+    k_BTHK: Array,
+    v_BTHK: Array,
+    scale: Array,
+    implementation: Literal["xla", "cudnn"],
 ) -> Array:
     """softmax(scale * q.k, over earlier and own positions) v, per head (section 3.1).
 
