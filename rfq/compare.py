@@ -11,6 +11,7 @@ Every stage is skipped where it is finished and resumed where it is not.
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -52,7 +53,7 @@ def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
             )
     for arm, manifest, run_dir in zip(arms, manifests, run_dirs, strict=True):
         runs.claim(arm, manifest, run_dir)
-    _write_context(out, arms[0], manifests[0])
+    context = _context(out, arms, manifests[0])
 
     diverged: list[str] = []
     rows = []
@@ -68,6 +69,10 @@ def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
         # Another arm has other shapes and programs; what this one compiled is garbage.
         jax.clear_caches()
     metrics.rewrite(out / "rows.jsonl", rows)
+    context["seconds"] = sum(map(runs.train_seconds, run_dirs)) + sum(
+        row["seconds"] for row in rows
+    )
+    metrics.write_text(out / "context.json", json.dumps(context, indent=1) + "\n")
     page = report.run(out)
     metrics.say(report.summary(out))
     metrics.say(f"report: {page}")
@@ -81,15 +86,17 @@ def run_directory(out: pathlib.Path, experiment: Experiment) -> pathlib.Path:
     return out / "arms" / experiment.arm / f"seed-{experiment.seed}"
 
 
-def _write_context(
-    out: pathlib.Path, experiment: Experiment, manifest: Manifest
-) -> None:
-    """Floors of the data, counted once: what n-grams of the training tokens reach."""
+def _context(
+    out: pathlib.Path, arms: Sequence[Experiment], manifest: Manifest
+) -> dict[str, Any]:
+    """Writes what the arms share: the data, and what n-grams of them reach.
+
+    Counting n-grams is the slow part and is done once per data set.
+    """
     path = out / "context.json"
     fingerprint = runs.data_fingerprint(manifest)
     written = json.loads(path.read_text()) if path.exists() else {}
-    if written.get("data_fingerprint") == fingerprint:
-        return
+    same_data = written.get("data_fingerprint") == fingerprint
     splits = {
         name: {
             "documents": part.num_documents,
@@ -99,6 +106,7 @@ def _write_context(
         for name, part in manifest.splits.items()
     }
     context = {
+        "arms": list(dict.fromkeys(arm.arm for arm in arms)),
         "data_fingerprint": fingerprint,
         "data": {
             "source": manifest.recipe.source,
@@ -106,9 +114,10 @@ def _write_context(
             "vocab_size": manifest.recipe.vocab_size,
             "splits": splits,
         },
-        "floors": _floors(experiment),
+        "floors": written["floors"] if same_data else _floors(arms[0]),
     }
     metrics.write_text(path, json.dumps(context, indent=1) + "\n")
+    return context
 
 
 def _floors(experiment: Experiment) -> dict[str, float]:

@@ -145,6 +145,12 @@ def load(run_dir: pathlib.Path) -> tuple[Experiment, dict[str, Any]]:
     return experiment_lib.from_dict(described["experiment"]), described
 
 
+def train_seconds(run_dir: pathlib.Path) -> float:
+    """Seconds of training until the end of a run, 0 where it has none."""
+    done = metrics.read(run_dir / "done.json")
+    return done[0]["seconds"] if done else 0.0
+
+
 def data_fingerprint(manifest: Manifest) -> str:
     """Twelve hexadecimal digits that name the prepared windows."""
     return hashlib.sha256(manifest_lib.to_json(manifest).encode()).hexdigest()[:12]

@@ -156,6 +156,7 @@ class _Log:
                 self.note = f"loss {self.loss:.3f}, {rate:,.0f} tokens/s"
                 row = {name: float(value) for name, value in values.items()}
                 row |= {"step": step, "tokens_per_second": rate}
+                row["seconds"] = self.seconds  # Of training so far, resumed or not.
                 metrics.append(self._run_dir / "metrics.jsonl", row)
 
 
