@@ -26,7 +26,7 @@ from rfq.sharding import ShardingConfig
 class DataConfig:
     """Where the prepared windows are (`rfq prepare` makes them)."""
 
-    dir: str = "data/embedded"
+    dir: str = "data/embedded"  # The --out of `rfq prepare`.
     # "embedded", "byte" or a SentencePiece model file; must be what prepared the data.
     tokenizer: str = "embedded"
 
@@ -35,7 +35,7 @@ class DataConfig:
 class TrainConfig:
     """Length of the run and size of a step."""
 
-    num_steps: int = 50_000
+    num_steps: int = 50_000  # Optimizer calls.
     batch_size: int = 512  # Sequences per step over all devices and hosts.
     clip_norm: float | None = 1.0  # Global gradient norm; None turns it off (D18).
 
@@ -51,11 +51,11 @@ class TrainConfig:
 class LogConfig:
     """What is written while training, and how often, in steps."""
 
-    log_every: int = 10
-    measure_every: int = 1000
+    log_every: int = 10  # A row of metrics.jsonl.
+    measure_every: int = 1000  # A row of measures.jsonl; also at the start and the end.
     measure_sequences: int = 64  # Held-out sequences behind each measured point.
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    checkpoint_every: int = 1000  # Also at the end.
+    keep_checkpoints: int = 2  # Older ones are deleted.
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -75,12 +75,13 @@ _PAPER_SPECS = (
 class QuantizeConfig:
     """The grid that `rfq quantize` walks over (appendix D, "Quantization protocol")."""
 
-    specs: tuple[str, ...] = _PAPER_SPECS
-    taps: tuple[str, ...] = ("paper",)
+    specs: tuple[str, ...] = _PAPER_SPECS  # WnAm settings: W8A6, A8, W8, FP.
+    taps: tuple[str, ...] = ("paper",)  # Which sites: "paper" (4 a block) or "full".
+    # What a residual skip carries past a quantized norm input (D19).
     streams: tuple[str, ...] = ("branch", "in_place")
-    calibrator: Literal["min_max"] = "min_max"
-    calibration_tokens: int = 32_768
-    eval_tokens: int = 262_144
+    calibrator: Literal["min_max"] = "min_max"  # Static extremes.
+    calibration_tokens: int = 32_768  # Of the split of that name, at most.
+    eval_tokens: int = 262_144  # Held out, at most.
     batch_size: int = 64  # Sequences per evaluation step.
 
     def __post_init__(self):
@@ -103,8 +104,8 @@ class QuantizeConfig:
 class Experiment:
     """Everything that determines a run: the four factors of the paper and the rest."""
 
-    arm: str
-    seed: int = 0
+    arm: str  # Name of the row, and of its directory.
+    seed: int = 0  # Of the initialization and of the order of the data.
     model: ModelConfig = ModelConfig()
     init: InitConfig = InitConfig()
     optimizer: optim.OptimizerConfig = optim.KLShampooConfig()

@@ -39,21 +39,22 @@ class ModelConfig:
     only reading under which appendix D's sizes give its 194 M parameters.
     """
 
-    num_layers: int = 24  # L
-    width: int = 768  # D
-    num_heads: int = 12  # H
-    mlp_ratio: int = 4  # F = mlp_ratio * D
-    vocab_size: int = 32_000  # V
-    seq_len: int = 512  # T
-    skip: Literal["residual", "residual_free"] = "residual_free"  # eq. 1, eq. 2
-    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    num_layers: int = 24  # L, blocks.
+    width: int = 768  # D, of the stream.
+    num_heads: int = 12  # H, each D / H wide.
+    mlp_ratio: int = 4  # F / D, hidden width of the MLP over the stream's.
+    vocab_size: int = 32_000  # V, must be the tokenizer's.
+    seq_len: int = 512  # T, must divide the window length of the data.
+    skip: Literal["residual", "residual_free"] = "residual_free"  # Equation 1, 2.
+    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"  # Gain, no bias.
     # Attention temperature tau_l = beta ** -l for l = 1..L (section 4 iii).
     beta: float = 1.1
     # q.k is divided by sqrt(K) per head ("head_width") or, as the paper writes it for
     # a single head, by sqrt(D) ("width").
     attention_scale: Literal["head_width", "width"] = "head_width"
-    rope_base: float = 10_000.0
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    rope_base: float = 10_000.0  # Slowest rotation of RoPE, positions per radian.
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # Of the activations.
+    # "xla" runs anywhere; "cudnn" is flash attention on NVIDIA GPUs, bfloat16 only.
     attention: Literal["xla", "cudnn"] = "xla"
     # Recompute each block in the backward pass instead of keeping its activations.
     remat: bool = True

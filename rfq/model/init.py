@@ -32,12 +32,13 @@ class InitConfig:
     of DECISIONS.md say.
     """
 
+    # "orthogonal" is the paper's; the others are Gaussian controls.
     recipe: Literal["orthogonal", "gpt2", "xavier", "kaiming"] = "orthogonal"
-    embedding_std: float = 0.02
-    alpha_qk: float = 0.9
-    alpha_vo: float = 3.0
-    alpha_u: float = 1.5
-    alpha_d: float = 1.5
+    embedding_std: float = 0.02  # Of the tied embedding, all recipes.
+    alpha_qk: float = 0.9  # W_Q^T W_K per head; diagonal logit alpha_qk sqrt(d_h).
+    alpha_vo: float = 3.0  # W_V W_O.
+    alpha_u: float = 1.5  # W_U W_U^T.
+    alpha_d: float = 1.5  # W_D^T W_D.
     # W_O = W_V^T ("transpose": W_V W_O = alpha_vo I, the paper's equation) or drawn on
     # its own ("independent": W_V W_O = alpha_vo times an orthogonal matrix).
     vo_pair: Literal["transpose", "independent"] = "transpose"
