@@ -355,11 +355,15 @@ def _one_sentence(prog: str) -> Iterator[None]:
 
 
 def _unboxed(box: str) -> str:
-    """The first paragraph inside tyro's box: what is wrong, without title and hints."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
-    inner = [line.strip()[1:-1].strip() for line in lines[1:-1]]
-    paragraph = itertools.takewhile(lambda line: set(line) - set("─-"), inner)
-    text = " ".join(paragraph).rstrip(".")
+    """What is wrong: the first paragraph of tyro's box, without title, rules and hints.
+
+    The box is drawn with lines of its own where stdout is UTF-8, and else with dashes.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip(" │╭╮╰╯") for line in plain.splitlines()[1:]]
+    paragraphs = itertools.groupby(lines, key=lambda line: bool(set(line) - set("─-")))
+    first = next((list(group) for is_text, group in paragraphs if is_text), [])
+    text = " ".join(first).rstrip(".")
     return text[:1].lower() + text[1:]
 
 
