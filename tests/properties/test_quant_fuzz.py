@@ -2,6 +2,7 @@
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
@@ -9,8 +10,12 @@ from hypothesis import strategies as st
 from rfq.quant import calibrate, distortion, grid, integer, spec
 from rfq.stats import histogram, moments, negentropy
 
+SCHEMES = {name: jax.jit(scheme) for name, scheme in spec.SCHEMES.items()}
+encode, fake_quantize = jax.jit(grid.encode), jax.jit(grid.fake_quantize)
+histogram_of, observe = jax.jit(histogram.histogram), jax.jit(calibrate.observe)
+store = jax.jit(integer.store, static_argnames="num_bits")
 bits = st.integers(2, 16)
-schemes = st.sampled_from(sorted(spec.SCHEMES))
+schemes = st.sampled_from(sorted(SCHEMES))
 # The documented domain of ranges.
 ends = st.floats(-(2.0**126), 2.0**126, width=32)
 values = st.floats(width=32)  # NaN, infinities and subnormals included.
@@ -25,22 +30,22 @@ def arrays(elements):
 @hypothesis.given(arrays(values), ends, ends, bits, schemes)
 def test_codes_stay_on_the_grid_and_nan_stays_nan(x, a, b, num_bits, scheme):
     lo, hi = np.float32(min(a, b)), np.float32(max(a, b))
-    made = spec.SCHEMES[scheme](lo, hi, num_bits)
+    made = SCHEMES[scheme](lo, hi, np.int32(num_bits))
     assert np.isfinite(made.step) and made.step > 0
     assert 0 <= made.zero_point <= made.levels <= 2**num_bits - 1
-    q = np.asarray(grid.encode(jnp.asarray(x), made))
+    q = np.asarray(encode(x, made))
     np.testing.assert_array_equal(np.isnan(q), np.isnan(x))
     inside = q[~np.isnan(q)]
     assert np.all((inside >= 0) & (inside <= made.levels) & (inside == np.rint(inside)))
-    x_hat = np.asarray(grid.fake_quantize(jnp.asarray(x), made))
+    x_hat = np.asarray(fake_quantize(x, made))
     np.testing.assert_array_equal(np.isnan(x_hat), np.isnan(x))
     assert np.all(x_hat[np.asarray(x) == 0] == 0)
 
 
 @hypothesis.given(arrays(st.floats(-(2.0**100), 2.0**100, width=32)), bits, schemes)
 def test_min_max_calibration_bounds_every_error(x, num_bits, scheme):
-    made = spec.SCHEMES[scheme](x.min(), x.max(), num_bits)
-    x_hat = np.asarray(grid.fake_quantize(jnp.asarray(x), made), np.float64)
+    made = SCHEMES[scheme](x.min(), x.max(), np.int32(num_bits))
+    x_hat = np.asarray(fake_quantize(x, made), np.float64)
     # Half a step; the extra half of the code that symmetric_half clips at the top; and
     # the float32 rounding of codes up to 2**bits.
     bound = float(made.step) * (0.5 + 2.0 ** (num_bits - 22))
@@ -49,7 +54,7 @@ def test_min_max_calibration_bounds_every_error(x, num_bits, scheme):
 
 @hypothesis.given(arrays(values))
 def test_calibration_counts_what_it_cannot_use(x):
-    record = moments.to_float64(calibrate.observe(jnp.asarray(x)))
+    record = moments.to_float64(observe(x))
     finite = x[np.isfinite(x)]
     assert record.num_nonfinite == x.size - finite.size
     if finite.size:
@@ -58,7 +63,7 @@ def test_calibration_counts_what_it_cannot_use(x):
 
 @hypothesis.given(arrays(values))
 def test_histograms_lose_no_value(x):
-    record = histogram.histogram(jnp.asarray(x), histogram.robust_scale(x))
+    record = histogram_of(x, histogram.robust_scale(x))
     assert int(record.counts.sum()) == x.size
     assert int(record.num_nonfinite) == np.sum(~np.isfinite(x))
 
@@ -75,8 +80,6 @@ def test_statistics_of_a_bad_array_are_not_finite(x):
 
 @hypothesis.given(arrays(st.floats(-100, 100, width=32)), st.integers(2, 16))
 def test_stored_integers_are_the_simulation(x, num_bits):
-    made = grid.grid_from_range(x.min(), x.max(), num_bits)
-    stored = integer.store(jnp.asarray(x), made, num_bits)
-    np.testing.assert_array_equal(
-        integer.load(stored), grid.fake_quantize(jnp.asarray(x), made)
-    )
+    made = SCHEMES["asymmetric"](x.min(), x.max(), np.int32(num_bits))
+    stored = store(x, made, num_bits=num_bits)
+    np.testing.assert_array_equal(integer.load(stored), fake_quantize(x, made))

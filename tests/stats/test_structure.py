@@ -8,6 +8,8 @@ import pytest
 from rfq.stats import channels, isometry, moments, tokens
 
 D, NUM_TOKENS = 768, 2048
+tokens_of = jax.jit(tokens.tokens)
+channel_moments = jax.jit(channels.channel_moments)
 
 
 def planted(kind):
@@ -30,8 +32,8 @@ def planted(kind):
 )
 def test_each_statistic_sees_its_own_outliers(kind, pooled, he, per_channel, per_token):
     x = planted(kind)
-    m = moments.to_float64(channels.channel_moments(x))
-    t = tokens.tokens(x)
+    m = moments.to_float64(channel_moments(x))
+    t = tokens_of(x)
     found = {
         "pooled": moments.excess_kurtosis(channels.pooled(m)),
         "he": channels.he_kurtosis(m),
@@ -47,19 +49,17 @@ def test_each_statistic_sees_its_own_outliers(kind, pooled, he, per_channel, per
 
 def test_pooling_channels_is_the_moments_of_all():
     x = jax.random.normal(jax.random.key(1), (4, 100, 6)) * jnp.arange(6.0)[None, None]
-    m = channels.pooled(moments.to_float64(channels.channel_moments(x + 3.0)))
+    m = channels.pooled(moments.to_float64(channel_moments(x + 3.0)))
     np.testing.assert_allclose(m, moments.moments(x + 3.0), rtol=1e-4)
 
 
 def test_the_mean_share_is_one_when_tokens_are_alike():
     row = jax.random.normal(jax.random.key(2), (1, D))
     alike = jnp.broadcast_to(row, (64, D))
-    m = channels.channel_moments(alike)
+    m = channel_moments(alike)
     np.testing.assert_allclose(channels.mean_share(m), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(
-        tokens.token_cosine(tokens.tokens(alike)), 1.0, rtol=1e-5
-    )
-    m = channels.channel_moments(planted("none"))
+    np.testing.assert_allclose(tokens.token_cosine(tokens_of(alike)), 1.0, rtol=1e-5)
+    m = channel_moments(planted("none"))
     # Each mean of 2,048 tokens has variance 1 / 2048.
     np.testing.assert_allclose(channels.mean_share(m), 1 / NUM_TOKENS, rtol=0.2)
 
@@ -70,36 +70,36 @@ def test_token_cosine_is_the_mean_over_pairs():
     cosine = unit @ unit.T
     expected = (cosine.sum() - 12) / (12 * 11)
     np.testing.assert_allclose(
-        tokens.token_cosine(tokens.tokens(jnp.asarray(x))), expected, rtol=1e-5
+        tokens.token_cosine(tokens_of(jnp.asarray(x))), expected, rtol=1e-5
     )
 
 
 def test_max_over_median_is_per_token():
     x = jnp.array([[1.0, -2.0, 8.0], [0.0, 1.0, -3.0]])
-    t = tokens.tokens(x)
+    t = tokens_of(x)
     np.testing.assert_allclose(tokens.max_over_median(t), (4.0 + 3.0) / 2)
 
 
 def test_dead_tokens_and_channels_are_left_out_and_nan_is_not():
     x = jax.random.normal(jax.random.key(4), (50, 8)).at[3].set(0.0).at[:, 5].set(0.0)
-    t = tokens.tokens(x)
+    t = tokens_of(x)
     assert (t.num_varying, t.num_with_median, t.num_nonzero) == (49.0, 49.0, 49.0)
     for value in (
         tokens.mean_excess_kurtosis(t),
         tokens.max_over_median(t),
         tokens.token_cosine(t),
-        channels.mean_excess_kurtosis(channels.channel_moments(x)),
+        channels.mean_excess_kurtosis(channel_moments(x)),
     ):
         assert np.isfinite(value)
     bad = x.at[0, 0].set(jnp.nan)
-    assert np.isnan(tokens.mean_excess_kurtosis(tokens.tokens(bad)))
-    assert np.isnan(channels.mean_excess_kurtosis(channels.channel_moments(bad)))
+    assert np.isnan(tokens.mean_excess_kurtosis(tokens_of(bad)))
+    assert np.isnan(channels.mean_excess_kurtosis(channel_moments(bad)))
 
 
 def test_batches_of_tokens_merge_to_the_whole():
     x = planted("token")
-    a, b = (moments.to_float64(tokens.tokens(part)) for part in (x[:500], x[500:]))
-    merged, whole = tokens.merge(a, b), tokens.tokens(x)
+    a, b = (moments.to_float64(tokens_of(part)) for part in (x[:500], x[500:]))
+    merged, whole = tokens.merge(a, b), tokens_of(x)
     for left, right in zip(merged, whole, strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4)
 
