@@ -20,20 +20,28 @@ from rfq.optim import build, linalg
 
 Array = jax.Array
 Precision = jax.lax.Precision
-Mode = Literal["reference", "fast"]
-MODES = ("reference", "fast")
+# How a refresh decomposes S~: "householder", exact, but matrix after matrix;
+# "cholesky", batched on accelerators, with Householder for the matrices where it fails;
+# "auto", Householder on CPU, where LAPACK is faster, and Cholesky elsewhere.
+Decomposition = Literal["auto", "cholesky", "householder"]
+DECOMPOSITIONS = ("auto", "cholesky", "householder")
 
 
 def check(
     frequency: int,
-    mode: str,
+    decomposition: str,
     precision: str,
     mu_dtype: str | None,
     basis_dtype: str | None,
 ) -> None:
     """Checks the fields that every optimizer with an eigenbasis has."""
     build.require(frequency >= 1, "precondition_frequency", frequency, ">= 1")
-    build.require(mode in MODES, "mode", mode, f"in {MODES}")
+    build.require(
+        decomposition in DECOMPOSITIONS,
+        "decomposition",
+        decomposition,
+        f"in {DECOMPOSITIONS}",
+    )
     names = sorted(linalg.PRECISIONS)
     build.require(precision in names, "precision", precision, f"in {names}")
     for field, name in (("mu_dtype", mu_dtype), ("basis_dtype", basis_dtype)):
@@ -130,30 +138,44 @@ def accumulate(
     return f
 
 
-def refresh(f: Factors, mode: Mode) -> tuple[Factors, Turn]:
+def refresh(f: Factors, decomposition: Decomposition) -> tuple[Factors, Turn]:
     """One step of orthogonal iteration on both sides of a stack [N, ...].
 
-    "reference" decomposes by Householder QR, "fast" by batched Cholesky factors with a
-    Householder fallback for the matrices where that failed.
+    Returns the new factors, and the change of basis for whatever else is kept in it.
     """
-    left, failed_l = _iterate(f.factor_l, mode)
-    right, failed_r = _iterate(f.factor_r, mode)
-    turned = turn(f, Turn(left, right))
-    return turned._replace(failures=f.failures + failed_l + failed_r), Turn(left, right)
+    basis_l, factor_l, z_l, bad_l = _refresh_side(f.basis_l, f.factor_l, decomposition)
+    basis_r, factor_r, z_r, bad_r = _refresh_side(f.basis_r, f.factor_r, decomposition)
+    failures = f.failures + bad_l + bad_r
+    new = Factors(basis_l, basis_r, factor_l, factor_r, failures)
+    return new, Turn(z_l, z_r)
 
 
-def turn(f: Factors, by: Turn) -> Factors:
-    """Q <- Q Z, re-orthonormalized, and S~ <- Z^T S~ Z, on each side."""
+def _refresh_side(
+    basis: Array | None, factor: Array | None, decomposition: Decomposition
+) -> tuple[Array | None, Array | None, Array | None, Array | int]:
+    if basis is None or factor is None:
+        return None, None, None, 0
+    z, factor, failed = _iterate(factor, decomposition)
+    basis = linalg.reorthonormalize(linalg.dot(basis, z, linalg.EXACT))
+    return basis, factor, z, failed
 
-    def side(basis: Array | None, factor: Array | None, z: Array | None):
-        if basis is None or factor is None or z is None:
-            return basis, factor
-        basis = linalg.reorthonormalize(linalg.dot(basis, z, linalg.EXACT))
-        return basis, rotate(factor, Turn(z, z))
 
-    basis_l, factor_l = side(f.basis_l, f.factor_l, by.left)
-    basis_r, factor_r = side(f.basis_r, f.factor_r, by.right)
-    return Factors(basis_l, basis_r, factor_l, factor_r, f.failures)
+def change(f: Factors, basis_l: Array | None, basis_r: Array | None):
+    """Other bases for the same factors, and the `Turn` that leads to them.
+
+    Z = Q^T Q_new and S~ <- Z^T S~ Z on each side.
+    """
+
+    def side(old: Array | None, new: Array | None, factor: Array | None):
+        if old is None or new is None or factor is None:
+            return factor, None
+        z = linalg.dot(old.mT, new, linalg.EXACT)
+        return rotate(factor, Turn(z, z)), z
+
+    factor_l, z_l = side(f.basis_l, basis_l, f.factor_l)
+    factor_r, z_r = side(f.basis_r, basis_r, f.factor_r)
+    new = Factors(basis_l, basis_r, factor_l, factor_r, f.failures)
+    return new, Turn(z_l, z_r)
 
 
 def permute(f: Factors, order_l: Array | None, order_r: Array | None) -> Factors:
@@ -199,17 +221,6 @@ def rotate(x: Array, by: Turn) -> Array:
     return x if by.right is None else linalg.dot(x, by.right, linalg.EXACT)
 
 
-def between(f: Factors, basis_l: Array | None, basis_r: Array | None) -> Turn:
-    """The turn from the stored bases to given ones, Z = Q^T Q_new."""
-
-    def side(old: Array | None, new: Array | None) -> Array | None:
-        if old is None or new is None:
-            return None
-        return linalg.dot(old.mT, new, linalg.EXACT)
-
-    return Turn(side(f.basis_l, basis_l), side(f.basis_r, basis_r))
-
-
 def numbers(f: Factors) -> dict[str, Array]:
     """Per-matrix diagnostics of a stack, see `rfq.optim.matrix.diagnostics`."""
     errors = [
@@ -219,35 +230,40 @@ def numbers(f: Factors) -> dict[str, Array]:
     return {"basis_error": worst, "refresh_failures": f.failures}
 
 
-def _iterate(factor: Array | None, mode: Mode) -> tuple[Array | None, Array | int]:
-    """Z = QR(S~).Q for a stack [N, side, side], and where Cholesky failed, [N]."""
-    if factor is None:
-        return None, 0
+def _iterate(factor: Array, decomposition: Decomposition) -> tuple[Array, Array, Array]:
+    """Z = QR(S~).Q and Z^T S~ Z of a stack, and where Cholesky failed, int32 [N]."""
+
+    def householder(factor: Array) -> tuple[Array, Array, Array]:
+        z, turned = jax.vmap(_safe_householder)(factor)
+        return z, turned, jnp.zeros(factor.shape[:1], jnp.int32)
+
+    def cholesky(factor: Array) -> tuple[Array, Array, Array]:
+        z, turned, sound = jax.vmap(linalg.cholesky_iteration)(factor)
+
+        def repair(z: Array, turned: Array) -> tuple[Array, Array]:
+            # A scan, so that only the failing matrices pay for Householder.
+            return jax.lax.map(
+                lambda one: jax.lax.cond(
+                    one[0],
+                    lambda: (one[1], one[2]),
+                    lambda: _safe_householder(one[3]),
+                ),
+                (sound, z, turned, factor),
+            )
+
+        z, turned = jax.lax.cond(
+            jnp.all(sound), lambda z, turned: (z, turned), repair, z, turned
+        )
+        return z, turned, (~sound).astype(jnp.int32)
+
+    if decomposition == "auto":
+        return jax.lax.platform_dependent(factor, cpu=householder, default=cholesky)
+    return (householder if decomposition == "householder" else cholesky)(factor)
+
+
+def _safe_householder(factor: Array) -> tuple[Array, Array]:
+    """One iteration, or none where it is not finite."""
+    z, turned = linalg.householder_iteration(factor)
+    sound = jnp.all(jnp.isfinite(z)) & jnp.all(jnp.isfinite(turned))
     eye = jnp.eye(factor.shape[-1], dtype=factor.dtype)
-    # 1e-3 in float32: an error that the following re-orthonormalization squares away.
-    tolerance = 1e4 * jnp.finfo(factor.dtype).eps
-
-    def sound(z: Array) -> Array:
-        # A comparison with NaN is False.
-        return linalg.eye_error(z) < tolerance
-
-    def safe_householder(one: Array) -> Array:
-        z = linalg.householder_q(one)
-        return jnp.where(sound(z), z, eye)
-
-    if mode == "reference":
-        return jax.vmap(safe_householder)(factor), 0
-
-    z = jax.vmap(linalg.cholesky_q)(factor)
-    failed = ~jax.vmap(sound)(z)
-
-    def repair(z: Array) -> Array:
-        # A scan, so that only the failing matrices pay for Householder.
-        def one(args: tuple[Array, Array, Array]) -> Array:
-            bad, z, factor = args
-            return jax.lax.cond(bad, lambda: safe_householder(factor), lambda: z)
-
-        return jax.lax.map(one, (failed, z, factor))
-
-    z = jax.lax.cond(jnp.any(failed), repair, lambda z: z, z)
-    return z, failed.astype(jnp.int32)
+    return jnp.where(sound, z, eye), jnp.where(sound, turned, factor)

@@ -43,11 +43,10 @@ class KLConfig(MatrixConfig):
             reference's `using_damping` does with its eps; 0 turns it off.
         rms_target: rescale every direction to this RMS (the reference's
             `normalize_grads` is 1); None does not.
-        mode: "fast", rotated coordinates and batched Cholesky-factor QR; "reference",
-            Householder QR, and for KL-Shampoo the authors' algorithm step by step.
+        decomposition: of a refresh, see `rfq.optim.eigenbasis.Decomposition`.
         stagger: refresh 1/k of the matrices every step instead of all every k steps:
             the same work without its peak, but other refresh times than the reference.
-        precision: of the large products in "fast" mode; refreshes are always exact.
+        precision: of the large products; refreshes are always exact.
         mu_dtype: storage type of the momentum; None keeps it at least float32.
         basis_dtype: storage type of the bases, likewise.
     """
@@ -60,7 +59,7 @@ class KLConfig(MatrixConfig):
     max_clamp: float | None = 4000.0
     damping: float = 0.0
     rms_target: float | None = None
-    mode: eigenbasis.Mode = "fast"
+    decomposition: eigenbasis.Decomposition = "auto"
     stagger: bool = False
     precision: linalg.PrecisionName = "high"
     mu_dtype: str | None = None
@@ -77,7 +76,7 @@ class KLConfig(MatrixConfig):
         build.require(self.damping >= 0, "damping", self.damping, ">= 0")
         eigenbasis.check(
             self.precondition_frequency,
-            self.mode,
+            self.decomposition,
             self.precision,
             self.mu_dtype,
             self.basis_dtype,

@@ -20,7 +20,7 @@ them, and a decomposition that batches.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,30 @@ from rfq.optim import build, eigenbasis, kl_factors, linalg, matrix
 from rfq.optim.kl_factors import KLConfig, KLFactors
 
 Array = jax.Array
+Mode = Literal["reference", "fast"]
+MODES = ("reference", "fast")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KLShampooConfig(KLConfig):
-    """KL-Shampoo on the matrices; the fields are explained in `KLConfig`."""
+    """KL-Shampoo on the matrices; the other fields are explained in `KLConfig`.
+
+    Attributes:
+        mode: "fast", momentum and factors in the eigenbasis; "reference", the authors'
+            algorithm step by step, with Householder QR and exact products.
+    """
+
+    mode: Mode = "fast"
+
+    def __post_init__(self):
+        super().__post_init__()
+        build.require(self.mode in MODES, "mode", self.mode, f"in {MODES}")
+        build.require(
+            self.mode == "fast" or self.decomposition != "cholesky",
+            "decomposition",
+            self.decomposition,
+            "'auto' or 'householder' when optimizer.mode='reference'",
+        )
 
     def directions(
         self, axes: matrix.AxesTree, mesh: jax.sharding.Mesh | None
@@ -87,9 +106,7 @@ class RotatedStack(NamedTuple):
 
     def with_basis(self, basis_l: Array, basis_r: Array) -> "RotatedStack":
         """The same state, re-expressed in other bases."""
-        by = eigenbasis.between(self.kl.factors, basis_l, basis_r)
-        factors = eigenbasis.turn(self.kl.factors, by)
-        factors = factors._replace(basis_l=basis_l, basis_r=basis_r)
+        factors, by = eigenbasis.change(self.kl.factors, basis_l, basis_r)
         return RotatedStack(
             eigenbasis.rotate(self.momentum, by), self.kl._replace(factors=factors)
         )
@@ -119,6 +136,12 @@ def scale_by_kl_shampoo(
         kl = jax.vmap(lambda one: one_first(one, config))(g)
         return stack_type(jnp.zeros_like(g), kl)
 
+    def fast_refresh(stack: RotatedStack) -> RotatedStack:
+        factors, by = eigenbasis.refresh(stack.kl.factors, config.decomposition)
+        return RotatedStack(
+            eigenbasis.rotate(stack.momentum, by), stack.kl._replace(factors=factors)
+        )
+
     def step(g: Array, stack, t: Array):
         del t
         return jax.vmap(lambda g, one: one_step(g, one, config))(g, stack)
@@ -128,7 +151,7 @@ def scale_by_kl_shampoo(
             init=init,
             first=first,
             step=step,
-            refresh=_reference_refresh if reference else _fast_refresh,
+            refresh=_reference_refresh if reference else fast_refresh,
             period=config.precondition_frequency,
             stagger=config.stagger,
             stored={
@@ -152,16 +175,8 @@ def _fast_step(
     whitened = kl_factors.whiten(momentum, one.kl, config.eps)
     direction = eigenbasis.back(whitened, one.kl.factors, precision)
     kl = kl_factors.update(h, one.kl, config)
-    return linalg.normalize_rms(direction, config.rms_target), RotatedStack(
-        momentum, kl
-    )
-
-
-def _fast_refresh(stack: RotatedStack) -> RotatedStack:
-    factors, by = eigenbasis.refresh(stack.kl.factors, "fast")
-    return RotatedStack(
-        eigenbasis.rotate(stack.momentum, by), stack.kl._replace(factors=factors)
-    )
+    direction = linalg.normalize_rms(direction, config.rms_target)
+    return direction, RotatedStack(momentum, kl)
 
 
 def _reference_first(g: Array, config: KLShampooConfig) -> KLFactors:
@@ -180,20 +195,22 @@ def _reference_step(
 ) -> tuple[Array, ReferenceStack]:
     m, n = g.shape
     kl, factors = one.kl, one.kl.factors
-    old, new = config.b2, 1.0 - config.b2
 
     momentum = config.b1 * one.momentum + (1.0 - config.b1) * g
     rotated = eigenbasis.project(momentum, factors, linalg.EXACT)
     whitened = kl_factors.whiten(rotated, kl, config.eps)
     direction = eigenbasis.back(whitened, factors, linalg.EXACT)
 
-    for_l = linalg.dot(g, factors.basis_r, linalg.EXACT) * kl.root_r[None, :]
-    for_r = linalg.dot(g.T, factors.basis_l, linalg.EXACT) * kl.root_l[None, :]
-    outer_l = linalg.dot(for_l, for_l.T, linalg.EXACT)
-    outer_r = linalg.dot(for_r, for_r.T, linalg.EXACT)
-    updated = factors._replace(
-        factor_l=old * factors.factor_l + new / n * outer_l,
-        factor_r=old * factors.factor_r + new / m * outer_r,
+    for_l = eigenbasis.project(g, factors._replace(basis_l=None), linalg.EXACT)
+    for_r = eigenbasis.project(g, factors._replace(basis_r=None), linalg.EXACT)
+    updated = eigenbasis.accumulate(
+        factors,
+        for_l * kl.root_r[None, :],
+        for_r * kl.root_l[:, None],
+        config.b2,
+        (1.0 - config.b2) / n,
+        (1.0 - config.b2) / m,
+        linalg.EXACT,
     )
     h = eigenbasis.project(g, factors, linalg.EXACT)
     kl = kl_factors.update_roots(h, kl._replace(factors=updated), config)
@@ -227,7 +244,8 @@ def kl_shampoo(
     max_clamp: float | None = KLShampooConfig.max_clamp,
     damping: float = KLShampooConfig.damping,
     rms_target: float | None = KLShampooConfig.rms_target,
-    mode: eigenbasis.Mode = KLShampooConfig.mode,
+    mode: Mode = KLShampooConfig.mode,
+    decomposition: eigenbasis.Decomposition = KLShampooConfig.decomposition,
     stagger: bool = KLShampooConfig.stagger,
     precision: linalg.PrecisionName = KLShampooConfig.precision,
     mu_dtype: jax.typing.DTypeLike | None = None,
@@ -260,6 +278,7 @@ def kl_shampoo(
         damping=damping,
         rms_target=rms_target,
         mode=mode,
+        decomposition=decomposition,
         stagger=stagger,
         precision=precision,
         mu_dtype=build.dtype_name(mu_dtype),

@@ -72,9 +72,7 @@ class KLSoapStack(NamedTuple):
 
     def with_basis(self, basis_l: Array, basis_r: Array) -> "KLSoapStack":
         """The same state in other bases; V, as at a refresh, is left as it is."""
-        by = eigenbasis.between(self.kl.factors, basis_l, basis_r)
-        factors = eigenbasis.turn(self.kl.factors, by)
-        factors = factors._replace(basis_l=basis_l, basis_r=basis_r)
+        factors, by = eigenbasis.change(self.kl.factors, basis_l, basis_r)
         return self._replace(
             momentum=eigenbasis.rotate(self.momentum, by),
             kl=self.kl._replace(factors=factors),
@@ -106,7 +104,7 @@ def scale_by_kl_soap(
         return jax.vmap(lambda g, one: _step(g, one, config))(g, stack)
 
     def refresh(stack: KLSoapStack) -> KLSoapStack:
-        factors, by = eigenbasis.refresh(stack.kl.factors, config.mode)
+        factors, by = eigenbasis.refresh(stack.kl.factors, config.decomposition)
         return stack._replace(
             momentum=eigenbasis.rotate(stack.momentum, by),
             kl=stack.kl._replace(factors=factors),
@@ -158,7 +156,7 @@ def kl_soap(
     max_clamp: float | None = KLSoapConfig.max_clamp,
     damping: float = KLSoapConfig.damping,
     rms_target: float | None = KLSoapConfig.rms_target,
-    mode: eigenbasis.Mode = KLSoapConfig.mode,
+    decomposition: eigenbasis.Decomposition = KLSoapConfig.decomposition,
     stagger: bool = KLSoapConfig.stagger,
     precision: linalg.PrecisionName = KLSoapConfig.precision,
     mu_dtype: jax.typing.DTypeLike | None = None,
@@ -191,7 +189,7 @@ def kl_soap(
         max_clamp=max_clamp,
         damping=damping,
         rms_target=rms_target,
-        mode=mode,
+        decomposition=decomposition,
         stagger=stagger,
         precision=precision,
         mu_dtype=build.dtype_name(mu_dtype),

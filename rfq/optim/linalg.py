@@ -37,37 +37,55 @@ def householder_q(a: Array) -> Array:
     return factorize.qr(a)[0]
 
 
-def cholesky_q(factor: Array) -> Array:
-    """The orthogonal factor of a positive semidefinite S = Q R, by Cholesky factors.
+def householder_iteration(factor: Array) -> tuple[Array, Array]:
+    """Z and Z^T S Z of a symmetric S = Z R, by Householder reflections.
+
+    Z^T S Z = R Z costs one product, and rows of R keep the relative accuracy of small
+    eigenvalues that Z^T (S Z) would drown in the rounding of large ones.
+    """
+    z, r = factorize.qr(factor)
+    turned = dot(r, z, EXACT)
+    return z, 0.5 * (turned + turned.T)
+
+
+def cholesky_iteration(factor: Array) -> tuple[Array, Array, Array]:
+    """Z and Z^T S Z of a positive semidefinite S = Z R, and whether they are sound.
 
     With S = C C^T, C^T is upper triangular with a positive diagonal, hence
-    QR(S).Q = QR(C).Q. Taking C of the matrix scaled to a unit diagonal makes it
-    insensitive to how far the diagonal of S spreads, which is all that is left of the
-    spectrum once S is written in (nearly) its own eigenbasis. Two passes of Cholesky QR
-    then orthonormalize C. Everything is batched on every backend, unlike Householder
-    QR; the price is that the result is not finite, or not orthonormal, when S is far
-    from diagonal and ill-conditioned: the caller checks with `eye_error`.
+    QR(S).Q = QR(C).Q, and C = Z R gives Z^T S Z = R R^T. Taking C of the matrix scaled
+    to a unit diagonal makes it insensitive to how far the diagonal of S spreads, which
+    is all that is left of the spectrum once S is written in (nearly) its own
+    eigenbasis. Two passes of Cholesky QR then orthonormalize C. Every operation batches
+    on accelerators, where Householder QR runs matrix after matrix.
+
+    The price: when S is far from diagonal and ill-conditioned a factor does not exist,
+    or the first pass leaves more than the second can mend; the third result says so.
     """
-    dtype, side = factor.dtype, factor.shape[-1]
-    eye = jnp.eye(side, dtype=dtype)
+    dtype, eye = factor.dtype, jnp.eye(factor.shape[-1], dtype=factor.dtype)
     # 3e-6 in float32: enough for rounding to leave the correlations definite.
     jitter = 25.0 * jnp.finfo(dtype).eps
     d = jnp.sqrt(jnp.maximum(jnp.diagonal(factor), jnp.finfo(dtype).tiny))
     correlation = factor / d[:, None] / d[None, :]
     correlation = jnp.where(eye == 1.0, 1.0 + jitter, correlation)
-    x = d[:, None] * factorize.cholesky(correlation)
-    for _ in range(2):
-        x = _cholesky_qr(x / jnp.linalg.norm(x, axis=0, keepdims=True))
-    return x
+    c = d[:, None] * factorize.cholesky(correlation)
+    norms = jnp.linalg.norm(c, axis=0, keepdims=True)
+    once, lower = _cholesky_qr(c / norms)
+    gram = dot(once.T, once, EXACT)
+    twice, lower_again = _cholesky_qr(once)
+    r = dot(lower_again.T, lower.T, EXACT) * norms
+    # The second pass squares what the first left. A comparison with NaN is False.
+    sound = (jnp.max(jnp.abs(gram - eye)) < 0.01) & jnp.all(jnp.isfinite(twice))
+    return twice, dot(r, r.T, EXACT), sound
 
 
 @factorize.per_matrix
-def _cholesky_qr(x: Array) -> Array:
-    """X R^-1 for the Cholesky factor R of X^T X = R^T R."""
+def _cholesky_qr(x: Array) -> tuple[Array, Array]:
+    """X L^-T and L, for the Cholesky factor L of X^T X = L L^T."""
     lower = factorize.cholesky(dot(x.T, x, EXACT))
-    return jax.lax.linalg.triangular_solve(
+    q = jax.lax.linalg.triangular_solve(
         lower, x, left_side=False, lower=True, transpose_a=True
     )
+    return q, lower
 
 
 def reorthonormalize(basis: Array) -> Array:

@@ -37,12 +37,12 @@ class Basis(NamedTuple):
     """Eigenvectors (columns) of the two factors of a leaf's matrices.
 
     Attributes:
-        rows: [batch..., m, m], of the side of `in_axes`.
-        cols: [batch..., n, n], of the side of `out_axes`.
+        rows: [batch..., m, m], of the side of `in_axes`; None if it is not rotated.
+        cols: [batch..., n, n], of the side of `out_axes`; likewise.
     """
 
-    rows: Array
-    cols: Array
+    rows: Array | None
+    cols: Array | None
 
 
 class Inner(Protocol):
@@ -256,14 +256,15 @@ def _call(rule: Rule, g: Array, stack: Stack, count: Array):
     g = jnp.where(finite[:, None, None], g, 0.0)
     narrow = {field: dtype for field, dtype in rule.stored.items() if dtype}
     inner = _stored_as(stack.inner, dict.fromkeys(narrow, g.dtype))
-    if rule.first is None:
+    first = rule.first
+    if first is None:
         active, t = finite, stack.seen + 1
         step_index = count + 1
     else:
         fresh = finite & (stack.seen == 0)
         inner = jax.lax.cond(
             jnp.any(fresh),
-            lambda inner: _select(fresh, rule.first(g), inner),
+            lambda inner: _select(fresh, first(g), inner),
             lambda inner: inner,
             inner,
         )
@@ -460,9 +461,10 @@ def get_basis(
     ]
     if not found:
         raise InputError(f"the optimizer of parameter {path!r} stores no eigenbasis")
-    left, right = (q[rows] for q in found[0])
-    left = left.reshape((*member.batch, *left.shape[1:]))
-    right = right.reshape((*member.batch, *right.shape[1:]))
+    left, right = (
+        None if q is None else q[rows].reshape((*member.batch, *q.shape[1:]))
+        for q in found[0]
+    )
     return Basis(right, left) if member.transposed else Basis(left, right)
 
 
@@ -483,15 +485,17 @@ def set_basis(
     rows = slice(member.start, member.start + member.count)
     left, right = (basis.cols, basis.rows) if member.transposed else basis
 
+    def place(old: Array | None, new: Array | None) -> Array | None:
+        if old is None or new is None:
+            return old
+        return old.at[rows].set(new.reshape((-1, *new.shape[-2:])).astype(old.dtype))
+
     def replace(node):
         if not _has_basis(node, name):
             return node
         stack = node.stacks[name]
         old_left, old_right = stack.inner.basis()
-        inner = stack.inner.with_basis(
-            old_left.at[rows].set(left.reshape((-1, *left.shape[-2:]))),
-            old_right.at[rows].set(right.reshape((-1, *right.shape[-2:]))),
-        )
+        inner = stack.inner.with_basis(place(old_left, left), place(old_right, right))
         stacks = {**node.stacks, name: stack._replace(inner=inner)}
         return node._replace(stacks=stacks)
 

@@ -42,7 +42,7 @@ class SoapConfig(MatrixConfig):
         bias_correction: the factor before Q_L in U; the reference's `correct_bias`.
         rms_target: rescale every direction to this RMS, before bias correction (the
             reference's `normalize_grads` is 1); None does not.
-        mode: "fast", batched Cholesky-factor QR; "reference", Householder QR.
+        decomposition: of a refresh, see `rfq.optim.eigenbasis.Decomposition`.
         stagger: refresh 1/k of the matrices every step instead of all every k steps.
         precision: of the large products; refreshes are always exact.
         mu_dtype: storage type of the momentum; None keeps it at least float32.
@@ -57,7 +57,7 @@ class SoapConfig(MatrixConfig):
     max_precond_dim: int | None = 10_000
     bias_correction: bool = True
     rms_target: float | None = None
-    mode: eigenbasis.Mode = "fast"
+    decomposition: eigenbasis.Decomposition = "auto"
     stagger: bool = False
     precision: linalg.PrecisionName = "high"
     mu_dtype: str | None = None
@@ -76,7 +76,7 @@ class SoapConfig(MatrixConfig):
         build.require(rms is None or rms > 0, "rms_target", rms, "None or > 0")
         eigenbasis.check(
             self.precondition_frequency,
-            self.mode,
+            self.decomposition,
             self.precision,
             self.mu_dtype,
             self.basis_dtype,
@@ -115,11 +115,9 @@ class SoapStack(NamedTuple):
 
     def with_basis(self, basis_l: Array | None, basis_r: Array | None) -> "SoapStack":
         """The same state in other bases; V, as at a refresh, is left as it is."""
-        by = eigenbasis.between(self.factors, basis_l, basis_r)
-        factors = eigenbasis.turn(self.factors, by)
+        factors, by = eigenbasis.change(self.factors, basis_l, basis_r)
         return self._replace(
-            momentum=eigenbasis.rotate(self.momentum, by),
-            factors=factors._replace(basis_l=basis_l, basis_r=basis_r),
+            momentum=eigenbasis.rotate(self.momentum, by), factors=factors
         )
 
     def diagnostics(self) -> dict[str, Array]:
@@ -163,7 +161,7 @@ def scale_by_soap(
         return jax.vmap(lambda g, one, t: _step(g, one, t, config))(g, stack, t)
 
     def refresh(stack: SoapStack) -> SoapStack:
-        return _refresh(stack, config.mode)
+        return _refresh(stack, config.decomposition)
 
     return matrix.scale_by_rule(
         matrix.Rule(
@@ -206,7 +204,7 @@ def _step(
     return direction, SoapStack(momentum, second, factors)
 
 
-def _refresh(stack: SoapStack, mode: eigenbasis.Mode) -> SoapStack:
+def _refresh(stack: SoapStack, decomposition: eigenbasis.Decomposition) -> SoapStack:
     order_l = eigenbasis.descending(stack.factors.factor_l)
     order_r = eigenbasis.descending(stack.factors.factor_r)
 
@@ -214,7 +212,7 @@ def _refresh(stack: SoapStack, mode: eigenbasis.Mode) -> SoapStack:
         return eigenbasis.permute_cols(eigenbasis.permute_rows(x, order_l), order_r)
 
     sorted_factors = eigenbasis.permute(stack.factors, order_l, order_r)
-    factors, by = eigenbasis.refresh(sorted_factors, mode)
+    factors, by = eigenbasis.refresh(sorted_factors, decomposition)
     return SoapStack(
         eigenbasis.rotate(permute(stack.momentum), by), permute(stack.second), factors
     )
@@ -231,7 +229,7 @@ def soap(
     max_precond_dim: int | None = SoapConfig.max_precond_dim,
     bias_correction: bool = SoapConfig.bias_correction,
     rms_target: float | None = SoapConfig.rms_target,
-    mode: eigenbasis.Mode = SoapConfig.mode,
+    decomposition: eigenbasis.Decomposition = SoapConfig.decomposition,
     stagger: bool = SoapConfig.stagger,
     precision: linalg.PrecisionName = SoapConfig.precision,
     mu_dtype: jax.typing.DTypeLike | None = None,
@@ -263,7 +261,7 @@ def soap(
         max_precond_dim=max_precond_dim,
         bias_correction=bias_correction,
         rms_target=rms_target,
-        mode=mode,
+        decomposition=decomposition,
         stagger=stagger,
         precision=precision,
         mu_dtype=build.dtype_name(mu_dtype),

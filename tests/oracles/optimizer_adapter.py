@@ -13,9 +13,10 @@ import optax
 from rfq import optim
 from rfq.params import MatrixAxes
 
-# "reference" decomposes by Householder QR, as the references do; "fast" is the default
-# of the library. Both reproduce every case.
-MODE = os.environ.get("RFQ_OPTIM_MODE", "reference")
+# How rfq computes: "reference", KL-Shampoo step by step as its authors do, the others
+# with their Householder QR; "householder" and "cholesky", rotated coordinates with that
+# decomposition. All reproduce every case.
+FORM = os.environ.get("RFQ_OPTIM_FORM", "reference")
 
 
 class AdapterState(NamedTuple):
@@ -52,6 +53,10 @@ def _factor_b2(h: dict) -> float:
     return h["betas"][1] if h["shampoo_beta"] < 0 else h["shampoo_beta"]
 
 
+def _decomposition() -> str:
+    return "cholesky" if FORM == "cholesky" else "householder"
+
+
 def _adamw(h: dict) -> optax.GradientTransformation:
     b1, b2 = h["betas"]
     return optim.adamw(
@@ -84,12 +89,13 @@ def _kl(h: dict) -> dict:
         "rms_target": 1.0 if h["normalize_grads"] else None,
         "weight_decay": h["weight_decay"],
         "decay": "post",
-        "mode": MODE,
+        "decomposition": _decomposition(),
     }
 
 
 def _klshampoo(h: dict) -> optax.GradientTransformation:
-    return optim.kl_shampoo(h["lr"], b2=_factor_b2(h), **_kl(h))
+    mode = "reference" if FORM == "reference" else "fast"
+    return optim.kl_shampoo(h["lr"], b2=_factor_b2(h), mode=mode, **_kl(h))
 
 
 def _klsoap(h: dict) -> optax.GradientTransformation:
@@ -110,7 +116,7 @@ def _soap(h: dict) -> optax.GradientTransformation:
             rms_target=1.0 if h["normalize_grads"] else None,
             weight_decay=h["weight_decay"],
             decay="post",
-            mode=MODE,
+            decomposition=_decomposition(),
             axes=as_matrices,
         )
 
