@@ -1,8 +1,9 @@
 """Histograms whose bins are uniform in asinh: fine in the bulk, wide in the tails.
 
-4,096 fixed bins of u = asinh(x / scale) on [-18, 18] are .0088 of a scale wide near zero
-and .9 % of the distance far from it, and reach 3e7 scales, so that no activation falls
-outside. Counts are integers, so histograms of batches, devices and hosts merge exactly.
+4,096 fixed bins of u = asinh(x / scale) on [-18, 18] are .0088 of a scale wide near
+zero and .9 % of the distance far from it, and reach 3e7 scales, so that no activation
+falls outside. Counts are integers, so histograms of batches, devices and hosts merge
+exactly.
 """
 
 from typing import NamedTuple
@@ -48,8 +49,8 @@ def robust_scale(x: np.ndarray | Array) -> np.float32:
 def histogram(x: Array, scale: Array) -> Histogram:
     """Counts the values of an array of any shape; the outermost bins take the rest.
 
-    The scale is a scalar, fixed before the pass (`robust_scale` of a calibration sample,
-    or an RMS); histograms of another scale do not merge.
+    The scale is a scalar, fixed before the pass (`robust_scale` of a calibration
+    sample, or an RMS); histograms of another scale do not merge.
     """
     x = x.astype(jnp.float32)
     scale = jnp.asarray(scale, jnp.float32)
