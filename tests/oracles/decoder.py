@@ -1,7 +1,7 @@
 """The decoder of equations 1 and 2 in float64 numpy, one position and head at a time.
 
 Written from the paper's text, independently of `rfq.model`: nothing is imported from
-it but the names of the parameters and of the sites.
+it, and only the names of parameters and sites are shared.
 """
 
 import math
@@ -46,61 +46,82 @@ def gelu(x):
     return x * np.vectorize(lambda v: 0.5 * (1.0 + math.erf(v / math.sqrt(2.0))))(x)
 
 
-def forward(params, tokens_BT, config):
-    """Returns logits [B, T, V], and {site: activation, block sites stacked over L}."""
-    p = {name: np.asarray(leaf, np.float64) for name, leaf in params["blocks"].items()}
+def forward(params, tokens_BT, config, *, edit=None, stream="branch"):
+    """The whole model.
+
+    Args:
+        params: the parameter tree.
+        tokens_BT: token ids.
+        config: the sizes and choices of `ModelConfig`.
+        edit: (site, 0-based layer or None, x) -> x, what is done to an activation; the
+            sites record what came before.
+        stream: "branch", the skip path carries x as it was before its edit, or
+            "in_place", as it is after.
+
+    Returns:
+        Logits [B, T, V], and {site: activation}, block sites stacked over layers.
+    """
+    w = {name: np.asarray(leaf, np.float64) for name, leaf in params["blocks"].items()}
     embedding = np.asarray(params["embedding"], np.float64)
-    width, num_heads = config.width, config.num_heads
-    head_width = width // num_heads
-    divisor = math.sqrt(
-        {"head_width": head_width, "width": width}[config.attention_scale]
-    )
+    final_norm = np.asarray(params["final_norm"], np.float64)
+    head_width = config.width // config.num_heads
+    divisor = {"head_width": head_width, "width": config.width}[config.attention_scale]
     sites = {}
 
-    def seen(site, x):
-        sites.setdefault(site, []).append(x)
-        return x
+    def site(name, layer, x):
+        sites.setdefault(name, []).append(x)
+        return x if edit is None else edit(name, layer, x)
+
+    def connect(x, tapped, update):
+        if config.skip == "residual_free":
+            return update
+        return update + (tapped if stream == "in_place" else x)
 
     x = embedding[np.asarray(tokens_BT)]
-    for l in range(1, config.num_layers + 1):  # noqa: E741 - the paper's letter.
-        tau = 1.0 / config.beta**l
-        w = {name: leaf[l - 1] for name, leaf in p.items()}
-        h = normalize(seen("attn_norm_in", x), w["attn_norm"], config.norm)
-        seen("attn_in", h)
-        update = np.zeros_like(x)
-        heads = {"q": [], "k": [], "v": [], "attn_out": []}
-        for head in range(num_heads):
-            q = h @ w["w_q"][:, head]
-            k = h @ w["w_k"][:, head]
-            v = h @ w["w_v"][:, head]
-            q = np.array([rotate(row, config.rope_base) for row in q])
-            k = np.array([rotate(row, config.rope_base) for row in k])
-            a = np.array(
-                [attend(*qkv, tau / divisor) for qkv in zip(q, k, v, strict=True)]
-            )
-            update += a @ w["w_o"][head]
-            for name, value in zip(heads, (q, k, v, a), strict=True):
-                heads[name].append(value)
-        for name, values in heads.items():
-            seen(name, np.stack(values, axis=2))
-        x = x + update if config.skip == "residual" else update
-        h = normalize(seen("mlp_norm_in", x), w["mlp_norm"], config.norm)
-        seen("mlp_in", h)
-        hidden = seen("mlp_hidden", gelu(h @ w["w_up"]))
-        update = hidden @ w["w_down"]
-        x = x + update if config.skip == "residual" else update
-    sites = {site: np.stack(values) for site, values in sites.items()}
-    sites["final_norm_in"] = x
-    h = normalize(x, np.asarray(params["final_norm"], np.float64), config.norm)
-    sites["head_in"] = h
-    return h @ embedding.T, sites
+    for i in range(config.num_layers):
+        scale = 1.0 / config.beta ** (i + 1) / math.sqrt(divisor)
+        tapped = site("attn_norm_in", i, x)
+        h = normalize(tapped, w["attn_norm"][i], config.norm)
+        h = site("attn_in", i, h)
+        q, k, v = (
+            np.stack([h @ w[n][i][:, head] for head in range(config.num_heads)], axis=2)
+            for n in ("w_q", "w_k", "w_v")
+        )
+        q, k = (_over_heads(rotate, x, config.rope_base) for x in (q, k))
+        q, k, v = site("q", i, q), site("k", i, k), site("v", i, v)
+        mixed = np.empty_like(v)
+        for b, head in np.ndindex(v.shape[0], v.shape[2]):
+            at = (b, slice(None), head)
+            mixed[at] = attend(q[at], k[at], v[at], scale)
+        mixed = site("attn_out", i, mixed)
+        update = sum(
+            mixed[:, :, head] @ w["w_o"][i][head] for head in range(config.num_heads)
+        )
+        x = connect(x, tapped, update)
+        tapped = site("mlp_norm_in", i, x)
+        h = normalize(tapped, w["mlp_norm"][i], config.norm)
+        h = site("mlp_in", i, h)
+        hidden = site("mlp_hidden", i, gelu(h @ w["w_up"][i]))
+        x = connect(x, tapped, hidden @ w["w_down"][i])
+    stacked = {name: np.stack(values) for name, values in sites.items()}
+    sites.clear()
+    h = normalize(site("final_norm_in", None, x), final_norm, config.norm)
+    h = site("head_in", None, h)
+    return h @ embedding.T, stacked | {name: x for name, (x,) in sites.items()}
+
+
+def _over_heads(function, x_BTHK, *args):
+    out = np.empty_like(x_BTHK)
+    for b, head in np.ndindex(x_BTHK.shape[0], x_BTHK.shape[2]):
+        out[b, :, head] = function(x_BTHK[b, :, head], *args)
+    return out
 
 
 def token_losses(params, batch, config):
     """-log softmax(logits)[target] at every position, [B, T]."""
     batch = np.asarray(batch)
     logits, _ = forward(params, batch[:, :-1], config)
-    log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))
-    log_z += logits.max(-1)
+    peak = logits.max(-1)
+    log_z = np.log(np.exp(logits - peak[..., None]).sum(-1)) + peak
     rows, columns = np.indices(log_z.shape)
     return log_z - logits[rows, columns, batch[:, 1:]]

@@ -1,0 +1,223 @@
+"""Realised identities of every recipe, and independence of everything drawn."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from rfq import params as params_lib
+from rfq.errors import InputError
+from rfq.model import init, transformer
+from rfq.model.init import InitConfig
+from tests.model import examples
+
+MODEL = examples.INITIALIZED
+L, D, H, K = MODEL.num_layers, MODEL.width, MODEL.num_heads, MODEL.head_width
+F, V = MODEL.mlp_width, MODEL.vocab_size
+
+# The factors of a float32 QR of 512 rows are orthogonal to a few 1e-7; the products
+# below are taken in float64.
+EXACT = 5e-6
+
+
+def blocks(**options):
+    """Weights of all layers, float64."""
+    drawn = examples.initialized(InitConfig(**options))["blocks"]
+    return {name: w.astype(np.float64) for name, w in drawn.items()}
+
+
+def assert_is(scale, gram, size):
+    """Every matrix of a stack is scale times the identity."""
+    expected = np.broadcast_to(scale * np.eye(size), gram.shape)
+    np.testing.assert_allclose(gram, expected, atol=EXACT * scale)
+
+
+def _orthogonal():
+    """All combinations; every pair of choices meets in the half that is not slow."""
+    choices = (
+        ("transpose", "independent"),
+        ("gram", "suo_sqrt", "suo"),
+        ("plain", "centered"),
+    )
+    for index in np.ndindex(2, 3, 2):
+        values = [choice[i] for choice, i in zip(choices, index, strict=True)]
+        options = dict(zip(("vo_pair", "mlp_scale", "w_down"), values, strict=True))
+        marks = pytest.mark.slow if sum(index) % 2 else ()
+        yield pytest.param(options, id="-".join(values), marks=marks)
+
+
+@pytest.mark.parametrize("options", _orthogonal())
+def test_the_orthogonal_recipe_satisfies_its_identities(options):
+    # Section 4 (i) with alpha_qk .9, alpha_vo 3, alpha_u = alpha_d = 1.5.
+    w = blocks(**options)
+    # Per head W_Q = W_K and W_Q^T W_K = alpha_qk I.
+    np.testing.assert_array_equal(w["w_q"], w["w_k"])
+    assert_is(0.9, np.einsum("ldhk,ldhj->lhkj", w["w_q"], w["w_k"]), K)
+    # W_V W_O = alpha_vo I, or alpha_vo times an orthogonal matrix that is not I.
+    v, o = w["w_v"].reshape(L, D, D), w["w_o"].reshape(L, D, D)
+    assert_is(3.0, v @ v.swapaxes(1, 2), D)
+    assert_is(3.0, o @ o.swapaxes(1, 2), D)
+    if options["vo_pair"] == "transpose":
+        assert_is(3.0, v @ o, D)
+    else:
+        # |trace| of a Haar matrix is about 1, against D.
+        assert np.all(np.abs(np.trace(v @ o, axis1=1, axis2=2)) < 3.0 * 6.0)
+    # W_U W_U^T and W_D^T W_D under the three readings (D15).
+    gram_u, gram_d = {
+        "gram": (1.5, 1.5),
+        "suo_sqrt": (1.5 * F / D, 1.5),
+        "suo": (1.5**2 * F / D, 1.5**2),
+    }[options["mlp_scale"]]
+    assert_is(gram_u, w["w_up"] @ w["w_up"].swapaxes(1, 2), D)
+    assert_is(gram_d, w["w_down"].swapaxes(1, 2) @ w["w_down"], D)
+    # D20: a hidden vector with all entries equal is mapped to 0, or to anything.
+    sums = np.abs(w["w_down"].sum(axis=1)).max()
+    assert sums < EXACT * math.sqrt(F) if options["w_down"] == "centered" else sums > 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "std"),
+    [
+        ("gpt2", lambda name, fan_in, fan_out: 0.02),
+        ("xavier", lambda name, fan_in, fan_out: math.sqrt(2 / (fan_in + fan_out))),
+        ("kaiming", lambda name, fan_in, fan_out: math.sqrt(2 / fan_in)),
+    ],
+)
+def test_gaussian_recipes_have_their_standard_deviations(recipe, std):
+    fans = dict.fromkeys(("w_q", "w_k", "w_v", "w_o"), (D, D))
+    fans |= {"w_up": (D, F), "w_down": (F, D)}
+    for name, w in blocks(recipe=recipe).items():
+        if name not in fans:
+            continue
+        expected = std(name, *fans[name])
+        if recipe == "gpt2" and name in ("w_o", "w_down"):
+            expected /= math.sqrt(2 * L)
+        # The deviation of n normals is off by 1 / sqrt(2 n), their mean by
+        # 1 / sqrt(n), their fourth moment by sqrt(24 / n): four of each.
+        n = w.size
+        np.testing.assert_allclose(w.std(), expected, rtol=4 / math.sqrt(2 * n))
+        assert abs(w.mean()) < 4 * expected / math.sqrt(n)
+        fourth = ((w / w.std()) ** 4).mean() - 3.0
+        assert abs(fourth) < 4 * math.sqrt(24 / n)
+
+
+@pytest.mark.parametrize("recipe", sorted(init.RECIPES))
+def test_every_recipe_fills_the_declared_tree(recipe):
+    drawn = examples.initialized(InitConfig(recipe=recipe, embedding_std=0.3))
+    declared = transformer.shapes(MODEL)
+    jax.tree.map(
+        lambda x, leaf: np.testing.assert_equal(
+            (x.shape, x.dtype), (leaf.shape, leaf.dtype)
+        ),
+        drawn,
+        declared,
+    )
+    n = V * D
+    np.testing.assert_allclose(drawn["embedding"].std(), 0.3, rtol=4 / math.sqrt(2 * n))
+    for name in ("attn_norm", "mlp_norm"):
+        np.testing.assert_array_equal(drawn["blocks"][name], 1.0)
+    np.testing.assert_array_equal(drawn["final_norm"], 1.0)
+
+
+@pytest.mark.parametrize("recipe", sorted(init.RECIPES))
+def test_nothing_is_drawn_twice(recipe):
+    drawn = blocks(recipe=recipe, vo_pair="independent")
+    tied = {"w_k"} if recipe == "orthogonal" else set()
+    matrices = [
+        w.reshape(L, D, H, K).transpose(0, 2, 1, 3).reshape(L * H, -1)
+        if name in ("w_q", "w_k", "w_v")
+        else w.reshape(L, -1)
+        for name, w in drawn.items()
+        if params_lib.TABLE[name].kind == "matrix" and name not in tied
+    ]
+    # Every layer and head against every other, over the entries that both have.
+    rows = [row / np.linalg.norm(row[: D * K]) for m in matrices for row in m]
+    short = np.stack([row[: D * K] for row in rows])
+    cosines = short @ short.T - np.eye(len(rows))
+    # Of n = 8192 entries: standard deviation 1 / sqrt(n) = .011, 5,000 pairs.
+    assert np.abs(cosines).max() < 6 / math.sqrt(D * K)
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ({"vo_pair": "independent"}, {"w_o"}),
+        ({"w_down": "centered"}, {"w_down"}),
+        ({"alpha_qk": 0.5}, {"w_q", "w_k"}),
+        ({"alpha_vo": 1.0}, {"w_v", "w_o"}),
+        ({"alpha_u": 1.0}, {"w_up"}),
+        ({"alpha_d": 1.0}, {"w_down"}),
+        ({"embedding_std": 1.0}, {"embedding"}),
+    ],
+    ids=str,
+)
+def test_another_choice_moves_only_its_own_parameters(change, moved):
+    before, after = (
+        {**tree.pop("blocks"), **tree}
+        for tree in (
+            dict(examples.initialized(InitConfig())),
+            dict(examples.initialized(InitConfig(**change))),
+        )
+    )
+    found = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert found == moved
+
+
+def test_the_seed_moves_every_drawn_parameter():
+    one, two = (examples.initialized(InitConfig(), seed=seed) for seed in (0, 1))
+    for name, w in one["blocks"].items():
+        same = np.array_equal(w, two["blocks"][name])
+        assert same == (params_lib.TABLE[name].kind == "gain"), name
+    assert not np.array_equal(one["embedding"], two["embedding"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["orthogonal", "kaiming"])
+def test_adding_layers_and_tokens_moves_no_parameter(recipe):
+    config = InitConfig(recipe=recipe)
+    small, large = (
+        init.init(
+            config,
+            examples.config(num_layers=num_layers, width=12, vocab_size=vocab_size),
+            key=jax.random.key(0),
+        )
+        for num_layers, vocab_size in ((2, 16), (5, 32))
+    )
+    for name, w in small["blocks"].items():
+        np.testing.assert_array_equal(w, large["blocks"][name][:2], err_msg=name)
+
+
+def test_keys_of_names_and_layers_are_distinct():
+    # The law behind the test above, without drawing: prefixes agree, nothing repeats.
+    def keys(num_layers):
+        model = examples.config(num_layers=num_layers)
+        return np.concatenate(
+            [
+                init._per_layer(name, model, jax.random.key(0), jax.random.key_data)
+                for name in params_lib.TABLE
+            ],
+            axis=1,
+        )
+
+    two, five = keys(2), keys(5)
+    np.testing.assert_array_equal(two, five[:2])
+    assert len(np.unique(five.reshape(-1, 2), axis=0)) == 5 * len(params_lib.TABLE)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"recipe": "ortho"}, "init.recipe='ortho'"),
+        ({"vo_pair": "tied"}, "init.vo_pair='tied'"),
+        ({"mlp_scale": "big"}, "init.mlp_scale='big'"),
+        ({"w_down": "zero"}, "init.w_down='zero'"),
+        ({"alpha_qk": 0.0}, "init.alpha_qk=0.0"),
+        ({"embedding_std": -1.0}, "init.embedding_std=-1.0"),
+        ({"alpha_d": math.nan}, "init.alpha_d=nan"),
+    ],
+)
+def test_impossible_initializations_are_refused_by_field(fields, name):
+    with pytest.raises(InputError) as caught:
+        InitConfig(**fields)
+    assert name in str(caught.value)

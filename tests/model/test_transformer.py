@@ -1,0 +1,337 @@
+"""The compiled decoder against float64 numpy, and what its seams promise."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rfq import params as params_lib
+from rfq import taps
+from rfq.errors import InputError
+from rfq.model import layers, transformer
+from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS
+from rfq.quant import grid
+from rfq.stats import moments
+from tests.model import examples
+from tests.oracles import decoder
+
+# Activations are of size 1 to 10 and pass a dozen float32 products of length 12 to 24;
+# attention and normalization amplify the roundings (6e-8) by at most a few hundred.
+FORWARD = 3e-4
+
+
+def run(model, params, batch, seams=transformer.PLAIN, states=None):
+    """Logits and records, as one compiled program."""
+    forward = functools.partial(transformer.apply, config=model, seams=seams)
+    return jax.jit(forward)(params, batch[:, :-1], states=states)
+
+
+def example(**changes):
+    model = examples.config(**changes)
+    return model, examples.params(model), examples.batch(model)
+
+
+@functools.cache
+def loss_and_grads(model):
+    """Of the mean loss, with the example's parameters and batch."""
+    params, batch = examples.params(model), examples.batch(model)
+
+    def mean_loss(params):
+        return jnp.mean(transformer.token_losses(params, batch, model)[0])
+
+    return jax.jit(jax.value_and_grad(mean_loss))(params)
+
+
+# --- Equations 1 and 2 -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("skip", "norm", "attention_scale"),
+    [  # Every pair of choices meets in one of the four.
+        ("residual", "rms_norm", "head_width"),
+        ("residual", "layer_norm", "width"),
+        ("residual_free", "rms_norm", "width"),
+        ("residual_free", "layer_norm", "head_width"),
+    ],
+)
+def test_every_activation_is_that_of_float64_numpy(skip, norm, attention_scale):
+    # Three layers with beta = 1.3: tau_l = 1.3^-l, l from 1, or nothing agrees.
+    model, params, batch = example(
+        skip=skip, norm=norm, attention_scale=attention_scale
+    )
+    seams = transformer.Seams(taps.Taps(examples.keep, SITES))
+    logits, records = run(model, params, batch, seams)
+    expected, sites = decoder.forward(params, batch[:, :-1], model)
+    assert set(records) == set(sites) == set(SITES)
+    for site in SITES:
+        # Layer by layer: a record's leading axis is the layer, in order.
+        np.testing.assert_allclose(
+            records[site], sites[site], rtol=FORWARD, atol=FORWARD, err_msg=site
+        )
+    np.testing.assert_allclose(logits, expected, rtol=FORWARD, atol=FORWARD)
+    assert logits.dtype == jnp.float32
+
+
+def test_the_loss_is_that_of_float64_numpy():
+    model, params, batch = example(skip="residual")
+    expected = decoder.token_losses(params, batch, model).mean()
+    np.testing.assert_allclose(loss_and_grads(model)[0], expected, rtol=FORWARD)
+
+
+@pytest.mark.parametrize("skip", examples.SKIPS)
+def test_a_loss_does_not_depend_on_later_tokens(skip):
+    model, params, _ = example(skip=skip)
+    T = model.seq_len
+    # Every position has a token of its own, so that a row of the lookup is a position;
+    # the head has its own copy, so that no gradient flows through it.
+    batch = np.random.default_rng(0).permutation(model.vocab_size)[None, : T + 1]
+
+    def losses_T(lookup_VD):
+        h, _ = transformer.features(
+            {**params, "embedding": lookup_VD}, batch[:, :-1], model
+        )
+        return layers.token_cross_entropy(
+            h, params["embedding"], batch[:, 1:], model.loss_chunks, layers.matmul
+        )[0]
+
+    jacobian = jax.jit(jax.jacrev(losses_T))(params["embedding"])
+    influence_TT = np.linalg.norm(np.asarray(jacobian)[:, batch[0, :T]], axis=-1)
+    assert np.all(np.triu(influence_TT, 1) == 0.0)  # Exactly: the mask is not small.
+    assert np.all(influence_TT[np.tril_indices(T)] > 0.0)
+    # Nor on tokens that are not there.
+    absent = np.setdiff1d(np.arange(model.vocab_size), batch[0, :T])
+    assert np.all(np.asarray(jacobian)[:, absent] == 0.0)
+
+
+# --- What must change nothing ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"remat": True, "scan_unroll": 2, "loss_chunks": 5},
+        {"scan_unroll": 99},
+    ],
+    ids=str,
+)
+def test_memory_and_speed_options_change_no_number(change):
+    loss, grads = loss_and_grads(examples.config(skip="residual", **change))
+    expected, expected_grads = loss_and_grads(examples.config(skip="residual"))
+    # The same operations; fusion and the order of sums may move the last bits, 6e-8
+    # each, and gradients of size up to 1 are sums of tens of terms.
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), grads, expected_grads
+    )
+
+
+def test_the_identity_tap_leaves_no_trace():
+    model, params, batch = example()
+    identity = transformer.Seams(taps.Taps(taps.identity, SITES))
+
+    def trace(seams):
+        forward = functools.partial(transformer.apply, config=model, seams=seams)
+        return str(jax.make_jaxpr(forward)(params, batch[:, :-1]))
+
+    # The same program, so the same bits.
+    assert trace(identity) == trace(transformer.PLAIN)
+
+
+def test_measuring_changes_no_bit_and_records_each_layer():
+    model, params, batch = example(skip="residual")
+    plain, _ = run(model, params, batch)
+    tap = taps.Both(taps.observe_range, taps.Measure(("moments",)))
+    measured, records = run(
+        model, params, batch, transformer.Seams(taps.Taps(tap, SITES))
+    )
+    np.testing.assert_array_equal(measured, plain)
+    _, sites = decoder.forward(params, batch[:, :-1], model)
+    for site, (extremes, found) in records.items():
+        lead = (model.num_layers,) if site in BLOCK_SITES else ()
+        assert {leaf.shape for leaf in jax.tree.leaves(records[site])} == {lead}
+        x = sites[site].reshape(*lead, -1)
+        m = found["moments"]
+        for ours, theirs in (
+            (m.count, np.full(lead, x.shape[-1])),
+            (m.mean, x.mean(-1)),
+            (moments.variance(m), x.var(-1)),
+            (extremes.lo, x.min(-1)),
+            (extremes.hi, x.max(-1)),
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=FORWARD, atol=FORWARD)
+    # The layers differ, so their order was tested.
+    assert np.ptp(records["attn_norm_in"][0].hi) > 0.1
+
+
+# --- Taps that change x ------------------------------------------------------------
+
+BITS = 4
+
+
+def by_hand(x, layer, ranges):
+    """Asymmetric rounding of one activation to 4 bits, in float64."""
+    lo, hi = (np.float64(end if layer is None else end[layer]) for end in ranges)
+    step = (hi - lo) / (2**BITS - 1)
+    zero = np.round(-lo / step)
+    return (np.clip(np.round(x / step) + zero, 0, 2**BITS - 1) - zero) * step
+
+
+@pytest.mark.parametrize(
+    ("skip", "stream", "tapped"),
+    [
+        ("residual", "branch", TAP_SETS["paper"]),
+        ("residual", "in_place", TAP_SETS["paper"]),
+        ("residual_free", "branch", TAP_SETS["paper"]),
+        ("residual_free", "branch", ("q", "k", "v", "attn_out", "mlp_hidden")),
+    ],
+)
+def test_fake_quantize_rounds_the_named_activations_and_no_others(skip, stream, tapped):
+    model, params, batch = example(skip=skip)
+    _, clean = decoder.forward(params, batch[:, :-1], model)
+    # Ranges that clip some values and straddle zero, another one in each layer.
+    ranges = {
+        site: tuple(
+            0.8 * reduce(clean[site], axis=tuple(range(1, clean[site].ndim)))
+            for reduce in (np.min, np.max)
+        )
+        for site in tapped
+    }
+    grids = {
+        site: jax.jit(grid.grid_from_range)(lo, hi, BITS)
+        for site, (lo, hi) in ranges.items()
+    }
+    seams = transformer.Seams(
+        taps.Taps(taps.fake_quantize, tapped), layers.STREAMS[stream]
+    )
+    logits, records = run(model, params, batch, seams, grids)
+    assert records == {}
+
+    def edit(site, layer, x):
+        return by_hand(x, layer, ranges[site]) if site in tapped else x
+
+    expected, _ = decoder.forward(
+        params, batch[:, :-1], model, edit=edit, stream=stream
+    )
+    # With 16 levels, an error of 1e-6 moves a code once in 1e5 values, and there are
+    # 3,000 of them: with these seeds, none.
+    np.testing.assert_allclose(logits, expected, rtol=FORWARD, atol=FORWARD)
+
+
+def test_only_a_residual_model_can_tell_the_streams_apart():
+    def trace(skip, stream):
+        model, params, batch = example(skip=skip)
+        seams = transformer.Seams(
+            taps.Taps(taps.fake_quantize, TAP_SETS["paper"]), layers.STREAMS[stream]
+        )
+        grids = dict.fromkeys(
+            TAP_SETS["paper"], grid.Grid(*(np.ones(3, np.float32) for _ in range(3)))
+        )
+        forward = lambda p: transformer.apply(p, batch[:, :-1], model, seams, grids)  # noqa: E731
+        return str(jax.make_jaxpr(forward)(params))
+
+    free, residual = (
+        [trace(skip, stream) for stream in examples.STREAMS]
+        for skip in ("residual_free", "residual")
+    )
+    assert free[0] == free[1]  # One program, so the same bits.
+    assert residual[0] != residual[1]  # And the test above says how they differ.
+
+
+def test_an_unknown_site_is_refused_by_name():
+    with pytest.raises(InputError, match=r"'attn_input'.*attn_norm_in"):
+        transformer.Seams(taps.Taps(taps.identity, ("attn_input",)))
+
+
+def test_a_quantized_site_without_a_grid_is_not_silently_left_alone():
+    model, params, batch = example()
+    seams = transformer.Seams(taps.Taps(taps.fake_quantize, ("q",)))
+    with pytest.raises(AssertionError, match="no grid"):
+        run(model, params, batch, seams)
+
+
+# --- The dot -----------------------------------------------------------------------
+
+
+def test_every_weight_meets_the_activations_through_dot_under_its_name():
+    model, params, batch = example()
+    seen = {}
+
+    def dot(x, w, name):
+        seen[name] = w.shape
+        return jnp.tensordot(x, w, axes=len(params_lib.TABLE[name].matrix.in_axes))
+
+    seams = transformer.Seams(dot=dot)
+    logits, _ = run(model, params, batch, seams)
+    D, H, K, F, V = 12, 3, 4, 24, 29
+    assert seen == {
+        "w_q": (D, H, K),
+        "w_k": (D, H, K),
+        "w_v": (D, H, K),
+        "w_o": (H, K, D),
+        "w_up": (D, F),
+        "w_down": (F, D),
+        "embedding": (D, V),
+    }
+    assert set(seen) == {n for n, row in params_lib.TABLE.items() if row.matrix}
+    plain, _ = run(model, params, batch)
+    np.testing.assert_allclose(logits, plain, rtol=FORWARD, atol=FORWARD)
+
+
+# --- bfloat16 ----------------------------------------------------------------------
+
+
+def test_bfloat16_changes_the_carrier_and_not_what_is_computed():
+    model, params, batch = example(skip="residual", loss_chunks=2)
+    narrow = dataclasses.replace(model, compute_dtype="bfloat16")
+    losses, _ = jax.jit(transformer.token_losses, static_argnums=2)(
+        params, batch, narrow
+    )
+    expected = decoder.token_losses(params, batch, model)
+    # 2^-8 per rounding, on losses near 8 nats with logits of size 10.
+    np.testing.assert_allclose(losses.mean(), expected.mean(), rtol=0.02)
+    assert losses.dtype == jnp.float32
+
+
+def test_gradients_are_float32_and_the_lookup_is_summed_in_it():
+    # In bfloat16 a token's 257th contribution of equal size would be lost.
+    model, params, batch = example(compute_dtype="bfloat16")
+
+    def mean_loss(params):
+        return jnp.mean(transformer.token_losses(params, batch, model)[0])
+
+    traced = jax.make_jaxpr(jax.grad(mean_loss))(params)
+    assert {aval.dtype for aval in traced.out_avals} == {np.dtype("float32")}
+    table = (model.vocab_size, model.width)
+    sums = [
+        equation.outvars[0].aval.dtype
+        for equation in examples.equations(traced.jaxpr)
+        if equation.primitive.name == "scatter-add"
+        and equation.outvars[0].aval.shape == table
+    ]
+    assert sums == [np.dtype("float32")]
+
+
+@pytest.mark.parametrize("stream", examples.STREAMS)
+@pytest.mark.parametrize("skip", examples.SKIPS)
+def test_float32_taps_fit_a_bfloat16_carrier(skip, stream):
+    model, params, batch = example(skip=skip, compute_dtype="bfloat16")
+    grids = {
+        site: grid.Grid(
+            *(
+                jax.ShapeDtypeStruct((3,) if site in BLOCK_SITES else (), jnp.float32)
+                for _ in range(3)
+            )
+        )
+        for site in SITES
+    }
+    seams = transformer.Seams(
+        taps.Taps(taps.fake_quantize, SITES), layers.STREAMS[stream]
+    )
+    logits, _ = jax.eval_shape(
+        lambda states: transformer.apply(params, batch[:, :-1], model, seams, states),
+        grids,
+    )
+    assert logits.dtype == jnp.float32
