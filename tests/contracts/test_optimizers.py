@@ -1,0 +1,213 @@
+"""What every row of OPTIMIZERS promises, tested the day the row is added."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rfq import optim
+from rfq.errors import InputError
+from rfq.optim import build, schedule
+from rfq.params import MatrixAxes
+
+AXES = {
+    "blocks": {"w": MatrixAxes((1,), (2,)), "heads": MatrixAxes((1,), (2, 3))},
+    "gain": None,
+    "embedding": None,
+}
+NUM_STEPS = 45
+# Compiling is most of the time here.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def make_params(seed: int = 0):
+    shapes = {
+        "blocks": {"w": (3, 6, 4), "heads": (2, 4, 2, 3)},
+        "gain": (3, 4),
+        "embedding": (5, 4),
+    }
+    keys = iter(jax.random.split(jax.random.key(seed), 4))
+    return jax.tree.map(
+        lambda shape: jax.random.normal(next(keys), shape),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+def make(name: str) -> optax.GradientTransformation:
+    fields = {"learning_rate": 0.05, "weight_decay": 0.01}
+    if name.startswith("kl_"):
+        # Near the RMS of the gradients, so that 45 steps are not all slow start.
+        fields["init_factor"] = 1.0
+    return build.build(
+        optim.OPTIMIZERS[name](**fields),
+        schedule.ScheduleConfig(kind="constant", warmup_steps=0),
+        1_000,
+        axes=AXES,
+        decay_mask=lambda params: jax.tree.map(lambda p: p.ndim > 2, params),
+        clip_norm=None,
+    )
+
+
+@functools.cache
+def compiled(name: str):
+    return jax.jit(make(name).update, compiler_options=QUICK)
+
+
+rows = pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+
+
+def run(name: str, grad, num_steps: int, params=None, state=None, start: int = 0):
+    """Steps on `grad(index, params)`; returns parameters and state."""
+    params = make_params() if params is None else params
+    state = make(name).init(params) if state is None else state
+    for index in range(start, start + num_steps):
+        updates, state = compiled(name)(grad(index, params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def quadratic(index, params):
+    """The gradient of |W - W*|^2 / 2, W* another draw."""
+    del index
+    return jax.tree.map(jnp.subtract, params, make_params(seed=1))
+
+
+def distance(params) -> float:
+    return float(optax.tree.norm(quadratic(0, params)))
+
+
+@rows
+def test_it_decreases_a_quadratic(name):
+    params, _ = run(name, quadratic, NUM_STEPS)
+    assert distance(params) < 0.7 * distance(make_params())
+
+
+@rows
+def test_types_and_shapes_are_stable_and_resuming_is_exact(name):
+    params, state = run(name, quadratic, 12)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, make(name).init(params))
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, make_params())
+    saved = jax.tree.map(np.asarray, (params, state))
+    whole = run(name, quadratic, 12, params, state)
+    resumed = run(name, quadratic, 12, *jax.tree.map(jnp.asarray, saved))
+    chex.assert_trees_all_equal(whole, resumed)
+
+
+@rows
+def test_stacked_leaves_are_treated_matrix_by_matrix(name):
+    """Changing the gradients of one layer changes the updates of that layer alone."""
+
+    def other_layer(index, params):
+        grads = quadratic(index, params)
+        # The last matrix of a stack; the sign flip and scale change its every quantity.
+        w = grads["blocks"]["w"].at[2].multiply(-3.0)
+        return {**grads, "blocks": {**grads["blocks"], "w": w}}
+
+    plain, _ = run(name, quadratic, 12)
+    changed, _ = run(name, other_layer, 12)
+    same = ("gain", "embedding")
+    chex.assert_trees_all_equal(
+        {k: plain[k] for k in same}, {k: changed[k] for k in same}
+    )
+    chex.assert_trees_all_equal(plain["blocks"]["heads"], changed["blocks"]["heads"])
+    w, w_changed = plain["blocks"]["w"], changed["blocks"]["w"]
+    chex.assert_trees_all_equal(w[:2], w_changed[:2])
+    assert float(jnp.abs(w[2] - w_changed[2]).max()) > 1e-3
+
+
+@rows
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_bad_gradient_never_poisons_the_state(name, bad):
+    """1e30 is finite, but its square is not."""
+
+    def spoiled(index, params):
+        grads = quadratic(index, params)
+        if index in (0, 5):
+            w = grads["blocks"]["w"].at[1, 2, 3].set(bad)
+            gain = grads["gain"].at[0, 0].set(bad)
+            grads = {**grads, "blocks": {**grads["blocks"], "w": w}, "gain": gain}
+        return grads
+
+    params, state = run(name, spoiled, 5)
+    before = params
+    params, state = run(name, spoiled, 1, params, state, start=5)
+    if name not in ("sign_gd", "spectral_gd") or not np.isfinite(bad):
+        chex.assert_trees_all_equal(params["gain"], before["gain"])
+    moved = jnp.abs(params["blocks"]["w"] - before["blocks"]["w"]).max(axis=(1, 2))
+    # Matrix optimizers throw away one matrix, AdamW the leaf, sign descent nothing.
+    if name not in ("adamw", "sign_gd"):
+        assert moved[1] == 0 and moved[0] > 0 and moved[2] > 0
+        skips = optim.diagnostics(state)["nonfinite_skips"]
+        assert skips == 2
+    params, state = run(name, spoiled, 20, params, state, start=6)
+    chex.assert_tree_all_finite((params, state))
+    after, _ = run(name, quadratic, 26)
+    assert distance(params) < 0.5 * (distance(make_params()) + distance(after))
+
+
+@rows
+def test_zero_and_rank_one_gradients_stay_finite(name):
+    def grad(index, params):
+        if index < 11:
+            return jax.tree.map(jnp.zeros_like, params)
+        return jax.tree.map(jnp.ones_like, params)
+
+    params, state = run(name, grad, 11)
+    chex.assert_tree_all_finite((params, state))
+    params, state = run(name, grad, 24, params, state, start=11)
+    chex.assert_tree_all_finite((params, state))
+
+
+@rows
+def test_bfloat16_gradients_keep_a_float32_state(name):
+    params = make_params()
+    state = make(name).init(params)
+    grads = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    updates, new = jax.eval_shape(make(name).update, grads, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+    assert not any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(new))
+
+
+@rows
+def test_diagnostics_are_finite_scalars(name):
+    _, state = run(name, quadratic, 12)
+    numbers = optim.diagnostics(state)
+    assert set(numbers) <= set(optim.matrix.AGGREGATES)
+    for value in numbers.values():
+        assert value.shape == () and value.dtype == jnp.float32
+        assert np.isfinite(value)
+    if name in ("kl_shampoo", "kl_soap", "soap"):
+        assert numbers["basis_error"] < 1e-5
+        assert 0 <= numbers["eigenvalue_min"] < numbers["eigenvalue_max"]
+
+
+@rows
+def test_every_row_is_a_public_transform_with_the_configs_defaults(name):
+    """rfq.optim.NAME exists, takes every field, and defaults to the config's values."""
+    transform = getattr(optim, name)
+    defaults = transform.__kwdefaults__
+    own = {"learning_rate", "other_learning_rate"}
+    for field in dataclasses.fields(optim.OPTIMIZERS[name]):
+        if field.name not in own:
+            assert defaults[field.name] == field.default, field.name
+
+
+@rows
+@pytest.mark.parametrize(
+    "bad",
+    [{"learning_rate": -1.0}, {"weight_decay": -1.0}, {"decay": "after"}, {"b1": 1.0}],
+)
+def test_impossible_fields_are_refused_by_name(name, bad):
+    (field,) = bad
+    config = optim.OPTIMIZERS[name]
+    if field not in {f.name for f in dataclasses.fields(config)}:
+        pytest.skip("no such field")
+    with pytest.raises(InputError, match=f"optimizer.{field}="):
+        config(**bad)
