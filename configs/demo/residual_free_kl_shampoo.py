@@ -22,6 +22,6 @@ def config() -> experiment.Experiment:
             alpha_qk=alpha_qk_for(5.0, base.model.head_width), w_down="centered"
         ),
         optimizer=KLShampooConfig(
-            learning_rate=1e-3, other_learning_rate=3e-3, init_factor=1e-3
+            learning_rate=1.5e-3, other_learning_rate=3e-3, init_factor=1e-4
         ),
     )

@@ -16,5 +16,5 @@ def config() -> experiment.Experiment:
     return dataclasses.replace(
         base,
         arm="residual_kl_shampoo",
-        optimizer=KLShampooConfig(learning_rate=3e-3, init_factor=1e-3),
+        optimizer=KLShampooConfig(learning_rate=3e-3, init_factor=1e-4),
     )
