@@ -150,7 +150,7 @@ class QuantSteps:
         score_quantized: stream -> (params, batch, ranges, act_bits) -> losses [B].
         distort: (params, batch, ranges, act_bits) -> {site: Distortion}.
         measure: (params, batch) -> {site: {"moments": Moments}} at every site.
-        histogram: (params, batch, {site: Bins}) -> {site: {"histogram": Histogram}}.
+        histogram: (params, batch, {site: scale}) -> {site: {"histogram": Histogram}}.
     """
 
     params: Params

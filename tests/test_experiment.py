@@ -1,0 +1,266 @@
+"""Experiments describe themselves, name themselves, and refuse to be impossible."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import pytest
+
+from rfq import experiment as experiment_lib
+from rfq import optim
+from rfq.errors import InputError
+from rfq.experiment import (
+    DataConfig,
+    Experiment,
+    LogConfig,
+    QuantizeConfig,
+    TrainConfig,
+    fingerprint,
+    from_dict,
+    to_dict,
+)
+from rfq.model.config import ModelConfig
+from rfq.model.init import InitConfig
+from rfq.optim.schedule import ScheduleConfig
+from rfq.sharding import ShardingConfig
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+FILES = sorted(CONFIGS.rglob("*.py"))
+BASE = Experiment(arm="base")
+
+
+def ids(path):
+    return str(path.relative_to(CONFIGS))
+
+
+# --- Config files ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_every_config_survives_json(path):
+    experiment = experiment_lib.load(path)
+    described = json.loads(json.dumps(to_dict(experiment)))
+    assert from_dict(described) == experiment
+    assert fingerprint(from_dict(described)) == fingerprint(experiment)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in FILES if path.parent != CONFIGS}), ids=ids
+)
+def test_the_arms_of_a_folder_are_named_by_their_files_and_differ(folder):
+    arms = {
+        path.stem: experiment_lib.load(path) for path in sorted(folder.glob("*.py"))
+    }
+    assert {name: e.arm for name, e in arms.items()} == {name: name for name in arms}
+    assert len({fingerprint(e) for e in arms.values()}) == len(arms)
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))
+def test_every_optimizer_survives_json(name):
+    experiment = dataclasses.replace(BASE, optimizer=optim.OPTIMIZERS[name]())
+    assert to_dict(experiment)["optimizer"]["name"] == name
+    assert from_dict(json.loads(json.dumps(to_dict(experiment)))) == experiment
+
+
+def write(folder, text, name="mine.py"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_users_own_file_works_like_ours(tmp_path):
+    path = write(
+        tmp_path,
+        "from rfq.experiment import Experiment\n"
+        "def config():\n    return Experiment(arm='mine')\n",
+    )
+    assert experiment_lib.load(str(path)) == Experiment(arm="mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("x = 1\n", ["mine.py", "no function config()"]),
+        ("def config():\n    return {}\n", ["mine.py", "returned dict", "Experiment"]),
+        (
+            "from rfq.experiment import Experiment\n"
+            "def config():\n    return Experiment(arm='a', stepps=3)\n",
+            ["mine.py", "stepps"],
+        ),
+        (
+            "from rfq.experiment import Experiment\n"
+            "def config():\n    return Experiment()\n",
+            ["mine.py", "arm"],
+        ),
+        (
+            "from rfq.experiment import Experiment\n"
+            "def config():\n    return Experiment(arm='a', seed=-1)\n",
+            ["seed=-1"],
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_config_file_is_said(tmp_path, text, parts):
+    with pytest.raises(InputError) as caught:
+        experiment_lib.load(write(tmp_path, text))
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
+    path = write(tmp_path, "def config():\n    return 1 + 'a'\n")
+    with pytest.raises(TypeError, match="unsupported operand"):
+        experiment_lib.load(path)
+
+
+@pytest.mark.parametrize("name", ["absent.py", "notes.txt", ""])
+def test_a_path_that_is_no_python_file_is_refused(tmp_path, name):
+    write(tmp_path, "text", "notes.txt")
+    with pytest.raises(InputError, match=r"config '.*' is not"):
+        experiment_lib.load(tmp_path / name)
+
+
+# --- Fingerprints ------------------------------------------------------------------
+
+# Another value for every section, and whether the trained function depends on it.
+CHANGES = {
+    "arm": ("other", False),
+    "seed": (1, True),
+    "model": (ModelConfig(beta=1.2), True),
+    "init": (InitConfig(alpha_qk=1.0), True),
+    "optimizer": (optim.KLShampooConfig(b1=0.8), True),
+    "schedule": (ScheduleConfig(warmup_steps=3), True),
+    "data": (DataConfig(dir="elsewhere"), False),
+    "train": (TrainConfig(batch_size=8), True),
+    "log": (LogConfig(log_every=7), False),
+    "quantize": (QuantizeConfig(specs=("FP",)), False),
+    "sharding": (ShardingConfig(strategy="fsdp"), False),
+}
+
+
+def test_every_section_is_either_free_or_part_of_the_fingerprint():
+    fields = {field.name for field in dataclasses.fields(Experiment)}
+    assert set(CHANGES) == fields
+    free = {name for name, (_, matters) in CHANGES.items() if not matters}
+    assert set(experiment_lib.FREE_SECTIONS) == free
+
+
+@pytest.mark.parametrize("section", sorted(CHANGES))
+def test_the_fingerprint_names_what_is_trained(section):
+    value, matters = CHANGES[section]
+    changed = dataclasses.replace(BASE, **{section: value})
+    assert (fingerprint(changed) != fingerprint(BASE)) == matters
+
+
+def test_another_optimizer_is_another_fingerprint():
+    # Two of them, with all the fields that they share equal.
+    two = [
+        dataclasses.replace(BASE, optimizer=optim.OPTIMIZERS[name]())
+        for name in ("adamw", "muon")
+    ]
+    assert fingerprint(two[0]) != fingerprint(two[1])
+
+
+def test_equal_experiments_have_equal_fingerprints():
+    whole, real = (
+        dataclasses.replace(BASE, model=ModelConfig(beta=beta)) for beta in (1, 1.0)
+    )
+    assert whole == real
+    assert fingerprint(whole) == fingerprint(real)
+
+
+def test_differences_name_the_field_and_both_values():
+    other = dataclasses.replace(BASE, seed=3, model=ModelConfig(width=24))
+    found = experiment_lib.differences(to_dict(BASE), to_dict(other))
+    assert found == [("model.width", 768, 24), ("seed", 0, 3)]
+    assert experiment_lib.differences(to_dict(BASE), to_dict(BASE)) == []
+
+
+# --- Impossible experiments --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (lambda: Experiment(arm="a/b"), ["arm='a/b'"]),
+        (lambda: Experiment(arm=""), ["arm=''"]),
+        (lambda: Experiment(arm="a", seed=-1), ["seed=-1"]),
+        (
+            lambda: Experiment(arm="a", train=TrainConfig(num_steps=2000)),
+            ["schedule.warmup_steps=2000", "train.num_steps=2000"],
+        ),
+        (
+            lambda: Experiment(arm="a", quantize=QuantizeConfig(calibration_tokens=5)),
+            ["quantize.calibration_tokens=5", "model.seq_len=512"],
+        ),
+        (
+            lambda: Experiment(
+                arm="a",
+                model=ModelConfig(mlp_ratio=1),
+                init=InitConfig(w_down="centered"),
+            ),
+            ["init.w_down='centered'", "model.mlp_ratio"],
+        ),
+        (lambda: TrainConfig(batch_size=0), ["train.batch_size=0"]),
+        (lambda: TrainConfig(clip_norm=-1.0), ["train.clip_norm=-1.0"]),
+        (lambda: TrainConfig(clip_norm=math.nan), ["train.clip_norm=nan"]),
+        (lambda: LogConfig(keep_checkpoints=0), ["log.keep_checkpoints=0"]),
+        (lambda: QuantizeConfig(specs=("W8A1",)), ["act_bits=1"]),
+        (lambda: QuantizeConfig(specs=("8x8",)), ["'8x8'", "WnAm"]),
+        (lambda: QuantizeConfig(specs=()), ["quantize.specs"]),
+        (lambda: QuantizeConfig(taps=("all",)), ["quantize.taps='all'", "paper"]),
+        (
+            lambda: QuantizeConfig(streams=("skip",)),
+            ["quantize.streams='skip'", "in_place"],
+        ),
+        (
+            lambda: QuantizeConfig(calibrator="kl"),
+            ["quantize.calibrator='kl'", "min_max"],
+        ),
+        (
+            lambda: ShardingConfig(strategy="zero"),
+            ["sharding.strategy='zero'", "fsdp"],
+        ),
+    ],
+)
+def test_an_impossible_experiment_names_its_field(make, parts):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def described(**changes):
+    return {**to_dict(BASE), **changes}
+
+
+@pytest.mark.parametrize(
+    ("tree", "parts"),
+    [
+        (described(steps=3), ["experiment has no field 'steps'", "train"]),
+        (
+            described(model={"depth": 3}),
+            ["model has no field 'depth'", "num_layers"],
+        ),
+        (
+            described(optimizer={"name": "adamw", "momentum": 0.9}),
+            ["optimizer has no field 'momentum'", "learning_rate"],
+        ),
+        (
+            described(optimizer={"name": "adam"}),
+            ["optimizer='adam'", "adamw", "kl_shampoo"],
+        ),
+        (described(optimizer={"b1": 0.9}), ["optimizer=''", "adamw"]),
+        (described(model=3), ["model=3", "table"]),
+        ({"optimizer": {"name": "muon"}}, ["experiment lacks the field 'arm'"]),
+        (described(model={"width": 10, "num_heads": 3}), ["model.width=10"]),
+    ],
+)
+def test_a_description_that_fits_no_experiment_is_refused(tree, parts):
+    with pytest.raises(InputError) as caught:
+        from_dict(tree)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_a_description_may_leave_defaults_out():
+    assert from_dict({"arm": "a", "optimizer": {"name": "kl_shampoo"}}) == (
+        Experiment(arm="a")
+    )
