@@ -241,7 +241,9 @@ def apply_rate_and_decay(
 
     def update(updates, state: DecayState, params=None, *, active):
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError(
+                "weight decay needs the parameters: call update(grads, state, params)"
+            )
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
         def leaf(u: Array, p: Array, decays: bool, alive: Array) -> Array:
