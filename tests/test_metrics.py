@@ -43,12 +43,11 @@ def test_every_row_is_strict_json_and_names_what_was_not_finite(row):
     lost = read.pop("nonfinite", [])
     assert set(read) == set(row)
     for key, value in row.items():
-        bad = [
-            isinstance(n, float) and not math.isfinite(n) for n in _numbers(value)
-        ]
+        bad = [isinstance(n, float) and not math.isfinite(n) for n in _numbers(value)]
         assert (key in lost) == any(bad)
         expected = [
-            None if is_bad else n for n, is_bad in zip(_numbers(value), bad, strict=True)
+            None if is_bad else n
+            for n, is_bad in zip(_numbers(value), bad, strict=True)
         ]
         assert _numbers(read[key]) == expected
 
