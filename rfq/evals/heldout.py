@@ -57,8 +57,8 @@ def choose(
         raise InputError(
             f"split {split!r} of {experiment.data.dir!r} has {len(sequences)} "
             f"sequences of {seq_len} tokens and {num_tokens // seq_len} are asked for, "
-            f"fewer than one batch of {batch_size}; lower the batch size or prepare "
-            "more text"
+            f"fewer than one batch of {batch_size}; lower log.measure_sequences or "
+            "quantize.batch_size, or prepare more text"
         )
     total = num_batches * batch_size
     chosen = np.arange(total) * len(sequences) // total
