@@ -37,6 +37,7 @@ def _numbers(value) -> list:
     return [value]
 
 
+@hypothesis.example({"a": math.nan, "b": [1.0, {"c": -math.inf}], "d": 1.5})
 @hypothesis.given(_ROWS)
 def test_every_row_is_strict_json_and_names_what_was_not_finite(row):
     read = json.loads(metrics.to_json(row), parse_constant=_refuse)
