@@ -108,9 +108,8 @@ def test_reference_and_fast_kl_shampoo_agree(m, n, exponent, num_steps):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("m", "n"), [(128, 128), (128, 512), (512, 128)])
-@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
-def test_reference_and_fast_kl_shampoo_agree_at_size(m, n, exponent):
-    _agree(m, n, exponent, 300)
+def test_reference_and_fast_kl_shampoo_agree_at_size(m, n):
+    _agree(m, n, 2.0, 300)
 
 
 def _agree(m: int, n: int, exponent: float, num_steps: int):
