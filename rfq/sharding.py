@@ -131,16 +131,3 @@ def state_shardings(config: ShardingConfig, mesh: Mesh, state, shapes: Params):
 def to_global(local: np.ndarray, mesh: Mesh) -> Array:
     """This process's rows of a batch -> the global array, rows over the data axis."""
     return jax.make_array_from_process_local_data(batch_sharding(mesh), local)
-
-
-def bytes_per_device(tree, shardings) -> int:
-    """Bytes of the tree that one device holds under the given shardings."""
-    sizes = jax.tree.map(
-        lambda leaf, sharding: (
-            int(np.prod(sharding.shard_shape(leaf.shape), dtype=np.int64))
-            * jax.dtypes.canonicalize_dtype(leaf.dtype).itemsize
-        ),
-        tree,
-        shardings,
-    )
-    return sum(jax.tree.leaves(sizes))

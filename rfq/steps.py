@@ -19,7 +19,7 @@ from rfq import params as params_lib
 from rfq.experiment import Experiment
 from rfq.model import init as init_lib
 from rfq.model import layers, transformer
-from rfq.model.config import BLOCK_SITES, TAP_SETS, ModelConfig
+from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.optim import build, schedule
 from rfq.quant import calibrate, distortion, grid, weights
 from rfq.types import Array, Batch, Params, Record
@@ -170,7 +170,6 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
     # cuDNN's attention has no float32.
     config = dataclasses.replace(trained, compute_dtype="float32", attention="xla")
     tapped = TAP_SETS[tap_set]
-    measured = (*BLOCK_SITES, "final_norm_in", "head_in")
 
     def seams(tap, sites, stream: str = "branch") -> transformer.Seams:
         return transformer.Seams(taps.Taps(tap, sites), layers.STREAMS[stream])
@@ -195,10 +194,10 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
         return records(params, batch, taps.measure_distortion, tapped, states)
 
     def measure(params: Params, batch: Batch):
-        return records(params, batch, taps.Measure(("moments",)), measured)
+        return records(params, batch, taps.Measure(("moments",)), SITES)
 
     def histogram(params: Params, batch: Batch, scales: dict[str, Array]):
-        return records(params, batch, taps.Measure(("histogram",)), measured, scales)
+        return records(params, batch, taps.Measure(("histogram",)), SITES, scales)
 
     def score(params: Params, batch: Batch) -> Array:
         return _sequence_losses(params, batch, config, transformer.PLAIN)[0]

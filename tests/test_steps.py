@@ -1,0 +1,434 @@
+"""The compiled functions: one program each, the same numbers on one device or eight."""
+
+import contextlib
+import dataclasses
+import functools
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rfq import optim, sharding, steps
+from rfq import params as params_lib
+from rfq.experiment import Experiment, QuantizeConfig, TrainConfig
+from rfq.model import init as init_lib
+from rfq.model import transformer
+from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
+from rfq.model.init import InitConfig
+from rfq.optim.schedule import ScheduleConfig
+from rfq.quant import calibrate, distortion, grid
+from rfq.quant.spec import QuantSpec
+from rfq.sharding import ShardingConfig
+from tests.model import examples
+from tests.oracles import decoder
+
+MODEL = ModelConfig(
+    num_layers=2,
+    width=16,
+    num_heads=2,
+    vocab_size=32,
+    seq_len=16,
+    skip="residual",
+    beta=1.0,
+    compute_dtype="float32",
+    remat=False,
+    loss_chunks=1,
+)
+NUM_STEPS, BATCH_SIZE = 10, 8
+PARAMS = examples.params(MODEL)
+OPTIMIZERS = {
+    "adamw": optim.AdamWConfig(learning_rate=1e-2),
+    "muon": optim.MuonConfig(learning_rate=3e-3),
+    "kl_shampoo": optim.KLShampooConfig(learning_rate=3e-3, init_factor=1e-3),
+}
+
+
+def experiment(optimizer="adamw", **changes) -> Experiment:
+    base = Experiment(
+        arm="steps",
+        model=MODEL,
+        init=InitConfig(recipe="gpt2"),
+        optimizer=OPTIMIZERS[optimizer],
+        schedule=ScheduleConfig(warmup_steps=2),
+        train=TrainConfig(num_steps=NUM_STEPS, batch_size=BATCH_SIZE),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def batches():
+    """Walks around the vocabulary in steps of 1 to 3: something to learn."""
+    rng = np.random.default_rng(0)
+    walks = np.cumsum(
+        rng.integers(1, 4, (NUM_STEPS, BATCH_SIZE, MODEL.seq_len + 1)), axis=2
+    )
+    return (walks % MODEL.vocab_size).astype(np.int32)
+
+
+@functools.cache
+def compiled(optimizer="adamw", num_devices=1, strategy="ddp"):
+    config = experiment(optimizer, sharding=ShardingConfig(strategy=strategy))
+    return steps.compile_train(config, sharding.make_mesh(num_devices))
+
+
+@functools.cache
+def initial(optimizer="adamw"):
+    """The first state, on the host; `PARAMS` because random numbers compile slowly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(init_lib, "init", lambda config, model, key: PARAMS)
+        return jax.device_get(compiled(optimizer).init(jax.random.key(0)))
+
+
+def place(tree, abstract):
+    """Puts host arrays where the compiled functions declare them."""
+    return jax.tree.map(
+        lambda leaf, declared: jax.device_put(leaf, declared.sharding), tree, abstract
+    )
+
+
+def trained(optimizer, num_devices=1, strategy="ddp", *, reverse=False):
+    """Metrics of every step, and the last state."""
+    functions = compiled(optimizer, num_devices, strategy)
+    state = place(initial(optimizer), functions.state)
+    mesh = sharding.make_mesh(num_devices)
+    rows = []
+    for batch in batches():
+        rows_in_order = np.ascontiguousarray(batch[::-1]) if reverse else batch
+        state, metrics = functions.train(state, sharding.to_global(rows_in_order, mesh))
+        rows.append(metrics)
+    rows = jax.device_get(rows)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}, state
+
+
+@contextlib.contextmanager
+def counted_traces():
+    """A list that grows by one whenever the model's Python code runs."""
+    traces, features = [], transformer.features
+
+    def counting(*args):
+        traces.append(args)
+        return features(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "features", counting)
+        yield traces
+
+
+# --- Training ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_fresh_state_is_what_was_declared():
+    # Not `compiled`, whose initialization `initial` replaces.
+    functions = steps.compile_train(experiment(), sharding.make_mesh(1))
+    state = functions.init(jax.random.key(0))
+    jax.tree.map(
+        lambda leaf, declared: np.testing.assert_equal(
+            (leaf.shape, leaf.dtype, leaf.sharding),
+            (declared.shape, declared.dtype, declared.sharding),
+        ),
+        state,
+        functions.state,
+    )
+    assert state.step == 0 and functions.finite(state)
+    drawn = init_lib.init(experiment().init, MODEL, key=jax.random.key(0))
+    # The same numbers drawn, up to how the compiler rounds the inverse of erf.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.params, drawn
+    )
+
+
+def test_a_step_reports_what_it_did():
+    metrics, state = trained("adamw")
+    assert state.step == NUM_STEPS
+    # Warm-up over two steps from 0, then a cosine to a tenth of the peak.
+    np.testing.assert_allclose(metrics["learning_rate"][:3], [0.0, 5e-3, 1e-2])
+    assert np.all(np.diff(metrics["learning_rate"][2:]) < 0)
+    # The loss is that of the batch before the step, in nats a token.
+    expected = decoder.token_losses(initial().params, batches()[0], MODEL).mean()
+    np.testing.assert_allclose(metrics["loss"][0], expected, rtol=1e-5)
+    assert metrics["loss"][-1] < metrics["loss"][0] - 0.3
+    assert np.all(metrics["grad_norm"] > 0)
+
+
+@pytest.mark.slow
+def test_the_gradient_norm_is_that_before_clipping():
+    @jax.jit
+    def norm(params, batch):
+        def mean_loss(params):
+            return jnp.mean(transformer.token_losses(params, batch, MODEL)[0])
+
+        grads = jax.tree.leaves(jax.grad(mean_loss)(params))
+        return jnp.linalg.norm(jnp.concatenate([g.ravel() for g in grads]))
+
+    metrics, _ = trained("adamw")
+    expected = norm(initial().params, batches()[0])
+    np.testing.assert_allclose(metrics["grad_norm"][0], expected, rtol=1e-4)
+
+
+def test_the_old_state_is_given_to_the_new_one():
+    functions = compiled()
+    state = place(initial(), functions.state)
+    batch = sharding.to_global(batches()[0], sharding.make_mesh(1))
+    new, _ = functions.train(state, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
+
+
+def test_a_run_is_one_program():
+    with counted_traces() as traces:
+        functions = steps.compile_train(experiment(), sharding.make_mesh(1))
+        state = place(initial(), functions.state)
+        for batch in batches()[:3]:
+            batch = sharding.to_global(batch, sharding.make_mesh(1))
+            state, _ = functions.train(state, batch)
+    assert len(traces) == 1
+
+
+@pytest.mark.slow
+def test_measuring_gives_each_sequences_loss_and_each_layers_moments():
+    params, batch = initial().params, batches()[0]
+    losses, records = jax.device_get(compiled().measure(params, batch))
+    expected = decoder.token_losses(params, batch, MODEL).mean(axis=1)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert set(records) == {*BLOCK_SITES, "final_norm_in"}
+    for site, record in records.items():
+        lead = (MODEL.num_layers,) if site in BLOCK_SITES else ()
+        assert {leaf.shape for leaf in jax.tree.leaves(record)} == {lead}
+
+
+def test_one_bad_number_makes_a_state_not_finite():
+    state = initial()
+    broken = {**state.params, "final_norm": state.params["final_norm"].copy()}
+    broken["final_norm"][3] = np.inf
+    assert not compiled().finite(dataclasses.replace(state, params=broken))
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    ("optimizer", "strategy"),
+    [
+        ("adamw", "ddp"),
+        pytest.param("adamw", "fsdp", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, strategy, marks=pytest.mark.slow)
+            for name in ("muon", "kl_shampoo")
+            for strategy in ("ddp", "fsdp")
+        ),
+    ],
+)
+def test_eight_devices_train_as_one(optimizer, strategy):
+    one, _ = trained(optimizer)
+    # Reversing the rows of every batch changes nothing but the order of sums: how far
+    # that moves the losses is how well they are defined in float32. Eight devices sum
+    # in a third order; ten times as much, and four ulp where the reversal found none.
+    reversed_rows, _ = trained(optimizer, reverse=True)
+    eight, state = trained(optimizer, 8, strategy)
+    noise = np.abs(reversed_rows["loss"] - one["loss"]).max()
+    ulp = np.spacing(np.float32(one["loss"].max()))
+    assert noise < 1e-4  # Otherwise the next line would allow anything.
+    np.testing.assert_allclose(
+        eight["loss"], one["loss"], rtol=0, atol=10 * noise + 4 * ulp
+    )
+    w_up = state.params["blocks"]["w_up"]
+    assert w_up.sharding.num_devices == 8
+    assert w_up.sharding.is_fully_replicated == (strategy == "ddp")
+
+
+# --- Memory ------------------------------------------------------------------------
+
+WIDE = dataclasses.replace(
+    MODEL, num_layers=1, width=8, vocab_size=32_000, seq_len=64, loss_chunks=16
+)
+LOGITS = BATCH_SIZE * WIDE.seq_len * WIDE.vocab_size
+
+
+def traced_step(loss_chunks):
+    model = dataclasses.replace(WIDE, loss_chunks=loss_chunks)
+    functions = steps.compile_train(experiment(model=model), sharding.make_mesh(1))
+    batch = jax.ShapeDtypeStruct((BATCH_SIZE, WIDE.seq_len + 1), jnp.int32)
+    return functions.train.trace(functions.state, batch)
+
+
+def largest_array(loss_chunks):
+    """Elements of the largest array that a training step computes."""
+    return max(
+        out.aval.size
+        for equation in examples.equations(traced_step(loss_chunks).jaxpr.jaxpr)
+        for out in equation.outvars
+        if hasattr(out.aval, "size")
+    )
+
+
+def test_a_training_step_never_holds_all_logits():
+    assert largest_array(1) == LOGITS  # The measure sees them when they are there.
+    assert largest_array(16) == LOGITS // 16
+
+
+@pytest.mark.slow
+def test_the_compiler_does_not_put_the_logits_together_again():
+    text = traced_step(16).lower().compile().as_text()
+    sizes = [
+        np.prod([int(n) for n in shape.split(",")])
+        for shape in re.findall(r"\b[a-z]+[0-9]+\[([0-9,]+)\]", text)
+    ]
+    assert LOGITS // 16 in sizes and max(sizes) < LOGITS
+
+
+# --- Quantization ------------------------------------------------------------------
+
+SPECS = [
+    QuantSpec.parse(text)
+    for text in QuantizeConfig().specs
+    if QuantSpec.parse(text).act_bits is not None
+]
+STREAMS = ("branch", "in_place")
+
+
+@functools.cache
+def quantizing(tap_set="paper"):
+    return steps.compile_quant(experiment(), sharding.make_mesh(1), tap_set)
+
+
+class Sweep(NamedTuple):
+    losses: dict  # (spec, stream) -> [B]
+    distorted: dict  # spec -> {site: Distortion}
+    ranges: dict  # weight_bits -> {site: Bounds}
+    num_traces: int
+
+
+@functools.cache
+def sweep(tap_set="paper"):
+    """What `ptq` does with one batch: every setting of the paper's grid."""
+    functions, found = quantizing(tap_set), Sweep({}, {}, {}, 0)
+    batch = sharding.to_global(batches()[0], sharding.make_mesh(1))
+    params = {None: place(PARAMS, functions.params)}
+    with counted_traces() as traces:
+        for spec in SPECS:
+            bits = spec.weight_bits
+            if bits not in params:
+                params[bits] = functions.quantize(params[None], jnp.int32(bits))
+            if bits not in found.ranges:
+                seen = jax.device_get(functions.calibrate(params[bits], batch))
+                found.ranges[bits] = calibrate.finalize(seen, TAP_SETS[tap_set])
+            args = (params[bits], batch, found.ranges[bits], jnp.int32(spec.act_bits))
+            for stream in STREAMS:
+                scored = functions.score_quantized[stream](*args)
+                found.losses[spec, stream] = np.asarray(scored)
+            found.distorted[spec] = jax.device_get(functions.distort(*args))
+    return found._replace(num_traces=len(traces))
+
+
+def test_one_program_serves_the_whole_grid():
+    # 18 settings: calibrate, distort and one score per stream, traced once each.
+    assert len(SPECS) == 18
+    assert sweep().num_traces == 2 + len(STREAMS)
+
+
+def test_sixteen_bits_cost_nothing_and_each_bit_less_costs_more():
+    losses, distorted = sweep().losses, sweep().distorted
+    full = decoder.token_losses(PARAMS, batches()[0], MODEL).mean(axis=1)
+    for stream in STREAMS:
+        by_bits = [
+            np.abs(losses[QuantSpec(None, bits), stream] - full).mean()
+            for bits in (16, 12, 10, 8, 6, 4)
+        ]
+        # Two bits are a factor 4 in the step; losses follow it, noisily.
+        assert by_bits[0] < 2e-3
+        assert by_bits == sorted(by_bits) and by_bits[-1] > 50 * by_bits[1]
+    for site in TAP_SETS["paper"]:
+        sqnr = [
+            distortion.sqnr_db_of(distorted[QuantSpec(None, bits)][site])
+            for bits in (12, 10, 8, 6)
+        ]
+        # 6.02 dB a bit, as far as rounding looks uniform.
+        np.testing.assert_allclose(np.diff(sqnr, axis=0), -12.04, atol=0.7)
+
+
+def test_only_the_skip_path_tells_the_streams_apart():
+    losses = sweep().losses
+    spec = QuantSpec(8, 4)
+    difference = losses[spec, "branch"] - losses[spec, "in_place"]
+    assert np.all(np.abs(difference) > 1e-3)
+
+
+def test_distortion_is_local_on_clean_inputs():
+    distorted, ranges = sweep().distorted, sweep().ranges
+    spec = QuantSpec(None, 4)
+    _, sites = decoder.forward(PARAMS, batches()[0][:, :-1], MODEL)
+    for site in TAP_SETS["paper"]:
+        lo, hi = ranges[None][site]
+        for layer, x in enumerate(sites[site]):
+            x_hat = grid.fake_quantize(
+                x.astype(np.float32),
+                grid.grid_from_range(lo[layer], hi[layer], spec.act_bits),
+            )
+            found = distorted[spec][site]
+            np.testing.assert_allclose(found.signal[layer], (x**2).sum(), rtol=1e-3)
+            # A value within 1e-4 of a boundary may fall on the other side of it; it
+            # then errs by the same half step.
+            np.testing.assert_allclose(
+                found.noise[layer], ((x - x_hat) ** 2).sum(), rtol=1e-2
+            )
+
+
+def test_ranges_are_the_extremes_of_each_layer():
+    ranges = sweep().ranges
+    _, sites = decoder.forward(PARAMS, batches()[0][:, :-1], MODEL)
+    assert set(ranges[None]) == set(TAP_SETS["paper"])
+    for site, (lo, hi) in ranges[None].items():
+        x = sites[site].reshape(MODEL.num_layers, -1)
+        np.testing.assert_allclose(lo, x.min(axis=1), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(hi, x.max(axis=1), rtol=1e-3, atol=1e-4)
+
+
+def test_weights_are_quantized_by_their_own_rule():
+    found = quantizing().quantize(PARAMS, jnp.int32(8))
+    for name in ("embedding", "final_norm"):
+        np.testing.assert_array_equal(found[name], PARAMS[name])
+    for name, w in PARAMS["blocks"].items():
+        axes = params_lib.TABLE[name].matrix
+        if axes is None:
+            np.testing.assert_array_equal(found["blocks"][name], w)
+            continue
+        # Every output channel has a step of its own, and is off by half of it.
+        step = np.ptp(w, axis=axes.in_axes, keepdims=True) / 255
+        error = np.abs(found["blocks"][name] - w)
+        # With a range that need not hold 0 the step is larger, up to twice.
+        assert np.all(error <= step * 1.01) and error.max() > 0.2 * step.min()
+
+
+@pytest.mark.slow
+def test_full_precision_is_scored_as_trained_and_in_float32():
+    # D17: a bfloat16 model has two full-precision losses, a float32 model one.
+    narrow = dataclasses.replace(MODEL, compute_dtype="bfloat16")
+    functions = steps.compile_quant(
+        experiment(model=narrow), sharding.make_mesh(1), "paper"
+    )
+    full = functions.score(PARAMS, batches()[0])
+    expected = decoder.token_losses(PARAMS, batches()[0], MODEL).mean(axis=1)
+    np.testing.assert_allclose(full, expected, rtol=1e-5)
+    as_trained = functions.score_as_trained(PARAMS, batches()[0])
+    assert 0 < np.abs(as_trained - full).max() < 0.2
+
+
+@pytest.mark.slow
+def test_the_full_tap_set_measures_and_quantizes_every_operand():
+    losses = sweep("full").losses
+    assert set(sweep("full").distorted[QuantSpec(8, 8)]) == set(TAP_SETS["full"])
+    paper = sweep().losses
+    spec = QuantSpec(None, 6)
+    assert not np.array_equal(losses[spec, "branch"], paper[spec, "branch"])
+    functions, batch = quantizing("full"), batches()[0]
+    measured = jax.device_get(functions.measure(PARAMS, batch))
+    assert set(measured) == set(SITES)
+    scales = {
+        site: np.sqrt(m.m2 / m.count + m.mean**2).astype(np.float32)
+        for site, m in ((site, r["moments"]) for site, r in measured.items())
+    }
+    counted = jax.device_get(functions.histogram(PARAMS, batch, scales))
+    for site, record in counted.items():
+        totals = record["histogram"].counts.sum(axis=-1)
+        np.testing.assert_array_equal(totals, measured[site]["moments"].count)
