@@ -28,7 +28,8 @@ def _abstract(tree):
 def _saved(run_dir: pathlib.Path, *steps: int, keep: int = 2) -> pathlib.Path:
     with checkpoint.Checkpoints(run_dir, keep=keep) as saved:
         for step in steps:
-            params = jax.tree.map(lambda leaf: leaf * np.float32(step), PARAMS)
+            factor = np.float32(step)
+            params = jax.tree.map(lambda leaf, f=factor: leaf * f, PARAMS)
             saved.save(step, params, OPT_STATE, {**META, "step": step})
     return run_dir
 

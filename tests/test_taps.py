@@ -7,7 +7,7 @@ import pytest
 
 from rfq import taps
 from rfq.quant import calibrate, distortion, grid
-from rfq.stats import histogram, moments
+from rfq.stats import moments
 
 X = np.random.default_rng(0).standard_normal((4, 5, 6)).astype(np.float32)
 GRID = grid.Grid(*map(np.float32, (0.25, 7.0, 15.0)))
