@@ -84,7 +84,7 @@ def test_a_row_has_every_field(swept, given):
         assert row["num_params"] == num_params(given.model)
         assert row["tokens_seen"] == tiny.NUM_STEPS * 8 * tiny.SEQ_LEN
         assert row["config_fingerprint"] == described["fingerprint"]
-        assert row["calibration_tokens"] == 32 * tiny.SEQ_LEN
+        assert row["calibration_tokens"] == 64 * tiny.SEQ_LEN
         assert row["eval_tokens"] == 64 * tiny.SEQ_LEN
         assert row["compute_dtype"] == "float32"
         assert (row["sqnr_db"] is None) == (spec.act_bits is None)

@@ -209,7 +209,7 @@ def experiment(data_dir: pathlib.Path, **changes) -> Experiment:
         ),
         quantize=QuantizeConfig(
             specs=SPECS,
-            calibration_tokens=32 * SEQ_LEN,
+            calibration_tokens=64 * SEQ_LEN,
             eval_tokens=64 * SEQ_LEN,
             batch_size=32,
         ),
