@@ -211,12 +211,10 @@ def scale_by_rule(
         for name, group in layout.items():
             g = _collect(leaves, group, _padded(group.num, num_devices))
             run = _dealt(rule, mesh)
-            direction, active[name], stacks[name] = run(
-                g, state.stacks[name], state.count
+            direction, flags, stacks[name] = run(
+                _whole(g, mesh), state.stacks[name], state.count
             )
-            if mesh is not None:
-                whole = NamedSharding(mesh, P())
-                direction = jax.lax.with_sharding_constraint(direction, whole)
+            direction, active[name] = _whole((direction, flags), mesh)
             for member in group.members:
                 scale = leaf_scale(math.prod(member.rows), math.prod(member.cols))
                 directions[member.index] = scale * _take(direction, member)
@@ -231,6 +229,17 @@ def unscaled(fan_in: int, fan_out: int) -> float:
     """The `leaf_scale` of an optimizer whose direction needs none."""
     del fan_in, fan_out
     return 1.0
+
+
+def _whole(tree, mesh: jax.sharding.Mesh | None):
+    """Puts arrays on every device, before and after they are dealt.
+
+    Without this the partitioner shards the concatenation and the slicing of stacks,
+    and pays for it with several collectives a leaf.
+    """
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
 def _dealt(rule: Rule, mesh: jax.sharding.Mesh | None):

@@ -1,0 +1,193 @@
+"""Whole matrices on each device: same numbers, no talk, a share of work and state."""
+
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rfq import optim
+from rfq.params import MatrixAxes
+
+QUICK = {"xla_backend_optimization_level": 0}
+COLLECTIVES = re.compile(
+    r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
+)
+SCALE_BY = {
+    "kl_shampoo": (
+        optim.scale_by_kl_shampoo,
+        optim.KLShampooConfig(decomposition="cholesky"),
+    ),
+    "soap": (optim.scale_by_soap, optim.SoapConfig(decomposition="cholesky")),
+    "muon": (optim.scale_by_muon, optim.MuonConfig()),
+}
+AXES = {
+    "attention": MatrixAxes((1,), (2,)),
+    "up": MatrixAxes((1,), (2,)),
+    "down": MatrixAxes((1,), (2,)),
+}
+
+
+def shapes(num_layers: int, width: int):
+    """Stacks of 4 L square and 2 L oblong matrices, as our model makes."""
+    return {
+        "attention": (4 * num_layers, width, width),
+        "up": (num_layers, width, 4 * width),
+        "down": (num_layers, 4 * width, width),
+    }
+
+
+def make_mesh(num_devices: int):
+    return jax.make_mesh(
+        (num_devices,),
+        ("data",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:num_devices],
+    )
+
+
+def replicated(mesh):
+    return None if mesh is None else NamedSharding(mesh, P())
+
+
+def compiled(name: str, num_layers: int, width: int, mesh):
+    """The compiled update, and the state's shapes with their shardings."""
+    scale_by, config = SCALE_BY[name]
+    tx = scale_by(config, axes=AXES, mesh=mesh)
+    grads = {
+        key: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh))
+        for key, shape in shapes(num_layers, width).items()
+    }
+    init = jax.jit(tx.init).lower(grads).compile(QUICK)
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(tx.init, grads),
+        init.output_shardings,
+    )
+    return jax.jit(tx.update).lower(grads, state).compile(QUICK), state
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize("name", SCALE_BY)
+@pytest.mark.parametrize("num_layers", [4, 3])
+def test_eight_devices_do_what_one_does(name, num_layers):
+    """Fed the same gradients for 50 steps; 3 layers leave padding in both stacks.
+
+    Compared are parameters after steps of rate 1e-2.
+    """
+    scale_by, config = SCALE_BY[name]
+    rng = np.random.default_rng(0)
+    sizes = shapes(num_layers, 4)
+    found = {}
+    grads = [
+        {key: rng.normal(size=size).astype(np.float32) for key, size in sizes.items()}
+        for _ in range(50)
+    ]
+    for mesh in (None, make_mesh(8)):
+        tx = scale_by(config, axes=AXES, mesh=mesh)
+        state = jax.jit(tx.init, compiler_options=QUICK)(grads[0])
+        update = jax.jit(tx.update, compiler_options=QUICK)
+        params = {key: np.zeros(size, np.float32) for key, size in sizes.items()}
+        for g in grads:
+            out, state = update(g, state)
+            params = {key: params[key] - 1e-2 * np.asarray(out[key]) for key in sizes}
+        found[mesh is None] = params
+        numbers = optim.diagnostics(state)
+        assert numbers["nonfinite_skips"] == 0
+        if mesh is not None:
+            stack = state.stacks["4x4"].inner.momentum
+            assert stack.shape[0] % 8 == 0
+            assert stack.addressable_shards[0].data.shape[0] == stack.shape[0] // 8
+    for key in sizes:
+        # The same operations on the same matrices, vectorized for other batches.
+        np.testing.assert_allclose(
+            found[True][key], found[False][key], rtol=0, atol=1e-6
+        )
+
+
+def computations(text: str) -> dict[str, str]:
+    """The computations of a compiled program, by name."""
+    found, name = {}, None
+    for line in text.splitlines():
+        start = re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line)
+        if start and not line.startswith(" "):
+            name = start.group(1)
+            found[name] = ""
+        elif name is not None:
+            found[name] += line + "\n"
+    return found
+
+
+def reachable(text: str, roots: set[str]) -> set[str]:
+    bodies, seen, queue = computations(text), set(), list(roots)
+    while queue:
+        name = queue.pop()
+        if name in seen or name not in bodies:
+            continue
+        seen.add(name)
+        queue += re.findall(r"%([\w.\-]+)", bodies[name])
+    return seen
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize("name", ["kl_shampoo", "soap"])
+def test_the_refresh_does_not_communicate(name):
+    """Gradients in and directions out are the only collectives of the program."""
+    update, _ = compiled(name, 2, 8, make_mesh(8))
+    text = update.as_text()
+    branches = set()
+    for operands in re.findall(
+        r"(?:branch|true|false)_computations?=\{?([^}\s]*)", text
+    ):
+        branches |= set(re.findall(r"%?([\w.\-]+)", operands))
+    inside = reachable(text, branches)
+    bodies = computations(text)
+    assert any("custom-call" in bodies[name] for name in inside), "no refresh found"
+    for computation in inside:
+        assert not COLLECTIVES.search(bodies[computation]), computation
+    # Directions and flags of two stacks, each gathered once; the incoming gradients are
+    # on every device here.
+    assert len(re.findall(r" all-gather(?:-start)?\(", text)) <= 4
+    assert not re.search(r" (all-reduce|all-to-all|collective-permute)", text)
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("kl_shampoo", (8,)),
+        pytest.param("kl_shampoo", (2, 4), marks=pytest.mark.slow),
+        pytest.param("soap", (2, 4, 8), marks=pytest.mark.slow),
+    ],
+)
+def test_work_and_state_of_a_device_are_a_share(name, counts):
+    """On the paper's 24 layers: 96 and 48 matrices."""
+    flops, state_bytes = {}, {}
+    for num_devices in (1, *counts):
+        update, state = compiled(name, 24, 64, make_mesh(num_devices))
+        flops[num_devices] = update.cost_analysis()["flops"]
+        state_bytes[num_devices] = sum(
+            np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(state)
+        )
+    for num_devices in counts:
+        share = flops[num_devices] * num_devices / flops[1]
+        assert 0.9 < share < 1.1, share
+        share = state_bytes[num_devices] * num_devices / state_bytes[1]
+        assert 0.9 < share < 1.1, share
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kl_shampoo", "soap", "muon"])
+def test_compile_time_does_not_grow_with_layers(name):
+    seconds = {}
+    # The first is a warm-up of the compiler.
+    for num_layers in (5, 6, 24):
+        start = time.process_time()
+        compiled(name, num_layers, 32, None)
+        seconds[num_layers] = time.process_time() - start
+    assert seconds[24] < 1.3 * seconds[6]
