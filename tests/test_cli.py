@@ -93,6 +93,30 @@ def test_an_override_that_cannot_be_is_one_sentence(config, tmp_path, capsys, wo
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "--model.num-heads 3",
+            "model.width=16 must be a multiple of model.num_heads=3",
+        ),
+        (
+            "--train.num-steps 2",
+            "schedule.warmup_steps=2 must be less than train.num_steps=2",
+        ),
+        (
+            "--quantize.specs W1A8",
+            "weight_bits=1 must be an integer from 2 to 16, or absent for full "
+            "precision; write for example W8A6, A8 or FP",
+        ),
+    ],
+)
+def test_a_sentence_of_ours_passes_the_parser_as_it_is(config, capsys, words, sentence):
+    # The parser would say where it was, and break a long line in two.
+    stderr = _refused(capsys, "train", config, "--dry-run", *words.split())
+    assert stderr == f"rfq: {sentence}\n"
+
+
 def test_an_unknown_command_is_one_sentence(capsys):
     assert "command='trian' is unknown" in _refused(capsys, "trian")
 

@@ -47,7 +47,7 @@ def _orthogonal():
         yield pytest.param(options, id="-".join(values), marks=marks)
 
 
-@pytest.mark.parametrize("options", _orthogonal())
+@pytest.mark.parametrize("options", list(_orthogonal()))
 def test_the_orthogonal_recipe_satisfies_its_identities(options):
     # Section 4 (i) with alpha_qk .9, alpha_vo 3, alpha_u = alpha_d = 1.5.
     w = blocks(**options)
