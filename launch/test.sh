@@ -13,9 +13,14 @@ pytest. All stages run even when one fails; the exit status is 1 if any did.
   --help   this text
 
   launch/test.sh -- tests/quant -x      one folder, stop at the first failure
+  launch/test.sh -- -n 0 --pdb          in one process, to debug
+
+Test files run in up to 4 processes, one for each core.
 TEXT
 }
 
+# A file stays in one process, so that what its tests share is made once.
+parallel=(-n auto --maxprocesses 4 --dist loadfile)
 tests=(-m "not slow" --timeout 300)
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -66,7 +71,7 @@ stage format ruff ruff format --check .
 stage lint ruff ruff check .
 stage types basedpyright basedpyright --pythonpath "$venv/bin/python"
 stage imports importlinter lint-imports --no-cache --no-logo
-stage tests pytest python -m pytest "${tests[@]}" "$@"
+stage tests pytest python -m pytest "${parallel[@]}" "${tests[@]}" "$@"
 
 printf '\n%s' "$summary"
 exit "$status"

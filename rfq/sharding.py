@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from rfq import params as params_lib
 from rfq.errors import InputError, check_choices
+from rfq.optim import matrix
 from rfq.types import Array, Params
 
 # Logical axis -> mesh axis. "ddp" copies the parameters to every device; "fsdp" cuts
@@ -106,7 +107,8 @@ def state_shardings(config: ShardingConfig, mesh: Mesh, state, shapes: Params):
 
     An optimizer keeps moments in trees with the parameters' own paths: a leaf whose
     path ends in a parameter's path and whose shape is that parameter's is placed like
-    it. Every other leaf is replicated.
+    it. A matrix optimizer's stacks, which it pads to a multiple of the devices, are
+    dealt to them matrix by matrix. Every other leaf is replicated.
     """
     placed = {
         tuple(map(str, path)): (leaf.shape, sharding)
@@ -116,8 +118,14 @@ def state_shardings(config: ShardingConfig, mesh: Mesh, state, shapes: Params):
             strict=True,
         )
     }
+    dealt = NamedSharding(mesh, P(mesh.axis_names))
 
-    def place(path, leaf) -> NamedSharding:
+    def place(path, leaf):
+        if matrix.is_state(leaf):
+            everywhere = jax.tree.map(lambda _: replicated(mesh), leaf)
+            return everywhere._replace(
+                stacks=jax.tree.map(lambda _: dealt, leaf.stacks)
+            )
         names = tuple(map(str, path))
         for start in range(len(names)):
             shape, sharding = placed.get(names[start:], (None, None))
@@ -125,7 +133,7 @@ def state_shardings(config: ShardingConfig, mesh: Mesh, state, shapes: Params):
                 return sharding
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return jax.tree_util.tree_map_with_path(place, state, is_leaf=matrix.is_state)
 
 
 def to_global(local: np.ndarray, mesh: Mesh) -> Array:

@@ -76,6 +76,7 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
         axes=params_lib.matrix_axes(shapes),
         decay_mask=params_lib.decayed(shapes),
         clip_norm=experiment.train.clip_norm,
+        mesh=mesh if mesh.size > 1 else None,
     )
 
     def init(key: Array) -> TrainState:

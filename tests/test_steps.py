@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import re
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from rfq.model import init as init_lib
 from rfq.model import transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.model.init import InitConfig
+from rfq.optim import matrix
 from rfq.optim.schedule import ScheduleConfig
 from rfq.quant import calibrate, distortion, grid
 from rfq.quant.spec import QuantSpec
@@ -46,12 +48,12 @@ OPTIMIZERS = {
 }
 
 
-def experiment(optimizer="adamw", **changes) -> Experiment:
+def experiment(row="adamw", **changes) -> Experiment:
     base = Experiment(
         arm="steps",
         model=MODEL,
         init=InitConfig(recipe="gpt2"),
-        optimizer=OPTIMIZERS[optimizer],
+        optimizer=OPTIMIZERS[row],
         schedule=ScheduleConfig(warmup_steps=2),
         train=TrainConfig(num_steps=NUM_STEPS, batch_size=BATCH_SIZE),
     )
@@ -233,6 +235,43 @@ def test_eight_devices_train_as_one(optimizer, strategy):
     w_up = state.params["blocks"]["w_up"]
     assert w_up.sharding.num_devices == 8
     assert w_up.sharding.is_fully_replicated == (strategy == "ddp")
+    for leaf in jax.tree.leaves(stacks(state.opt_state)):
+        assert leaf.addressable_shards[0].data.shape[0] * 8 == leaf.shape[0]
+
+
+def stacks(opt_state):
+    """The stacks of the matrix optimizers in an optimizer state."""
+    return [
+        state.stacks
+        for state in jax.tree.leaves(opt_state, is_leaf=matrix.is_state)
+        if matrix.is_state(state)
+    ]
+
+
+def bytes_of_a_device(tree) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize("strategy", sorted(sharding.RULES))
+@pytest.mark.parametrize("optimizer", ["kl_shampoo", "muon", "shampoo", "soap"])
+def test_each_device_keeps_its_share_of_the_optimizer(optimizer, strategy):
+    """Whole matrices of 4 layers: 16 square and 8 oblong ones on up to 8 devices."""
+    given = experiment(
+        optimizer=optim.OPTIMIZERS[optimizer](),
+        model=dataclasses.replace(MODEL, num_layers=4),
+        sharding=ShardingConfig(strategy=strategy),
+    )
+    found = {}
+    for num_devices in (1, 2, 8):
+        mesh = sharding.make_mesh(num_devices)
+        state = steps.compile_train(given, mesh).state.opt_state
+        assert jax.tree.leaves(stacks(state))
+        found[num_devices] = bytes_of_a_device(stacks(state))
+    assert found[1] == 2 * found[2] == 8 * found[8]
 
 
 # --- Memory ------------------------------------------------------------------------
