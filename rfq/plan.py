@@ -1,7 +1,5 @@
 """DRIVER of `--dry-run`: what a run would cost, without allocating an array."""
 
-import math
-
 import jax
 
 from rfq import metrics, sharding, steps
@@ -30,7 +28,8 @@ def run(experiment: Experiment) -> None:
         sharding=sharding.batch_sharding(mesh),
     )
     program = compiled.train.lower(compiled.state, batch).compile()
-    params = _bytes(compiled.state.params)
+    params = sharding.bytes_per_device(compiled.state.params)
+    opt_state = sharding.bytes_per_device(compiled.state.opt_state)
     metrics.say(
         f"{experiment.arm}: fingerprint {fingerprint(experiment)}, "
         f"{model.num_layers} layers of width {model.width}, {model.skip}, "
@@ -41,7 +40,7 @@ def run(experiment: Experiment) -> None:
         f"  FLOPs of the run   {flops * experiment.train.num_steps:.3e}\n"
         f"  bytes per device, {experiment.sharding.strategy} on {mesh.size} device(s)\n"
         f"    parameters       {params / _GIB:.3f} GiB\n"
-        f"    optimizer state  {_bytes(compiled.state.opt_state) / _GIB:.3f} GiB\n"
+        f"    optimizer state  {opt_state / _GIB:.3f} GiB\n"
         f"    working memory   {_working_memory(program)} (compiled for "
         f"{mesh.devices.flat[0].platform})\n"
         "  placement"
@@ -66,11 +65,3 @@ def _working_memory(program: jax.stages.Compiled) -> str:
     if analysis is None:
         return "not told by this backend"
     return f"{analysis.temp_size_in_bytes / _GIB:.3f} GiB"
-
-
-def _bytes(tree) -> int:
-    """Bytes of abstract, placed arrays on one device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )

@@ -5,6 +5,7 @@ mesh. "pjit" is `jax.jit` with shardings today, and `steps` is where that happen
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -134,6 +135,14 @@ def state_shardings(config: ShardingConfig, mesh: Mesh, state, shapes: Params):
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, state, is_leaf=matrix.is_state)
+
+
+def bytes_per_device(tree) -> int:
+    """Bytes that one device holds of placed arrays, abstract or not."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def to_global(local: np.ndarray, mesh: Mesh) -> Array:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 import re
 from typing import NamedTuple
 
@@ -76,11 +75,15 @@ def compiled(optimizer="adamw", num_devices=1, strategy="ddp"):
 
 
 @functools.cache
-def initial(optimizer="adamw"):
-    """The first state, on the host; `PARAMS` because random numbers compile slowly."""
+def initial(optimizer="adamw", num_devices=1):
+    """The first state, on the host; `PARAMS` because random numbers compile slowly.
+
+    It depends on the number of devices only in the padding of the optimizer's stacks.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(init_lib, "init", lambda config, model, key: PARAMS)
-        return jax.device_get(compiled(optimizer).init(jax.random.key(0)))
+        init = compiled(optimizer, num_devices).init
+        return jax.device_get(init(jax.random.key(0)))
 
 
 def place(tree, abstract):
@@ -93,7 +96,7 @@ def place(tree, abstract):
 def trained(optimizer, num_devices=1, strategy="ddp", *, reverse=False):
     """Metrics of every step, and the last state."""
     functions = compiled(optimizer, num_devices, strategy)
-    state = place(initial(optimizer), functions.state)
+    state = place(initial(optimizer, num_devices), functions.state)
     mesh = sharding.make_mesh(num_devices)
     rows = []
     for batch in batches():
@@ -248,13 +251,6 @@ def stacks(opt_state):
     ]
 
 
-def bytes_of_a_device(tree) -> int:
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
 @pytest.mark.mesh
 @pytest.mark.parametrize("strategy", sorted(sharding.RULES))
 @pytest.mark.parametrize("optimizer", ["kl_shampoo", "muon", "shampoo", "soap"])
@@ -270,7 +266,7 @@ def test_each_device_keeps_its_share_of_the_optimizer(optimizer, strategy):
         mesh = sharding.make_mesh(num_devices)
         state = steps.compile_train(given, mesh).state.opt_state
         assert jax.tree.leaves(stacks(state))
-        found[num_devices] = bytes_of_a_device(stacks(state))
+        found[num_devices] = sharding.bytes_per_device(stacks(state))
     assert found[1] == 2 * found[2] == 8 * found[8]
 
 
