@@ -30,6 +30,17 @@ TAP_SETS: Mapping[str, tuple[str, ...]] = {
     "full": (*BLOCK_SITES, "head_in"),
 }
 
+# The site whose activation meets each weight: a product on integers needs both grids.
+FED_BY: Mapping[str, str] = {
+    "w_q": "attn_in",
+    "w_k": "attn_in",
+    "w_v": "attn_in",
+    "w_o": "attn_out",
+    "w_up": "mlp_in",
+    "w_down": "mlp_hidden",
+    "embedding": "head_in",
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:

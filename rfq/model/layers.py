@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from rfq import params as params_lib
-from rfq.types import Array
+from rfq.quant import grid, integer
+from rfq.types import Array, SiteState
 
-# y = x W. (x [..., *in], w [*in, *out], the parameter's name) -> [..., *out].
-Dot = Callable[[Array, Array, str], Array]
+# y = x W. (x [..., *in], w [*in, *out], the parameter's name, what its products need
+# beside x and w) -> [..., *out].
+Dot = Callable[[Array, Array, str, SiteState], Array]
 # norm(x) * gain over the last axis.
 Norm = Callable[[Array, Array], Array]
 # (stream, what the sublayer computed) -> the next stream.
@@ -26,20 +28,65 @@ Stream = Callable[[Array, Array], Array]
 _EPS = 1e-6
 
 
-def matmul(x: Array, w: Array, name: str) -> Array:
+def matmul(x: Array, w: Array, name: str, state: SiteState) -> Array:
     """Contracts x's last axes with the input axes of the weight called `name`.
 
-    The default `Dot`. Batch and position are flattened, because XLA's CPU backend is
-    a third faster on 2-D products. The weight is cast to x's dtype.
+    The default `Dot`. The weight is cast to x's dtype.
+    """
+    del state
+    rows, columns, shape = _as_matrices(x, w.astype(x.dtype), name)
+    return (rows @ columns).reshape(shape)
+
+
+def dequantized_matmul(x: Array, w: Array, name: str, state: grid.Grid | None) -> Array:
+    """`matmul` with a weight that is stored as integer codes and was rounded alone.
+
+    Args:
+        x: As for `matmul`.
+        w: Codes, as `quant.integer.store` makes them.
+        name: As for `matmul`.
+        state: The weight's grid; None for a weight that is no codes.
+    """
+    if state is not None:
+        w = integer.load(integer.Codes(w, state))
+    return matmul(x, w, name, None)
+
+
+def integer_matmul(
+    x: Array, w: Array, name: str, state: integer.Operands | None
+) -> Array:
+    """`matmul` on integers, int8 x int8 -> int32; one rounding, of the result.
+
+    Args:
+        x: Float32 on the grid of its site, where a tap has put it: encoding it again
+            is exact.
+        w: Codes of at most 8 bits, as `quant.integer.store` makes them.
+        name: As for `matmul`.
+        state: The grids of x and w; None for a weight that is no codes.
+
+    Raises:
+        InputError: as `quant.integer.dot`.
+    """
+    if state is None:
+        return matmul(x, w, name, None)
+    rows, columns, shape = _as_matrices(x, w, name)
+    w_grid = grid.Grid(*(leaf.reshape(1, -1) for leaf in state.w))
+    x_codes = integer.store(rows, state.x, integer.MAX_BITS)
+    return integer.dot(x_codes, integer.Codes(columns, w_grid), 1).reshape(shape)
+
+
+def _as_matrices(x: Array, w: Array, name: str) -> tuple[Array, Array, tuple[int, ...]]:
+    """Batch and position, inputs and outputs as one axis each; the product's shape.
+
+    XLA's CPU backend is a third faster on 2-D products.
     """
     matrix = params_lib.TABLE[name].matrix
     assert matrix is not None, name
     num_in = len(matrix.in_axes)
     in_shape, out_shape = w.shape[:num_in], w.shape[num_in:]
-    lead = x.shape[: x.ndim - num_in]
     rows = x.reshape(-1, math.prod(in_shape))
-    columns = w.astype(x.dtype).reshape(rows.shape[1], math.prod(out_shape))
-    return (rows @ columns).reshape(*lead, *out_shape)
+    columns = w.reshape(rows.shape[1], math.prod(out_shape))
+    return rows, columns, (*x.shape[: x.ndim - num_in], *out_shape)
 
 
 def rms_norm(x: Array, gain: Array) -> Array:
@@ -126,21 +173,26 @@ def causal_attention(
 
 
 def token_cross_entropy(
-    h_BTD: Array, embedding_VD: Array, targets_BT: Array, num_chunks: int, dot: Dot
+    h_BTD: Array, targets_BT: Array, num_chunks: int, head: Callable[[Array], Array]
 ) -> Array:
-    """Next-token loss -log softmax(h E^T)[target] at every position, in nats.
+    """Next-token loss -log softmax(head(h))[target] at every position, in nats.
 
     The sequence is cut in `num_chunks` slices whose logits are formed, reduced and
     dropped one after the other (and again in the backward pass), so that at most
     B * T / num_chunks * V logits exist at a time.
 
+    Args:
+        h_BTD: Features.
+        targets_BT: Token ids.
+        num_chunks: Slices of the sequence.
+        head: h [B, C, D] -> logits [B, C, V].
+
     Returns:
         Float32 [B, T].
     """
-    head_DV = embedding_VD.T
 
     def losses(h_BCD: Array, targets_BC: Array) -> Array:
-        logits_BCV = dot(h_BCD, head_DV, "embedding").astype(jnp.float32)
+        logits_BCV = head(h_BCD).astype(jnp.float32)
         picked = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)
         return jax.nn.logsumexp(logits_BCV, axis=-1) - picked[..., 0]
 

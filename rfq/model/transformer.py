@@ -6,7 +6,7 @@ The only file that knows flax.linen. Everything outside sees `shapes`, `features
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from rfq import taps as taps_lib
 from rfq.errors import InputError
 from rfq.model import layers
-from rfq.model.config import BLOCK_SITES, SITES, ModelConfig
+from rfq.model.config import MODEL_SITES, SITES, ModelConfig
 from rfq.types import Array, Params, Record, SiteState
 
 
@@ -31,7 +31,8 @@ class Seams:
     Attributes:
         taps: What to do at which sites.
         stream: What a residual skip carries past a tapped norm input.
-        dot: How activations meet weights.
+        dot: How activations meet weights; what it needs beside them is in the states
+            under the parameter's name.
     """
 
     taps: taps_lib.Taps = taps_lib.NO_TAPS
@@ -57,7 +58,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: Array, scanned: tuple[Array, dict[str, SiteState]]):
-        c, dot = self.config, self.seams.dot
+        c = self.config
         layer, states = scanned
         norm, skip = layers.NORMS[c.norm], layers.SKIPS[c.skip]
         D, H, K, F = c.width, c.num_heads, c.head_width, c.mlp_width
@@ -72,6 +73,9 @@ class _Block(nn.Module):
         def site(name: str, x: Array) -> Array:
             x_out, records[name] = self.seams.taps.at(name, x, states.get(name))
             return x_out
+
+        def dot(x: Array, w: Array, name: str) -> Array:
+            return self.seams.dot(x, w, name, states.get(name))
 
         def connect(x_BTD: Array, tapped_BTD: Array, update_BTD: Array) -> Array:
             carried = skip(self.seams.stream(x_BTD, tapped_BTD), update_BTD)
@@ -118,7 +122,8 @@ class _Transformer(nn.Module):
             unroll=min(c.scan_unroll, c.num_layers),
         )(c, self.seams, name="blocks")
         layer_numbers = jnp.arange(1, c.num_layers + 1, dtype=jnp.float32)
-        block_states = {name: s for name, s in states.items() if name in BLOCK_SITES}
+        once = (*MODEL_SITES, "embedding")
+        block_states = {name: s for name, s in states.items() if name not in once}
 
         # Look up, then cast: the gradient's scatter-add must run in float32, where a
         # frequent token's thousandth contribution still counts.
@@ -156,7 +161,8 @@ def features(
         tokens_BT: Token ids.
         config: Sizes, connection, numerics.
         seams: Taps, stream and dot.
-        states: {site: state}, each leaf of a block site with a leading [L].
+        states: {site: state} for the taps and {parameter's name: state} for the dot;
+            each leaf has a leading [L], but for what exists once.
 
     Returns:
         The normalized features [B, T, D] and {site: record}; records of block sites
@@ -175,7 +181,7 @@ def apply(
 ) -> tuple[Array, dict[str, Record]]:
     """Logits in float32 [B, T, V], and the taps' records; arguments as `features`."""
     h_BTD, records = features(params, tokens_BT, config, seams, states)
-    logits_BTV = seams.dot(h_BTD, params["embedding"].T, "embedding")
+    logits_BTV = _head(params, seams, states)(h_BTD)
     return logits_BTV.astype(jnp.float32), records
 
 
@@ -192,6 +198,14 @@ def token_losses(
     """
     h_BTD, records = features(params, batch[:, :-1], config, seams, states)
     losses_BT = layers.token_cross_entropy(
-        h_BTD, params["embedding"], batch[:, 1:], config.loss_chunks, seams.dot
+        h_BTD, batch[:, 1:], config.loss_chunks, _head(params, seams, states)
     )
     return losses_BT, records
+
+
+def _head(
+    params: Params, seams: Seams, states: Mapping[str, SiteState] | None
+) -> Callable[[Array], Array]:
+    """The head h -> h E^T; the embedding is transposed once for all slices."""
+    head_DV, state = params["embedding"].T, (states or {}).get("embedding")
+    return lambda h_BTD: seams.dot(h_BTD, head_DV, "embedding", state)

@@ -20,6 +20,10 @@ from rfq.types import Array
 MAX_CONTRACTED = (2**31 - 1) // 255**2
 
 
+# Widest code that `dot` multiplies.
+MAX_BITS = 8
+
+
 class Codes(NamedTuple):
     """An integer tensor: x_hat = (values + shift - zero_point) * step.
 
@@ -28,6 +32,13 @@ class Codes(NamedTuple):
 
     values: Array
     grid: grid_lib.Grid
+
+
+class Operands(NamedTuple):
+    """The grids of the two factors of a product x W."""
+
+    x: grid_lib.Grid
+    w: grid_lib.Grid
 
 
 def storage_dtype(num_bits: int) -> jnp.dtype:

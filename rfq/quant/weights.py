@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from rfq import params as table
 from rfq.quant import grid as grid_lib
-from rfq.quant import spec
+from rfq.quant import integer, spec
 from rfq.types import Array, Params
 
 
@@ -41,28 +41,57 @@ def quantize(
     """
     if weight_bits is None:
         return params
-
-    def leaf(w: Array, row: table.ParamAxes) -> Array:
-        if row.kind not in kinds:
-            return w
-        grid = leaf_grid(w, row.matrix, weight_bits, scheme, group_size)
-        return grid_lib.fake_quantize(w, grid)
-
-    return jax.tree.map(leaf, params, table.axes(params))
+    chosen = grids(
+        params, weight_bits, scheme=scheme, group_size=group_size, kinds=kinds
+    )
+    return jax.tree.map(grid_lib.fake_quantize, params, chosen)
 
 
-def grids(params: Params, weight_bits: int | Array) -> Params:
-    """The grids that `quantize` uses by default, for integer codes and for export.
+def encode(
+    params: Params,
+    weight_bits: int,
+    *,
+    scheme: spec.Scheme = grid_lib.grid_from_range,
+) -> tuple[Params, Params]:
+    """The integers behind `quantize`: `integer.load` of them is its result bit for bit.
+
+    Args:
+        params: the model's parameter tree.
+        weight_bits: 2..16, static because it chooses the dtype.
+        scheme: range -> grid.
 
     Returns:
-        The tree of `params` with a `Grid` at each hidden matrix, whose input axes have
-        size 1 so that it is scanned beside a stacked leaf, and None elsewhere.
+        The tree with the codes of each hidden matrix in its place (`integer.Codes`
+        without their grids), and the tree of their grids as `grids` gives it.
+    """
+    chosen = grids(params, weight_bits, scheme=scheme)
+
+    def leaf(w: Array, grid: grid_lib.Grid | None) -> Array:
+        return w if grid is None else integer.store(w, grid, weight_bits).values
+
+    return jax.tree.map(leaf, params, chosen), chosen
+
+
+def grids(
+    params: Params,
+    weight_bits: int | Array,
+    *,
+    scheme: spec.Scheme = grid_lib.grid_from_range,
+    group_size: int | None = None,
+    kinds: tuple[str, ...] = ("matrix",),
+) -> Params:
+    """The grids that `quantize` and `encode` round to; arguments as `quantize`.
+
+    Returns:
+        The tree of `params` with a `Grid` at each leaf to round, whose input axes have
+        size 1 (or their own, where groups of inputs have their own grid) so that it is
+        scanned beside a stacked leaf, and None elsewhere.
     """
 
     def leaf(w: Array, row: table.ParamAxes) -> grid_lib.Grid | None:
-        if row.kind != "matrix":
+        if row.kind not in kinds:
             return None
-        return leaf_grid(w, row.matrix, weight_bits, grid_lib.grid_from_range, None)
+        return leaf_grid(w, row.matrix, weight_bits, scheme, group_size)
 
     return jax.tree.map(leaf, params, table.axes(params))
 

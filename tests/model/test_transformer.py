@@ -12,8 +12,8 @@ from rfq import params as params_lib
 from rfq import taps
 from rfq.errors import InputError
 from rfq.model import layers, transformer
-from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS
-from rfq.quant import grid
+from rfq.model.config import BLOCK_SITES, FED_BY, SITES, TAP_SETS
+from rfq.quant import grid, integer, weights
 from rfq.stats import moments
 from tests.model import examples
 from tests.oracles import decoder
@@ -100,7 +100,7 @@ def test_a_loss_does_not_depend_on_later_tokens(skip):
             {**params, "embedding": lookup_VD}, batch[:, :-1], model
         )
         return layers.token_cross_entropy(
-            h, params["embedding"], batch[:, 1:], model.loss_chunks, layers.matmul
+            h, batch[:, 1:], model.loss_chunks, lambda h: h @ params["embedding"].T
         )[0]
 
     jacobian = jax.jit(jax.jacrev(losses_T))(params["embedding"])
@@ -265,7 +265,8 @@ def test_every_weight_meets_the_activations_through_dot_under_its_name():
     model, params, batch = example()
     seen = {}
 
-    def dot(x, w, name):
+    def dot(x, w, name, state):
+        assert state is None
         seen[name] = w.shape
         return jnp.tensordot(x, w, axes=len(params_lib.TABLE[name].matrix.in_axes))
 
@@ -284,6 +285,106 @@ def test_every_weight_meets_the_activations_through_dot_under_its_name():
     assert set(seen) == {n for n, row in params_lib.TABLE.items() if row.matrix}
     plain, _ = run(model, params, batch)
     np.testing.assert_allclose(logits, plain, rtol=FORWARD, atol=FORWARD)
+
+
+def on_integers(model, params, batch, weight_bits, act_bits):
+    """The codes of the weights, and states with the grids of both factors."""
+    keep = transformer.Seams(taps.Taps(examples.keep, TAP_SETS["full"]))
+    _, clean = run(model, params, batch, keep)
+    codes, w_grids = weights.encode(params, weight_bits)
+    states = {}
+    for site, x in clean.items():
+        axes = tuple(range(1, x.ndim)) if site in BLOCK_SITES else None
+        lo, hi = jnp.min(x, axis=axes), jnp.max(x, axis=axes)
+        states[site] = grid.grid_from_range(lo, hi, act_bits)
+    for name, w_grid in w_grids["blocks"].items():
+        if w_grid is not None:
+            states[name] = integer.Operands(states[FED_BY[name]], w_grid)
+    return codes, states
+
+
+def deferred(x, w, name, state):
+    """`integer_matmul` in float32: integers as floats, the steps after the sum."""
+    if state is None:
+        return layers.matmul(x, w, name, None)
+    axes = params_lib.TABLE[name].matrix.in_axes
+    shift = -int(jnp.iinfo(w.dtype).min)
+    q_w = w.astype(jnp.float32) + shift - state.w.zero_point
+    q_x = grid.encode(x, state.x) - state.x.zero_point
+    step = state.x.step * state.w.step.reshape(w.shape[len(axes) :])
+    # Sums of integers below 2**24 have no rounding, in whatever order.
+    y = jnp.tensordot(q_x, q_w, axes=len(axes), precision="highest")
+    return y * step.reshape((1,) * (y.ndim - step.ndim) + step.shape)
+
+
+@pytest.mark.parametrize("weight_bits", [8, 4])
+@pytest.mark.parametrize("skip", examples.SKIPS)
+def test_a_model_on_integers_is_its_simulation(skip, weight_bits):
+    model, params, batch = example(skip=skip)
+    codes, states = on_integers(model, params, batch, weight_bits, 8)
+    assert codes["blocks"]["w_q"].dtype == {8: jnp.int8, 4: jnp.int4}[weight_bits]
+    fake = taps.Taps(taps.Both(taps.fake_quantize, examples.keep), TAP_SETS["full"])
+    (logits, sites), (expected, expected_sites) = (
+        run(model, codes, batch, transformer.Seams(fake, dot=dot), states)
+        for dot in (layers.integer_matmul, deferred)
+    )
+    # At most 24 products below 255**2: both sums are exact, so that every activation
+    # of every layer and every logit has the same bits.
+    for site, (_, x) in sites.items():
+        np.testing.assert_array_equal(x, expected_sites[site][1], err_msg=site)
+    np.testing.assert_array_equal(logits, expected)
+    # And it is the model of rounded weights: nothing but float32 lies between them,
+    # where no activation sits so close to a tie that it rounds to another code.
+    rounded = weights.quantize(params, weight_bits)
+    plain, _ = run(model, rounded, batch, transformer.Seams(fake), states)
+    error = np.abs(logits - plain).max() / np.abs(plain).max()
+    assert error < 1e-5
+    full, _ = run(model, params, batch)
+    assert np.abs(logits - full).max() / np.abs(full).max() > 1e-3
+
+
+def test_integers_are_what_is_multiplied():
+    model, params, batch = example()
+    codes, states = on_integers(model, params, batch, 4, 8)
+    fake = taps.Taps(taps.fake_quantize, TAP_SETS["full"])
+    seams = transformer.Seams(fake, dot=layers.integer_matmul)
+    traced = jax.make_jaxpr(
+        lambda codes: transformer.apply(codes, batch[:, :-1], model, seams, states)[0]
+    )(codes)
+    products = [
+        tuple(str(var.aval.dtype) for var in (*equation.invars, *equation.outvars))
+        for equation in examples.equations(traced.jaxpr)
+        if equation.primitive.name == "dot_general"
+    ]
+    # Six matrices in the scanned block; attention's two products and the head remain.
+    assert sorted(products) == 3 * [("float32",) * 3] + 6 * [("int8", "int8", "int32")]
+
+
+def test_weights_alone_on_integers_are_rounded_weights():
+    model, params, batch = example(skip="residual")
+    codes, w_grids = weights.encode(params, 3)
+    states = {name: g for name, g in w_grids["blocks"].items() if g is not None}
+    seams = transformer.Seams(dot=layers.dequantized_matmul)
+    logits, _ = run(model, codes, batch, seams, states)
+    expected, _ = run(model, weights.quantize(params, 3), batch)
+    np.testing.assert_array_equal(logits, expected)
+
+
+def test_every_weight_is_fed_by_the_site_right_before_it():
+    model, params, batch = example()
+    keep = transformer.Seams(taps.Taps(examples.keep, SITES))
+    _, sites = run(model, params, batch, keep)
+
+    def dot(x, w, name, state):
+        y = layers.matmul(x, w, name, None)
+        return jnp.where(jnp.all(x == state), y, jnp.nan)
+
+    states = {name: sites[site] for name, site in FED_BY.items()}
+    logits, _ = run(model, params, batch, transformer.Seams(dot=dot), states)
+    assert np.isfinite(logits).all()
+    states["w_v"], states["w_up"] = states["w_up"], states["w_v"]
+    logits, _ = run(model, params, batch, transformer.Seams(dot=dot), states)
+    assert np.isnan(logits).all()
 
 
 # --- bfloat16 ----------------------------------------------------------------------
