@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from rfq import distributed, metrics, sharding
+from rfq import checkpoint, distributed, metrics, sharding
 from rfq import experiment as experiment_lib
 from rfq.data import manifest as manifest_lib
 from rfq.data import pipeline, tokenize
@@ -25,6 +25,7 @@ from rfq.errors import InputError
 from rfq.evals import heldout
 from rfq.experiment import Experiment
 from rfq.model import transformer
+from rfq.types import Params
 
 
 def check(experiment: Experiment) -> Manifest:
@@ -143,6 +144,27 @@ def load(run_dir: pathlib.Path) -> tuple[Experiment, dict[str, Any]]:
     """
     described = _read_config(run_dir)
     return experiment_lib.from_dict(described["experiment"]), described
+
+
+def final_params(experiment: Experiment, run_dir: pathlib.Path, target: Params):
+    """The parameters at the end of training, placed as `target` says.
+
+    Raises:
+        InputError: the run is not finished, or its last checkpoint is gone or damaged.
+    """
+    last = experiment.train.num_steps
+    if not is_finished(run_dir):
+        raise InputError(
+            f"{run_dir} is not trained to its last step, {last}; finish it with "
+            "`rfq train` first"
+        )
+    with checkpoint.Checkpoints(run_dir) as saved:
+        if saved.latest_step() != last:
+            raise InputError(
+                f"{run_dir} is finished but its checkpoint of step {last} is gone; "
+                "delete its done.json and run `rfq train` again"
+            )
+        return saved.params(last, target)
 
 
 def train_seconds(run_dir: pathlib.Path) -> float:
