@@ -14,6 +14,7 @@ import tyro
 
 from rfq import (
     __version__,
+    bench,
     compare,
     distributed,
     metrics,
@@ -235,7 +236,42 @@ def _report(args: Report) -> None:
     metrics.say(f"report: {page}")
 
 
-# Name -> (arguments, function, whether config overrides may follow).
+@dataclasses.dataclass(frozen=True)
+class BenchOptim:
+    """Measure optimizers: training step against AdamW's, memory, FLOPs, talk.
+
+    Takes the model and the batch of a config, with random tokens: no data are needed.
+    The config's own optimizer keeps its settings, the others have their defaults.
+    Overrides as for `rfq train`. With several devices, on one and on all of them.
+
+    Example: rfq bench optim configs/demo/residual_adamw.py --optimizers muon soap
+    """
+
+    # A Python file with a function config() -> Experiment.
+    config: Positional[pathlib.Path]
+    # Names, of those that --optimizer takes; AdamW is always among them.
+    optimizers: tuple[str, ...] = ("adamw", "muon", "soap", "kl_shampoo")
+    # Timed steps of each, rounded up to whole refresh periods.
+    steps: int = 30
+    # Write what was measured to this file, a JSON object a line.
+    json: pathlib.Path | None = None
+
+
+def _bench_optim(args: BenchOptim, overrides: Sequence[str]) -> None:
+    experiment = _overridden("rfq bench optim", args.config, overrides)
+    _banner()
+    bench.run_optim(
+        experiment,
+        optimizers=args.optimizers,
+        num_steps=args.steps,
+        json_path=args.json,
+    )
+    if args.json is not None:
+        metrics.say(f"rows: {args.json}")
+
+
+# Name -> (arguments, function, whether config overrides may follow). A name of two
+# words is a command of a group.
 COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
     "compare": (Compare, _compare, True),
     "train": (Train, _train, True),
@@ -243,6 +279,7 @@ COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
     "evaluate": (Evaluate, _evaluate, False),
     "report": (Report, _report, False),
     "prepare": (Prepare, _prepare, False),
+    "bench optim": (BenchOptim, _bench_optim, True),
 }
 
 
@@ -269,8 +306,15 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         sys.stdout.write(f"rfq {__version__}\n")
         return 0
-    kind, function, overridable = lookup(COMMANDS, argv[0], "command")
-    prog, rest = f"rfq {argv[0]}", argv[1:]
+    num_words = 1
+    if any(name.startswith(f"{argv[0]} ") for name in COMMANDS):
+        if argv[1:] in ([], ["-h"], ["--help"]):
+            sys.stdout.write(_overview())
+            return 0
+        num_words = 2
+    name = " ".join(argv[:num_words])
+    kind, function, overridable = lookup(COMMANDS, name, "command")
+    prog, rest = f"rfq {name}", argv[num_words:]
     if not overridable:
         function(_parse(prog, kind, rest))
         return 0
@@ -294,7 +338,7 @@ def _overview() -> str:
     ]
     for name, (kind, _, _) in COMMANDS.items():
         summary = (kind.__doc__ or "").strip().splitlines()[0]
-        lines.append(f"  {name:10} {summary}")
+        lines.append(f"  {name:11} {summary}")
     lines += [
         "",
         "start here:",

@@ -1,0 +1,201 @@
+"""`rfq bench`: what it reports, and how it reads a compiled program."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rfq import bench, cli, optim, sharding
+from rfq.errors import InputError
+from rfq.model import init as init_lib
+from rfq.model import transformer
+from tests import tiny
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Compiles little, and without optimizing: only what is reported matters."""
+
+    def init(config, model, key):
+        return jax.tree.map(
+            lambda leaf: jnp.full(leaf.shape, 0.1, leaf.dtype),
+            transformer.shapes(model),
+        )
+
+    monkeypatch.setattr(init_lib, "init", init)
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield monkeypatch
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def experiment(**changes):
+    base = tiny.experiment("no data are read", **changes)
+    return tiny.with_fields(base, "model", num_layers=1)
+
+
+def measured(rows, what):
+    return {
+        (row["optimizer"], row["num_devices"]): row
+        for row in rows
+        if row["what"] == what
+    }
+
+
+TIMES = ("median_ms", "p99_ms", "mean_ms", "compile_seconds")
+
+
+def test_optimizers_are_measured_beside_adamw(quickly, tmp_path, capsys):
+    quickly.setattr(jax, "device_count", lambda: 1)
+    path = tmp_path / "new" / "rows.jsonl"
+    given = experiment(optimizer=optim.KLShampooConfig(precondition_frequency=3))
+    rows = bench.run_optim(
+        given, optimizers=["kl_shampoo"], num_steps=4, json_path=path
+    )
+    steps, updates = measured(rows, "step"), measured(rows, "update")
+    # AdamW is there unasked, and has no matrices of its own.
+    assert set(steps) == {("adamw", 1), ("kl_shampoo", 1)}
+    assert set(updates) == {("kl_shampoo", 1)}
+    for row in steps.values():
+        assert all(row[name] > 0 for name in TIMES)
+        assert row["median_ms"] <= row["p99_ms"]
+        # Whole periods of the experiment's own KL-Shampoo.
+        assert row["num_steps"] == 6
+        assert row["collective_bytes"] == 0
+    adamw, kl = steps["adamw", 1], steps["kl_shampoo", 1]
+    assert adamw["median_ratio"] == adamw["mean_ratio"] == 1
+    assert kl["mean_ratio"] == pytest.approx(kl["mean_ms"] / adamw["mean_ms"])
+    assert kl["flops"] > adamw["flops"] > 0
+    assert kl["state_bytes"] > adamw["state_bytes"] > 0
+    update = updates["kl_shampoo", 1]
+    # Four 16 x 16 and two 16 x 64 matrices.
+    assert update["floor_flops"] == 4 * 6 * 16 * 16 * 32 + 2 * 6 * 16 * 64 * 80
+    assert 0 < update["floor_gflops_per_second"] < update["gflops_per_second"]
+    assert update["gemm_fraction"] > 0
+    # The file holds the rows, each of which says what they were measured on.
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    assert {"config_fingerprint", "commit", "versions", "device"} <= set(rows[0])
+    said = capsys.readouterr().out
+    assert "times AdamW's" in said
+    assert said.count("kl_shampoo") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.mesh
+def test_eight_devices_share_the_state_and_talk(quickly):
+    rows = bench.run_optim(
+        experiment(), optimizers=["muon"], num_steps=1, json_path=None
+    )
+    steps = measured(rows, "step")
+    assert set(steps) == {("adamw", 1), ("muon", 1), ("adamw", 8), ("muon", 8)}
+    assert steps["muon", 8]["state_bytes"] < steps["muon", 1]["state_bytes"]
+    assert steps["adamw", 8]["state_bytes"] == steps["adamw", 1]["state_bytes"]
+    gradients = 4 * sum(leaf.size for leaf in bench._matrices(experiment()).values())
+    # Data parallel: every gradient is summed. Muon gathers its directions as well.
+    assert steps["adamw", 8]["collectives"]["all-reduce"] > gradients
+    assert steps["muon", 8]["collectives"]["all-gather"] > gradients
+    assert "all-gather" not in steps["adamw", 8]["collectives"]
+
+
+def test_a_bad_request_is_one_sentence(capsys, tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(
+        "from tests import tiny\n\n\ndef config():\n    return tiny.experiment('no')\n"
+    )
+    argv = ["bench", "optim", str(path)]
+    assert cli.main([*argv, "--optimizers", "adam"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rfq: --optimizers='adam' is unknown") and "soap" in error
+    assert error.count("\n") == 1
+    with pytest.raises(InputError, match="--steps=0 must be"):
+        bench.run_optim(experiment(), optimizers=[], num_steps=0, json_path=None)
+    assert cli.main(["bench", "optmi"]) == 2
+    assert "'bench optim'" in capsys.readouterr().err
+
+
+def test_the_command_explains_itself(capsys):
+    assert cli.main(["bench"]) == 0
+    assert "bench optim" in capsys.readouterr().out
+    assert cli.main(["bench", "optim", "--help"]) == 0
+    assert "Example: rfq bench optim configs/" in capsys.readouterr().out
+
+
+def test_the_command_passes_on_what_was_said(monkeypatch, tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(
+        "from tests import tiny\n\n\ndef config():\n    return tiny.experiment('no')\n"
+    )
+    seen = {}
+
+    def run(experiment, **rest):
+        seen.update(rest, width=experiment.model.width)
+        return []
+
+    monkeypatch.setattr(bench, "run_optim", run)
+    words = "--optimizers muon soap --steps 7 --json out.jsonl --model.width 32"
+    assert cli.main(["bench", "optim", str(path), *words.split()]) == 0
+    assert seen.pop("json_path").name == "out.jsonl"
+    assert seen == {"optimizers": ("muon", "soap"), "num_steps": 7, "width": 32}
+
+
+# --- Collectives --------------------------------------------------------------------
+
+# As XLA prints them on CPU, GPU (asynchronous, "-start" and "-done") and TPU (tiles).
+HLO = """
+HloModule jit_train, entry_computation_layout={(f32[8,4]{1,0})->f32[8,4]{1,0}}
+%body (p: f32[4]) -> f32[4] {
+  ROOT %rs = bf16[2,4]{1,0} reduce-scatter(%x), dimensions={0}, to_apply=%add
+}
+ENTRY %main {
+  %all-reduce.1 = (f32[32]{0}, f32[], /*index=2*/bf16[4,2]{1,0}) all-reduce(%a, %b, %c)
+  %ag-start = (f32[1,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%d), dimensions={0}
+  %ag-done = f32[8,4]{1,0} all-gather-done(%ag-start)
+  %cp = (s8[16]{0}, s8[16]{0}, u32[], u32[]) collective-permute-start(%e)
+  %a2a = f32[8,128]{1,0:T(8,128)} all-to-all(%f), metadata={op_name="all-reduce(x)"}
+  %flags = pred[24]{0} all-gather(%g), dimensions={0}
+  %none = f32[1000]{0} add(%h, %i), metadata={op_name="jit(f)/ all-gather(y)"}
+}
+"""
+
+
+def test_collectives_of_a_program_are_counted_by_kind():
+    assert bench.collective_bytes(HLO) == {
+        "reduce-scatter": 2 * 4 * 2,
+        "all-reduce": 32 * 4 + 4 + 4 * 2 * 2,
+        "all-gather": 8 * 4 * 4 + 24,
+        "collective-permute": 16,
+        "all-to-all": 8 * 128 * 4,
+    }
+
+
+@pytest.mark.mesh
+def test_collectives_of_a_compiled_program_are_found():
+    mesh = sharding.make_mesh(8)
+    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+
+    def program(x, w):
+        # The sum over rows that are dealt out, and rows that everybody wants.
+        return jnp.einsum("bd,bf->df", x, w), jnp.sin(x)
+
+    compiled = jax.jit(program, in_shardings=rows, out_shardings=(whole, whole))
+    x, w = (jax.ShapeDtypeStruct((16, size), np.float32) for size in (3, 5))
+    text = compiled.lower(x, w).compile().as_text()
+    assert bench.collective_bytes(text) == {
+        "all-reduce": 3 * 5 * 4,
+        "all-gather": 16 * 3 * 4,
+    }
+
+
+def test_a_program_of_one_device_has_no_collectives():
+    text = jax.jit(lambda x: x @ x).lower(np.ones((4, 4))).compile().as_text()
+    assert bench.collective_bytes(text) == {}
+
+
+def test_the_work_of_a_rotated_step_is_the_floor():
+    for name in ("kl_shampoo", "kl_soap", "soap"):
+        assert bench.WORK[name].step(3, 7) == 6 * 3 * 7 * (3 + 7)
+    assert set(bench.WORK) <= set(optim.OPTIMIZERS)
