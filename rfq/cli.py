@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -17,6 +17,7 @@ from rfq import (
     bench,
     compare,
     distributed,
+    export,
     metrics,
     optim,
     plan,
@@ -160,6 +161,11 @@ class Quantize:
     full, --streams branch in_place, --calibration-tokens, --eval-tokens. Rows that
     exist are kept.
 
+    With --export, writes each setting as a checkpoint of integers instead, and scores
+    its files: WnAm with n and m from 2 to 8, or Wn alone; every operand of a product
+    with weights is quantized (--taps full) over its extremes, and a residual skip
+    carries the first of --streams.
+
     Example: rfq quantize runs/demo/arms/residual_adamw/seed-0 --specs "FP W8A8 W4A4"
     """
 
@@ -167,6 +173,8 @@ class Quantize:
     run: Positional[pathlib.Path]
     # Where the prepared data are now, if not where they were.
     data_dir: str | None = None
+    # Write quantized checkpoints to this directory, one folder for each setting.
+    export: pathlib.Path | None = None
 
 
 def _quantize(args: Quantize, overrides: Sequence[str]) -> None:
@@ -175,8 +183,13 @@ def _quantize(args: Quantize, overrides: Sequence[str]) -> None:
     prog = f"rfq quantize {args.run}"
     grid = _parse(prog, type(experiment.quantize), words, experiment.quantize)
     _banner()
-    rows = ptq.run(dataclasses.replace(experiment, quantize=grid), args.run)
-    for row in rows:
+    experiment = dataclasses.replace(experiment, quantize=grid)
+    if args.export is not None:
+        for row in export.run(experiment, args.run, args.export):
+            _say_quantized(row)
+        metrics.say(f"quantized: {args.export}")
+        return
+    for row in ptq.run(experiment, args.run):
         metrics.say(
             f"{row['spec']:8} {row['taps']:6} {row['stream']:9} "
             f"loss {_number(row['loss'])} ({_number(row['loss_increase'], '+')}, "
@@ -191,20 +204,38 @@ def _number(value: float | None, sign: str = "") -> str:
     return "not finite" if value is None else f"{value:{sign}.4f}"
 
 
+def _say_quantized(row: Mapping[str, Any]) -> None:
+    sizes = [
+        f"{100 * row['num_bytes'] / row[f'{name}_bytes']:.1f} % of {name}"
+        for name in ("float32", "bfloat16")
+    ]
+    metrics.say(
+        f"{row['spec']:8} {row['stream']:9} held-out loss {_number(row['loss'])} nats "
+        f"per token, {_number(row['bits_per_byte'])} bits per byte, over "
+        f"{row['eval_tokens']:,} tokens; {row['num_bytes']:,} bytes, "
+        f"{' and '.join(sizes)}"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Score a finished run on held-out text: nats per token and bits per byte.
+    """Score a run or a quantized checkpoint on held-out text, in nats and bits.
 
     Example: rfq evaluate runs/demo/arms/residual_adamw/seed-0
     """
 
-    # A run directory, made by `rfq train` or `rfq compare`.
+    # A run directory, made by `rfq train` or `rfq compare`, or a checkpoint, made by
+    # `rfq quantize --export`, which is scored on its integers.
     run: Positional[pathlib.Path]
     # Where the prepared data are now, if not where they were.
     data_dir: str | None = None
 
 
 def _evaluate(args: Evaluate) -> None:
+    if export.is_quantized(args.run):
+        _banner()
+        _say_quantized(export.evaluate(args.run, args.data_dir))
+        return
     experiment = _of_run(args.run, args.data_dir)
     _banner()
     given = experiment.quantize

@@ -251,14 +251,19 @@ class IntegerSteps:
     """What `export` calls; all compute in float32 where it is not on integers.
 
     Attributes:
+        params: The abstract parameters, with shardings.
         encode: (params, weight_bits) -> (params with codes for matrices, their grids).
+        observe: (params with codes, batch, {weight: Grid}) -> {site: Range} over the
+            full tap set.
         score: (params with codes, batch, states) -> losses [B], on integers; states
             are a `Grid` for each site of the full tap set and `integer.Operands` for
             each weight.
-        score_weights_only: the same with a `Grid` for each weight as states.
+        score_weights_only: the same with {weight: Grid} as states.
     """
 
+    params: Params
     encode: Callable[[Params, int], tuple[Params, Params]]
+    observe: Callable[[Params, Batch, dict[str, SiteState]], dict[str, calibrate.Range]]
     score: Callable[[Params, Batch, dict[str, SiteState]], Array]
     score_weights_only: Callable[[Params, Batch, dict[str, SiteState]], Array]
 
@@ -268,31 +273,38 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
     config = dataclasses.replace(
         experiment.model, compute_dtype="float32", attention="xla"
     )
-    fake = taps.Taps(taps.fake_quantize, TAP_SETS["full"])
-    placed = sharding.params_shardings(
-        experiment.sharding, mesh, transformer.shapes(config)
-    )
+    shapes = transformer.shapes(config)
+    placed = sharding.params_shardings(experiment.sharding, mesh, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
-    def compiled(seams: transformer.Seams):
-        def score(params: Params, batch: Batch, states: dict[str, SiteState]) -> Array:
-            return _sequence_losses(params, batch, config, seams, states)[0]
-
-        return jax.jit(
-            score, in_shardings=(placed, rows, everywhere), out_shardings=everywhere
+    def compiled(which: int, dot: layers.Dot, tap=taps.identity):
+        seams = transformer.Seams(
+            taps.Taps(tap, TAP_SETS["full"]), layers.STREAMS[stream], dot
         )
 
+        def run(params: Params, batch: Batch, states: dict[str, SiteState]):
+            return _sequence_losses(params, batch, config, seams, states)[which]
+
+        return jax.jit(
+            run, in_shardings=(placed, rows, everywhere), out_shardings=everywhere
+        )
+
+    losses, records = 0, 1
     return IntegerSteps(
+        params=jax.tree.map(
+            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+            shapes,
+            placed,
+        ),
         encode=jax.jit(
             weights.encode,
             static_argnums=1,
             in_shardings=(placed,),
             out_shardings=everywhere,
         ),
-        score=compiled(
-            transformer.Seams(fake, layers.STREAMS[stream], layers.integer_matmul)
-        ),
-        score_weights_only=compiled(transformer.Seams(dot=layers.dequantized_matmul)),
+        observe=compiled(records, layers.dequantized_matmul, taps.observe_range),
+        score=compiled(losses, layers.integer_matmul, taps.fake_quantize),
+        score_weights_only=compiled(losses, layers.dequantized_matmul),
     )
 
 

@@ -100,6 +100,9 @@ BREAKS = {
     "matplotlib and jinja2 only in report and theory/run": [
         ("rfq/compare.py", "import matplotlib.pyplot", "matplotlib"),
     ],
+    "safetensors only in export": [
+        ("rfq/checkpoint.py", "import safetensors.numpy", "safetensors"),
+    ],
     "lm_eval only in evals/harness; torch nowhere": [
         ("rfq/evals/task.py", "import lm_eval", "lm_eval"),
     ],
