@@ -52,7 +52,10 @@ TIMES = ("median_ms", "p99_ms", "mean_ms", "compile_seconds")
 def test_optimizers_are_measured_beside_adamw(quickly, tmp_path, capsys):
     quickly.setattr(jax, "device_count", lambda: 1)
     path = tmp_path / "new" / "rows.jsonl"
-    given = experiment(optimizer=optim.KLShampooConfig(precondition_frequency=3))
+    householder = optim.KLShampooConfig(
+        precondition_frequency=3, decomposition="householder"
+    )
+    given = experiment(optimizer=householder)
     rows = bench.run_optim(
         given, optimizers=["kl_shampoo"], num_steps=4, json_path=path
     )
