@@ -10,14 +10,15 @@ import importlib.util
 import json
 import pathlib
 import re
-from typing import Any, Literal
+from typing import Any
 
-from rfq import optim
-from rfq.errors import InputError, check_choices, lookup
+from rfq import optim, taps
+from rfq.errors import InputError, lookup
 from rfq.model.config import TAP_SETS, ModelConfig
 from rfq.model.init import InitConfig
 from rfq.model.layers import STREAMS
 from rfq.optim.schedule import ScheduleConfig
+from rfq.quant.calibrate import CALIBRATORS
 from rfq.quant.spec import QuantSpec
 from rfq.sharding import ShardingConfig
 
@@ -54,15 +55,19 @@ class LogConfig:
     log_every: int = 10  # A row of metrics.jsonl.
     measure_every: int = 1000  # A row of measures.jsonl; also at the start and the end.
     measure_sequences: int = 64  # Held-out sequences behind each measured point.
+    # What is measured: rows of `rfq.taps.STATISTICS`.
+    statistics: tuple[str, ...] = ("moments", "channels", "tokens", "histogram")
+    sample_tokens: int = 256  # Tokens that the dear ones (tokens, histogram) see.
     checkpoint_every: int = 1000  # Also at the end.
     keep_checkpoints: int = 2  # Older ones are deleted.
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise InputError(
-                    f"log.{field.name}={getattr(self, field.name)} must be >= 1"
-                )
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise InputError(f"log.{field.name}={value} must be >= 1")
+        for name in self.statistics:
+            lookup(taps.STATISTICS, name, "log.statistics")
 
 
 _PAPER_SPECS = (
@@ -79,25 +84,40 @@ class QuantizeConfig:
     taps: tuple[str, ...] = ("paper",)  # Which sites: "paper" (4 a block) or "full".
     # What a residual skip carries past a quantized norm input (D19).
     streams: tuple[str, ...] = ("branch", "in_place")
-    calibrator: Literal["min_max"] = "min_max"  # Static extremes.
+    # How a range is chosen: rows of `rfq.quant.CALIBRATORS`.
+    calibrators: tuple[str, ...] = ("min_max",)
     calibration_tokens: int = 32_768  # Of the split of that name, at most.
+    calibration_seeds: tuple[int, ...] = (0,)  # Each draws its own calibration tokens.
     eval_tokens: int = 262_144  # Held out, at most.
     batch_size: int = 64  # Sequences per evaluation step.
+    sample_tokens: int = 256  # Of a batch, for what must sort its values.
 
     def __post_init__(self):
-        check_choices(self, "quantize")
         for text in self.specs:
             QuantSpec.parse(text)
         for name in self.taps:
             lookup(TAP_SETS, name, "quantize.taps")
         for name in self.streams:
             lookup(STREAMS, name, "quantize.streams")
-        for name in ("specs", "taps", "streams"):
+        for name in self.calibrators:
+            lookup(CALIBRATORS, name, "quantize.calibrators")
+        for name in (
+            "specs",
+            "taps",
+            "streams",
+            "calibrators",
+            "calibration_seeds",
+        ):
             if not getattr(self, name):
                 raise InputError(f"quantize.{name} is empty; name at least one")
-        for name in ("calibration_tokens", "eval_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"quantize.{name}={getattr(self, name)} must be >= 1")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise InputError(f"quantize.{field.name}={value} must be >= 1")
+        if min(self.calibration_seeds) < 0:
+            raise InputError(
+                f"quantize.calibration_seeds={self.calibration_seeds} must be >= 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,35 +9,46 @@ import functools
 import itertools
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rfq import checkpoint, metrics, runs, sharding, steps
+from rfq import taps as tap_lib
 from rfq.errors import InputError
-from rfq.evals import heldout
+from rfq.evals import calibration, heldout
 from rfq.experiment import Experiment
-from rfq.model.config import TAP_SETS, num_params
-from rfq.quant import calibrate, distortion
+from rfq.model.config import NORMALIZED_SITES, TAP_SETS, num_params
+from rfq.quant import distortion, grid
 from rfq.quant.spec import QuantSpec
 from rfq.stats import bootstrap, histogram, moments
-from rfq.types import Params
+from rfq.types import Params, Record
 
 # What makes two rows of one run answers to the same question.
-_ASKED = ("config_fingerprint", "calibration_tokens", "eval_tokens", "calibrator")
-# What names a row among them.
-_KEY = ("spec", "compute_dtype", "taps", "stream")
+_ASKED = ("config_fingerprint", "calibration_tokens", "eval_tokens")
+
+
+class Setting(NamedTuple):
+    """What names a row among them."""
+
+    spec: str
+    compute_dtype: str
+    taps: str
+    stream: str
+    calibrator: str
+    calibration_seed: int
 
 
 def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
     """Evaluates every setting of `experiment.quantize` on a finished run.
 
-    Writes quantize/rows.jsonl (one row per setting, tap set and stream), sites.jsonl
-    (distortion per site and layer) and histograms.json. Rows that are already there are
-    kept, so a killed sweep goes on after its last row.
+    Writes quantize/rows.jsonl (one row per `Setting`), sites.jsonl (what quantization
+    does at each site and layer), losses.jsonl (of each held-out sequence) and
+    statistics.json (activations and weights in full precision). Rows that are already
+    there are kept, so a killed sweep goes on after its last row.
 
     Returns:
         The rows that were asked for, in the order of the settings.
@@ -62,8 +73,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
         "width": experiment.model.width,
         "skip": experiment.model.skip,
         "optimizer": described["experiment"]["optimizer"]["name"],
-        "calibrator": experiment.quantize.calibrator,
-        "calibration_tokens": heldout.num_tokens(sweep.calibration),
+        "calibration_tokens": sweep.calibration_tokens,
         "eval_tokens": heldout.num_tokens(sweep.heldout),
         "num_params": num_params(experiment.model),
         "num_steps": experiment.train.num_steps,
@@ -74,50 +84,59 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
         "versions": described["versions"],
         "device": described["device"],
     }
-    found = {name: _kept(out / name, common) for name in ("rows.jsonl", "sites.jsonl")}
-    seen = metrics.read(out / "histograms.json")
+    files = ("rows.jsonl", "sites.jsonl", "losses.jsonl")
+    found = {name: _kept(out / name, common) for name in files}
+    seen = metrics.read(out / "statistics.json")
     if not seen or seen[0]["num_tokens"] != common["eval_tokens"]:
-        metrics.rewrite(out / "histograms.json", [sweep.histograms()])
+        metrics.rewrite(out / "statistics.json", [sweep.statistics()])
 
     wanted = list(dict.fromkeys(_settings(experiment)))
     name = f"quantize {experiment.arm} seed {experiment.seed}"
     with metrics.progress(name, len(wanted)) as bar:
-        for number, key in enumerate(wanted, start=1):
-            if key not in found["rows.jsonl"]:
+        for number, setting in enumerate(wanted, start=1):
+            if setting not in found["rows.jsonl"]:
                 started = time.perf_counter()
-                row, sites = sweep.evaluate(*key)
+                row, sites, losses = sweep.evaluate(setting)
                 row["bits_per_byte"] = heldout.bits_per_byte(
                     row["loss"], manifest.splits["heldout"].tokens_per_byte
                 )
-                named = {**common, **dict(zip(_KEY, key, strict=True))}
-                if sites and key not in found["sites.jsonl"]:
-                    metrics.append(out / "sites.jsonl", {**named, "sites": sites})
+                named = {**common, **setting._asdict()}
+                for file, values in (("sites", sites), ("losses", losses)):
+                    if values and setting not in found[f"{file}.jsonl"]:
+                        metrics.append(out / f"{file}.jsonl", {**named, file: values})
                 seconds = time.perf_counter() - started
-                found["rows.jsonl"][key] = {**named, **row, "seconds": seconds}
-                metrics.append(out / "rows.jsonl", found["rows.jsonl"][key])
-            bar.update(number, key[0])
-    return [found["rows.jsonl"][key] for key in wanted]
+                found["rows.jsonl"][setting] = {**named, **row, "seconds": seconds}
+                # Last, so that a row is never without what stands behind it.
+                metrics.append(out / "rows.jsonl", found["rows.jsonl"][setting])
+            bar.update(number, setting.spec)
+    return [found["rows.jsonl"][setting] for setting in wanted]
 
 
-def _settings(experiment: Experiment):
-    """All (spec, compute dtype, taps, stream) of the grid.
+def _settings(experiment: Experiment) -> Iterator[Setting]:
+    """The whole grid.
 
     Full precision is scored in float32, which every increase is measured against, and
     as trained where that was in another dtype (D17). All else is float32 (D9).
     """
-    config = experiment.quantize
-    for spec, taps, stream in itertools.product(
-        config.specs, config.taps, config.streams
+    config, trained = experiment.quantize, experiment.model.compute_dtype
+    for spec, taps, stream, calibrator, seed in itertools.product(
+        config.specs,
+        config.taps,
+        config.streams,
+        config.calibrators,
+        config.calibration_seeds,
     ):
-        if spec == "FP" and experiment.model.compute_dtype != "float32":
-            yield spec, experiment.model.compute_dtype, taps, stream
-        yield spec, "float32", taps, stream
+        if spec == "FP" and trained != "float32":
+            yield Setting(spec, trained, taps, stream, calibrator, seed)
+        yield Setting(spec, "float32", taps, stream, calibrator, seed)
 
 
-def _kept(path: pathlib.Path, common: Mapping[str, Any]) -> dict[tuple, dict[str, Any]]:
+def _kept(
+    path: pathlib.Path, common: Mapping[str, Any]
+) -> dict[Setting, dict[str, Any]]:
     """Rows computed under the same settings, by key; the file is left with those."""
     rows = {
-        tuple(row[name] for name in _KEY): row
+        Setting._make(row.get(name) for name in Setting._fields): row
         for row in metrics.read(path)
         if all(row.get(name) == common[name] for name in _ASKED)
     }
@@ -133,23 +152,36 @@ class _Sweep:
         self._run_dir = run_dir
         self._mesh = sharding.make_mesh()
         config = experiment.quantize
-        self.calibration = self._batches("calibration", config.calibration_tokens)
         self.heldout = self._batches("heldout", config.eval_tokens)
         # On the class the caches would keep every sweep and its arrays forever.
         self._steps = functools.cache(self._compile)
         self._quantized = functools.lru_cache(maxsize=1)(self._quantize)
-        self._ranges = functools.cache(self._calibrate)
+        self._calibration = functools.cache(self._draw)
+        self._observed = functools.cache(self._observe)
+        self._ranges = functools.cache(self._choose)
         self._losses = functools.cache(self._score)
-        self._distortion = functools.cache(self._distort)
+        self._effects = functools.cache(self._distort)
+        self._divergence = functools.cache(self._diverge)
 
-    def _batches(self, split: str, num_tokens: int):
+    def _batches(self, split: str, num_tokens: int, seed: int | None = None):
         return heldout.batches(
             self._experiment,
             split,
             num_tokens=num_tokens,
             batch_size=self._experiment.quantize.batch_size,
             mesh=self._mesh,
+            seed=seed,
         )
+
+    def _draw(self, seed: int):
+        tokens = self._experiment.quantize.calibration_tokens
+        return self._batches("calibration", tokens, seed)
+
+    @property
+    def calibration_tokens(self) -> int:
+        """Tokens behind every range."""
+        seed = self._experiment.quantize.calibration_seeds[0]
+        return heldout.num_tokens(self._calibration(seed))
 
     def _compile(self, taps: str) -> steps.QuantSteps:
         return steps.compile_quant(self._experiment, self._mesh, taps)
@@ -172,131 +204,219 @@ class _Sweep:
         compiled = self._steps(self._experiment.quantize.taps[0])
         return compiled.quantize(self._params, jnp.int32(weight_bits))
 
-    def _calibrate(self, weight_bits: int | None, taps: str) -> steps.Ranges:
-        """Static extremes over the calibration tokens (D5, D6)."""
+    def _observe(
+        self, weight_bits: int | None, taps: str, seed: int
+    ) -> dict[str, calibration.Observed]:
+        """What the weight-quantized model's sites look like (D5)."""
         compiled, params = self._steps(taps), self._quantized(weight_bits)
-        records = jax.device_get(
-            [compiled.calibrate(params, batch) for batch in self.calibration]
+        return calibration.observe(
+            lambda batch: compiled.calibrate(params, batch),
+            lambda batch, binnings: compiled.histogram(params, batch, binnings),
+            self._calibration(seed),
+            TAP_SETS[taps],
         )
-        merged = {
-            site: functools.reduce(calibrate.merge, [r[site] for r in records])
-            for site in records[0]
-        }
-        return calibrate.finalize(merged, TAP_SETS[taps])
 
-    def _score(
-        self, spec: QuantSpec, compute_dtype: str, taps: str, stream: str
-    ) -> np.ndarray:
+    @functools.cached_property
+    def _known_rms(self) -> dict[str, np.ndarray]:
+        """RMS behind each norm: that of its gain, where the channels are alike."""
+        tables = {**self._params, **self._params["blocks"]}
+        return {
+            site: np.sqrt(np.mean(np.square(jax.device_get(tables[gain])), axis=-1))
+            for site, gain in NORMALIZED_SITES.items()
+        }
+
+    def _choose(self, spec: QuantSpec, setting: Setting) -> steps.Ranges:
+        observed = self._observed(
+            spec.weight_bits, setting.taps, setting.calibration_seed
+        )
+        return calibration.ranges(
+            observed,
+            setting.calibrator,
+            _act_bits(spec),
+            grid.grid_from_range,
+            self._known_rms,
+        )
+
+    def _score(self, spec: QuantSpec, setting: Setting) -> np.ndarray:
         """Mean loss of each held-out sequence."""
-        compiled, params = self._steps(taps), self._quantized(spec.weight_bits)
+        compiled = self._steps(setting.taps)
+        params = self._quantized(spec.weight_bits)
         if spec.act_bits is None:
-            as_trained = compute_dtype != "float32"
+            as_trained = setting.compute_dtype != "float32"
             score = compiled.score_as_trained if as_trained else compiled.score
             return heldout.losses(lambda batch: score(params, batch), self.heldout)
-        ranges, bits = self._ranges(spec.weight_bits, taps), jnp.int32(spec.act_bits)
-        quantized = compiled.score_quantized[stream]
+        ranges, bits = self._ranges(spec, setting), jnp.int32(spec.act_bits)
+        quantized = compiled.score_quantized[setting.stream]
         return heldout.losses(
             lambda batch: quantized(params, batch, ranges, bits), self.heldout
         )
 
-    def _distort(self, spec: QuantSpec, taps: str) -> dict[str, distortion.Distortion]:
-        """Each site's own error on the clean model's activations, per layer."""
-        compiled, params = self._steps(taps), self._quantized(spec.weight_bits)
-        ranges, bits = self._ranges(spec.weight_bits, taps), jnp.int32(spec.act_bits)
-        records = jax.device_get(
-            [compiled.distort(params, batch, ranges, bits) for batch in self.heldout]
+    def _distort(self, spec: QuantSpec, setting: Setting) -> dict[str, tap_lib.Effect]:
+        """What each site's grid does to the clean model's activations, per layer."""
+        compiled = self._steps(setting.taps)
+        params = self._quantized(spec.weight_bits)
+        ranges, bits = self._ranges(spec, setting), jnp.int32(_act_bits(spec))
+        limits = calibration.bulk_limits(
+            self._observed(spec.weight_bits, setting.taps, setting.calibration_seed)
+        )
+        found = heldout.by_site(
+            compiled.distort(params, batch, ranges, limits, bits)
+            for batch in self.heldout
         )
         return {
-            site: functools.reduce(
-                distortion.merge, [distortion.to_float64(r[site]) for r in records]
-            )
-            for site in records[0]
+            site: functools.reduce(tap_lib.merge_effects, effects)
+            for site, effects in found.items()
+        }
+
+    def _diverge(self, spec: QuantSpec, setting: Setting) -> dict[str, np.ndarray]:
+        """R_l: how far the quantized model is from the full-precision one.
+
+        On the first batch only: both models run on it.
+        """
+        compiled = self._steps(setting.taps)
+        ranges, bits = self._ranges(spec, setting), jnp.int32(_act_bits(spec))
+        found = compiled.diverge[setting.stream](
+            self._params,
+            self._quantized(spec.weight_bits),
+            self.heldout[0],
+            ranges,
+            bits,
+        )
+        return {
+            site: distortion.nmse_of(d) for site, d in jax.device_get(found).items()
         }
 
     @functools.cached_property
-    def _moments(self) -> dict[str, moments.Moments]:
-        """Moments of every site of the full-precision model on the held-out tokens."""
+    def _measured(self) -> dict[str, dict[str, Record]]:
+        """What one pass tells of every full-precision site on the held-out tokens."""
         compiled = self._steps(self._experiment.quantize.taps[0])
-        measured = [compiled.measure(self._params, batch) for batch in self.heldout]
-        return heldout.merge_moments(jax.device_get(measured))
+        return heldout.merge(
+            [compiled.measure(self._params, batch) for batch in self.heldout]
+        )
 
     def evaluate(
-        self, text: str, compute_dtype: str, taps: str, stream: str
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """One row of the table, and the distortion of each site behind it."""
-        spec = QuantSpec.parse(text)
-        if spec.act_bits is None or self._experiment.model.skip == "residual_free":
-            # Nothing is tapped, or no skip path could carry it: one result for both.
-            losses = self._losses(spec, compute_dtype, taps, "branch")
-        else:
-            losses = self._losses(spec, compute_dtype, taps, stream)
-        full = self._losses(QuantSpec.parse("FP"), "float32", taps, "branch")
+        self, setting: Setting
+    ) -> tuple[dict[str, Any], dict[str, Any], list[float]]:
+        """One row of the table, each site's part in it, each sequence's loss."""
+        spec = QuantSpec.parse(setting.spec)
+        setting = self._canonical(spec, setting)
+        full_spec = QuantSpec.parse("FP")
+        full_setting = setting._replace(spec="FP", compute_dtype="float32")
+        full = self._losses(full_spec, self._canonical(full_spec, full_setting))
+        losses = self._losses(spec, setting)
         lo, hi = bootstrap.paired_interval(full, losses)
-        kurtosis = moments.excess_kurtosis(self._moments["attn_norm_in"])
-        final = moments.excess_kurtosis(self._moments["final_norm_in"])
-        row = {
+        read = {
+            site: tap_lib.numbers(record) for site, record in self._measured.items()
+        }
+        row: dict[str, Any] = {
             "weight_bits": spec.weight_bits,
             "act_bits": spec.act_bits,
             "loss": float(losses.mean()),
             "loss_increase": float(losses.mean() - full.mean()),
             "loss_increase_lo": lo,
             "loss_increase_hi": hi,
-            "sqnr_db": None,
-            "nmse": None,
-            "excess_kurtosis": float(np.max(kurtosis)),
-            "final_norm_excess_kurtosis": float(final),
+            **dict.fromkeys(_OF_ACTIVATIONS),
+            "excess_kurtosis": float(np.max(read["attn_norm_in"]["excess_kurtosis"])),
+            "final_norm_excess_kurtosis": float(
+                read["final_norm_in"]["excess_kurtosis"]
+            ),
         }
         if spec.act_bits is None:
-            return row, {}
-        merged = self._distortion(spec, taps)
-        sqnr = {site: distortion.sqnr_db_of(d) for site, d in merged.items()}
-        nmse = {site: distortion.nmse_of(d) for site, d in merged.items()}
-        row["sqnr_db"] = float(np.mean(np.concatenate(_flat(sqnr))))
-        row["nmse"] = float(np.mean(np.concatenate(_flat(nmse))))
+            return row, {}, losses.tolist()
+        effects = self._effects(spec, setting._replace(stream="branch"))
+        relative = self._divergence(spec, setting)
         sites = {
-            site: {
-                "sqnr_db": np.atleast_1d(sqnr[site]).tolist(),
-                "nmse": np.atleast_1d(nmse[site]).tolist(),
-            }
-            for site in merged
+            site: heldout.as_lists(tap_lib.effect_numbers(effect))
+            for site, effect in effects.items()
         }
-        return row, sites
+        for site, error in relative.items():
+            sites.setdefault(site, {})["relative_error"] = np.atleast_1d(error).tolist()
+        for name in ("nmse", "clip_fraction", "dead_fraction", "bulk_sqnr_db"):
+            everywhere = np.concatenate([sites[site][name] for site in effects])
+            row[name] = float(np.mean(everywhere))
+        nmse = np.concatenate([sites[site]["nmse"] for site in effects])
+        summary = distortion.summarize(nmse)
+        row["sqnr_db"] = float(summary.mean_sqnr_db)
+        row["min_sqnr_db"] = float(summary.min_sqnr_db)
+        row["relative_error"] = float(relative["head_in"])
+        return row, sites, losses.tolist()
 
-    def histograms(self) -> dict[str, Any]:
-        """Counts of each site and layer over x / rms(x), full-precision model."""
-        compiled = self._steps(self._experiment.quantize.taps[0])
-        scales = {
-            site: jnp.asarray(np.sqrt(m.m2 / m.count + m.mean**2), jnp.float32)
-            for site, m in self._moments.items()
-        }
-        records = jax.device_get(
-            [compiled.histogram(self._params, b, scales) for b in self.heldout]
-        )
-        counts = {
-            site: np.sum(
-                [_coarse(r[site]["histogram"].counts) for r in records], axis=0
+    def _canonical(self, spec: QuantSpec, setting: Setting) -> Setting:
+        """The one of several settings with the same result that is computed."""
+        first = self._experiment.quantize
+        if spec.act_bits is None:  # Nothing is tapped.
+            return setting._replace(
+                stream="branch",
+                calibrator=first.calibrators[0],
+                calibration_seed=first.calibration_seeds[0],
             )
-            for site in records[0]
+        if self._experiment.model.skip == "residual_free":  # No skip path carries it.
+            return setting._replace(stream="branch")
+        return setting
+
+    def statistics(self) -> dict[str, Any]:
+        """All that is measured of the full-precision model, per site and layer.
+
+        Counts are over (x - center) / scale, with a center and a scale of each layer.
+        """
+        compiled = self._steps(self._experiment.quantize.taps[0])
+        binnings = {
+            site: moments.to_float32(record["binning"])
+            for site, record in self._measured.items()
+        }
+        counted = heldout.merge(
+            [
+                compiled.histogram(self._params, batch, binnings)
+                for batch in self.heldout
+            ]
+        )
+        records = {site: {**self._measured[site], **counted[site]} for site in counted}
+        counts = {
+            site: _coarse(record["histogram"].histogram.counts)
+            for site, record in records.items()
         }
         per_bin = np.sum([c.sum(axis=0) for c in counts.values()], axis=0)
         occupied = np.flatnonzero(per_bin)
         shown = slice(occupied[0], occupied[-1] + 1)
         edges = histogram.edges()[::_BINS_PER_BIN]
         return {
-            "unit": "x / rms(x)",
+            "unit": "(x - center) / scale",
             "num_tokens": heldout.num_tokens(self.heldout),
             "edges": edges[shown.start : shown.stop + 1].tolist(),
             "sites": {
                 site: {
                     "counts": counts[site][:, shown].tolist(),
-                    **heldout.describe(self._moments[site]),
+                    **heldout.as_lists(binnings[site]._asdict()),
+                    **heldout.describe(record),
                 }
-                for site in counts
+                for site, record in records.items()
+            },
+            "weights": {
+                name: heldout.as_lists(numbers)
+                for name, numbers in jax.device_get(
+                    compiled.weigh(self._params)
+                ).items()
             },
         }
 
 
-# Fine bins that make one bin of a stored histogram: 0.14 of an RMS wide at the center.
+def _act_bits(spec: QuantSpec) -> int:
+    assert spec.act_bits is not None, "only quantized activations have a range"
+    return spec.act_bits
+
+
+# Of a row whose activations are quantized; None in the others.
+_OF_ACTIVATIONS = (
+    "sqnr_db",
+    "min_sqnr_db",
+    "bulk_sqnr_db",
+    "nmse",
+    "clip_fraction",
+    "dead_fraction",
+    "relative_error",
+)
+
+# Fine bins that make one of a stored histogram: 0.14 of a scale wide at the center.
 _BINS_PER_BIN = 16
 
 
@@ -304,7 +424,3 @@ def _coarse(counts: np.ndarray) -> np.ndarray:
     """Counts [NUM_BINS] or [L, NUM_BINS] -> int64 [L, NUM_BINS / _BINS_PER_BIN]."""
     layers = np.atleast_2d(counts).astype(np.int64)
     return layers.reshape(layers.shape[0], -1, _BINS_PER_BIN).sum(axis=-1)
-
-
-def _flat(per_site: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    return [np.atleast_1d(value) for value in per_site.values()]

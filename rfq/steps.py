@@ -6,12 +6,14 @@ are data, so that a whole grid of WnAm settings runs through one program.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from rfq import optim, sharding, taps
@@ -22,6 +24,8 @@ from rfq.model import layers, transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.optim import build, schedule
 from rfq.quant import calibrate, distortion, grid, weights
+from rfq.stats import histogram as histogram_lib
+from rfq.stats import isometry, moments
 from rfq.types import Array, Batch, Params, Record, SiteState
 
 
@@ -36,6 +40,10 @@ class TrainState:
 
 # {site: (range_lo, range_hi)}, each [L] or a scalar; host numbers enter as data.
 Ranges = dict[str, calibrate.Bounds]
+# {site: magnitude}, up to which a value belongs to the bulk; shapes as Ranges.
+Limits = dict[str, np.ndarray]
+# {site: where its histogram's bins lie}; shapes as Ranges.
+Binnings = dict[str, histogram_lib.Binning]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +54,7 @@ class TrainSteps:
         state: The abstract `TrainState`, with shardings.
         init: key -> state.
         train: (state, batch) -> (state, metrics); the old state is donated.
-        measure: (params, batch) -> (losses [B], {site: {"moments": Moments}}).
+        measure: (params, batch) -> (losses [B], {site: {statistic: record}}).
         diagnose: opt_state -> named scalars; apart from `train` because looking at
             bases and eigenvalues costs more than stepping with them.
         finite: state -> True if every number of it is finite; what may be saved.
@@ -98,10 +106,12 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
         params = jax.tree.map(jnp.add, state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    sites = taps.Taps(taps.Measure(("moments",)), (*BLOCK_SITES, "final_norm_in"))
+    log = experiment.log
+    tap = taps.Measure(log.statistics, log.sample_tokens)
+    measured = transformer.Seams(taps.Taps(tap, (*BLOCK_SITES, "final_norm_in")))
 
     def measure(params: Params, batch: Batch):
-        return _sequence_losses(params, batch, config, transformer.Seams(taps=sites))
+        return _sequence_losses(params, batch, config, measured)
 
     def finite(state: TrainState) -> Array:
         return jnp.all(
@@ -145,24 +155,38 @@ class QuantSteps:
     Attributes:
         params: The abstract parameters, with shardings.
         quantize: (params, weight_bits) -> params on their grids.
-        calibrate: (params, batch) -> {site: Range} over the tap set.
+        weigh: params -> {matrix: {statistic: one number a layer}}.
+        calibrate: (params, batch) -> {site: (Range, {"moments", "binning"})} over the
+            tap set.
         score: (params, batch) -> losses [B], no quantized activation.
         score_as_trained: the same in the dtype of training.
         score_quantized: stream -> (params, batch, ranges, act_bits) -> losses [B].
-        distort: (params, batch, ranges, act_bits) -> {site: Distortion}.
-        measure: (params, batch) -> {site: {"moments": Moments}} at every site.
-        histogram: (params, batch, {site: scale}) -> {site: {"histogram": Histogram}}.
+        distort: (params, batch, ranges, bulk limits, act_bits) -> {site: Effect}.
+        diverge: stream -> (clean params, quantized params, batch, ranges, act_bits) ->
+            {site: Distortion} of the clean model against the quantized one, at the
+            taps' sites and at "head_in".
+        measure: (params, batch) -> {site: {statistic: record}} at every site: all that
+            one pass can tell, and the binning for the next.
+        histogram: (params, batch, {site: Binning}) -> {site: {"histogram": Sample}} of
+            all values at those sites.
     """
 
     params: Params
     quantize: Callable[[Params, Array], Params]
-    calibrate: Callable[[Params, Batch], dict[str, calibrate.Range]]
+    weigh: Callable[[Params], dict[str, dict[str, Array]]]
+    calibrate: Callable[[Params, Batch], dict[str, tuple[calibrate.Range, Record]]]
     score: Callable[[Params, Batch], Array]
     score_as_trained: Callable[[Params, Batch], Array]
     score_quantized: dict[str, Callable[[Params, Batch, Ranges, Array], Array]]
-    distort: Callable[[Params, Batch, Ranges, Array], dict[str, distortion.Distortion]]
+    distort: Callable[[Params, Batch, Ranges, Limits, Array], dict[str, taps.Effect]]
+    diverge: dict[
+        str,
+        Callable[
+            [Params, Params, Batch, Ranges, Array], dict[str, distortion.Distortion]
+        ],
+    ]
     measure: Callable[[Params, Batch], dict[str, Record]]
-    histogram: Callable[[Params, Batch, dict[str, Array]], dict[str, Record]]
+    histogram: Callable[[Params, Batch, Binnings], dict[str, Record]]
 
 
 def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantSteps:
@@ -187,18 +211,46 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
                 params, batch[:, :-1], config, seams(tap, sites), states
             )[1]
 
-    def calibrate_(params: Params, batch: Batch):
-        return records(params, batch, taps.observe_range, tapped)
+    sample = experiment.quantize.sample_tokens
+    first_pass = taps.Measure(("moments", "channels", "tokens", "binning"), sample)
+    observed = taps.Both(
+        taps.observe_range, taps.Measure(("moments", "binning"), sample)
+    )
 
-    def distort(params: Params, batch: Batch, ranges: Ranges, act_bits: Array):
-        states = grids(ranges, act_bits)
+    def calibrate_(params: Params, batch: Batch):
+        return records(params, batch, observed, tapped)
+
+    def distort(params, batch, ranges: Ranges, limits: Limits, act_bits: Array):
+        states = {
+            site: taps.Probe(grid, jnp.asarray(limits[site]))
+            for site, grid in grids(ranges, act_bits).items()
+        }
         return records(params, batch, taps.measure_distortion, tapped, states)
 
-    def measure(params: Params, batch: Batch):
-        return records(params, batch, taps.Measure(("moments",)), SITES)
+    def diverge(stream: str):
+        both = seams(taps.measure_divergence, tapped, stream)
 
-    def histogram(params: Params, batch: Batch, scales: dict[str, Array]):
-        return records(params, batch, taps.Measure(("histogram",)), SITES, scales)
+        def compare(clean, quantized, batch, ranges: Ranges, act_bits: Array):
+            states = grids(ranges, act_bits)
+
+            def one(params: Params):
+                return transformer.features(params, batch[:, :-1], config, both, states)
+
+            pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), clean, quantized)
+            with _matmul_precision(config):
+                h_2BTD, found = jax.vmap(one, axis_name=taps.PAIR)(pair)
+            first = jax.tree.map(lambda leaf: leaf[0], found)
+            # A tapped head rounds its input; what came in is what is compared.
+            return {"head_in": distortion.measure(*h_2BTD)} | first
+
+        return compare
+
+    def measure(params: Params, batch: Batch):
+        return records(params, batch, first_pass, SITES)
+
+    def histogram(params: Params, batch: Batch, binnings: Binnings):
+        tap = taps.Measure(("histogram",))
+        return records(params, batch, tap, tuple(binnings), binnings)
 
     def score(params: Params, batch: Batch) -> Array:
         return _sequence_losses(params, batch, config, transformer.PLAIN)[0]
@@ -233,6 +285,9 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
         quantize=jax.jit(
             weights.quantize, in_shardings=(placed, everywhere), out_shardings=placed
         ),
+        weigh=jax.jit(
+            _weight_statistics, in_shardings=(placed,), out_shardings=everywhere
+        ),
         calibrate=compiled(calibrate_),
         score=compiled(score),
         score_as_trained=compiled(score_as_trained),
@@ -240,7 +295,15 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             stream: compiled(score_quantized(stream), everywhere, everywhere)
             for stream in layers.STREAMS
         },
-        distort=compiled(distort, everywhere, everywhere),
+        distort=compiled(distort, everywhere, everywhere, everywhere),
+        diverge={
+            stream: jax.jit(
+                diverge(stream),
+                in_shardings=(placed, placed, rows, everywhere, everywhere),
+                out_shardings=everywhere,
+            )
+            for stream in layers.STREAMS
+        },
         measure=compiled(measure),
         histogram=compiled(histogram, everywhere),
     )
@@ -306,6 +369,31 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
         score=compiled(losses, layers.integer_matmul, taps.fake_quantize),
         score_weights_only=compiled(losses, layers.dequantized_matmul),
     )
+
+
+def _weight_statistics(params: Params) -> dict[str, dict[str, Array]]:
+    """Per matrix of the model and layer: how Gaussian, and how far from an isometry.
+
+    `isometry_deviation` is ||W W^T / alpha - I||_2 on the small side, with alpha the
+    mean squared singular value (lemma 4).
+    """
+    found = {}
+    rows = params_lib.matrix_axes(params)["blocks"]
+    for name, row in rows.items():
+        if row is None:
+            continue
+        w = params["blocks"][name]
+        matrices = w.reshape(w.shape[0], math.prod(w.shape[a] for a in row.in_axes), -1)
+        s = isometry.singular_values(matrices)
+        alpha = jnp.mean(s**2, axis=-1, keepdims=True)
+        found[name] = {
+            "excess_kurtosis": moments.excess_kurtosis(
+                jax.vmap(moments.moments)(matrices)
+            ),
+            "isometry_deviation": isometry.deviation(s, alpha),
+            "singular_value_spread": isometry.spread(s),
+        }
+    return found
 
 
 def _sequence_losses(params, batch, config: ModelConfig, seams, states=None):

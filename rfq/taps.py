@@ -11,11 +11,18 @@ program serves a whole grid of bit widths.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
-from rfq.quant import calibrate, distortion, grid
-from rfq.stats import histogram as histogram_lib
-from rfq.stats import moments as moments_lib
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rfq.quant import calibrate, distortion
+from rfq.quant import grid as grid_lib
+from rfq.stats import channels, histogram, moments, negentropy, tokens
 from rfq.types import Array, Record, SiteState, Tap
 
 
@@ -34,51 +41,215 @@ def observe_range(x: Array, state: SiteState) -> tuple[Array, Record]:
 def fake_quantize(x: Array, state: SiteState) -> tuple[Array, Record]:
     """Rounds x to the site's `Grid`; float32 from here on (D9)."""
     _require_grid(state)
-    return grid.fake_quantize(x, state), None
+    return grid_lib.fake_quantize(x, state), None
+
+
+class Probe(NamedTuple):
+    """The state of a site for `measure_distortion`.
+
+    Attributes:
+        grid: What the site would be rounded to.
+        bulk_limit: Magnitude up to which a value belongs to the bulk.
+    """
+
+    grid: grid_lib.Grid
+    bulk_limit: Array
+
+
+class Effect(NamedTuple):
+    """What a grid does to a site."""
+
+    error: distortion.Distortion
+    usage: distortion.Usage
+    codes: Array  # bool [65536], the codes that occur.
 
 
 def measure_distortion(x: Array, state: SiteState) -> tuple[Array, Record]:
-    """Leaves x alone and records the error that the site's `Grid` would make.
+    """Leaves x alone and records the error that the site's `Probe` would make.
 
     The input stays clean, so that the error is the site's own and not what earlier
     sites have done: appendix D compares a tensor with its own quantization.
     """
+    assert isinstance(state, Probe), "a quantized site has no grid"
+    grid, limit = state
+    return x, Effect(
+        distortion.measure(x, grid_lib.fake_quantize(x, grid)),
+        distortion.usage(x, grid, limit),
+        distortion.codes_used(x, grid),
+    )
+
+
+def merge_effects(a: Effect, b: Effect) -> Effect:
+    """The effect on the union of two samples, in float64 on the host."""
+    a, b = moments.to_float64(a), moments.to_float64(b)
+    return Effect(
+        distortion.merge(a.error, b.error),
+        distortion.merge_usage(a.usage, b.usage),
+        (a.codes + b.codes) > 0,
+    )
+
+
+def effect_numbers(effect: Effect) -> dict[str, np.ndarray]:
+    """What a merged effect says of each layer."""
+    read = {
+        "sqnr_db": distortion.sqnr_db_of(effect.error),
+        "nmse": distortion.nmse_of(effect.error),
+        "bulk_sqnr_db": distortion.sqnr_db_of(distortion.bulk(effect.usage)),
+        "clip_fraction": distortion.clip_fraction(effect.usage),
+        "clip_noise_fraction": distortion.clip_noise_fraction(effect.usage),
+        "dead_fraction": distortion.dead_fraction(effect.usage),
+        "levels_used": effect.codes.sum(-1),
+    }
+    return {name: np.asarray(value) for name, value in read.items()}
+
+
+PAIR = "clean and quantized"
+
+
+def measure_divergence(x: Array, state: SiteState) -> tuple[Array, Record]:
+    """Rounds the quantized of two models, and records how far it is from the clean one.
+
+    The two run side by side as a `jax.vmap` of size 2 over the axis PAIR, the clean one
+    first, so that no activation of a layer needs to be kept for the other model's.
+    Recorded is the error that comes in, before the site's own rounding.
+    """
     _require_grid(state)
-    return x, distortion.measure(x, grid.fake_quantize(x, state))
+    clean, quantized = jax.lax.all_gather(x, PAIR)
+    rounded = grid_lib.fake_quantize(x, state)
+    x_out = jnp.where(jax.lax.axis_index(PAIR) == 0, x.astype(jnp.float32), rounded)
+    return x_out, distortion.measure(clean, quantized)
 
 
 def _require_grid(state: SiteState) -> None:
     # `grid.fake_quantize` takes None for full precision; here it can only be a site
     # that was forgotten, and would pass for one that quantization does not hurt.
-    assert isinstance(state, grid.Grid), "a quantized site has no grid"
+    assert isinstance(state, grid_lib.Grid), "a quantized site has no grid"
 
 
-def _moments(x: Array, state: SiteState) -> Record:
+class Statistic(NamedTuple):
+    """A row of `STATISTICS`.
+
+    Attributes:
+        record: (rows [num_tokens, D], site state) -> what one batch knows.
+        merge: Of two float64 records on the host.
+        numbers: name -> merged record -> one number a layer.
+        sampled: Dear: `Measure.sample` tokens will do.
+    """
+
+    record: Callable[[Array, SiteState], Record]
+    merge: Callable[[Record, Record], Record]
+    numbers: Mapping[str, Callable[[Record], Array]]
+    sampled: bool = False
+
+
+def _binning(x: Array, state: SiteState) -> Record:
     del state
-    return moments_lib.moments(x)
+    return histogram.robust_binning(x)
 
 
-def _histogram(x: Array, state: SiteState) -> Record:
-    return histogram_lib.histogram(x, state)
+def _sample(x: Array, state: SiteState) -> Record:
+    return negentropy.sample(x, _binning(x, None) if state is None else state)
 
 
-# What `Measure` can record. A statistic takes (x, site state); `histogram` reads the
-# site's scale from the state, `moments` needs nothing.
-STATISTICS: Mapping[str, Callable[[Array, SiteState], Record]] = {
-    "moments": _moments,
-    "histogram": _histogram,
+# `histogram` reads the site's `Binning` from the state, which batches must share to be
+# merged; without one it takes the batch's own. `binning` is for a first pass.
+STATISTICS: Mapping[str, Statistic] = {
+    "moments": Statistic(
+        lambda x, state: moments.moments(x),
+        moments.merge,
+        {
+            "excess_kurtosis": moments.excess_kurtosis,
+            "rms": moments.rms,
+            "mean": lambda m: m.mean,
+        },
+    ),
+    "channels": Statistic(
+        lambda x, state: channels.channel_moments(x),
+        moments.merge,
+        {
+            "channel_excess_kurtosis": channels.mean_excess_kurtosis,
+            "he_kurtosis": channels.he_kurtosis,
+            "mean_share": channels.mean_share,
+        },
+    ),
+    "tokens": Statistic(
+        lambda x, state: tokens.tokens(x),
+        tokens.merge,
+        {
+            "token_excess_kurtosis": tokens.mean_excess_kurtosis,
+            "max_over_median": tokens.max_over_median,
+            "token_cosine": tokens.token_cosine,
+            "sampled_tokens": lambda t: t.num_tokens,
+        },
+        sampled=True,
+    ),
+    "histogram": Statistic(
+        _sample,
+        negentropy.merge,
+        {
+            "negentropy": negentropy.of_sample,
+            "hyvarinen_a": lambda s: negentropy.hyvarinen_a(negentropy.contrasts_of(s)),
+            "hyvarinen_b": lambda s: negentropy.hyvarinen_b(negentropy.contrasts_of(s)),
+            "sampled_values": lambda s: s.moments.count,
+        },
+        sampled=True,
+    ),
+    "binning": Statistic(_binning, lambda first, later: first, {}, sampled=True),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """Leaves x alone and records the named statistics."""
+    """Leaves x alone and records the named statistics.
+
+    Attributes:
+        statistics: Rows of `STATISTICS`.
+        sample: Tokens of a batch that the dear statistics see; None for all. Every
+            sequence gives as many, at positions of its own, the same in every call.
+    """
 
     statistics: tuple[str, ...] = ("moments",)
+    sample: int | None = None
 
     def __call__(self, x: Array, state: SiteState) -> tuple[Array, Record]:
-        """Records {statistic: record}, each mergeable over batches."""
-        return x, {name: STATISTICS[name](x, state) for name in self.statistics}
+        """Records {statistic: record} of x [B, T, ...], each mergeable over batches."""
+        few = self._sampled(x)
+        rows, few = (each.reshape(-1, math.prod(x.shape[2:])) for each in (x, few))
+        return x, {
+            name: STATISTICS[name].record(
+                few if STATISTICS[name].sampled else rows, state
+            )
+            for name in self.statistics
+        }
+
+    def _sampled(self, x: Array) -> Array:
+        B, T = x.shape[:2]
+        if self.sample is None or self.sample >= B * T:
+            return x
+        each = -(-self.sample // B)
+        positions = np.random.default_rng(0).permuted(
+            np.tile(np.arange(T), (B, 1)), axis=1
+        )
+        index = np.sort(positions[:, :each]).reshape(B, each, *(1,) * (x.ndim - 2))
+        return jnp.take_along_axis(x, index, axis=1)
+
+
+def merged(records: Iterable[Mapping[str, Record]]) -> dict[str, Record]:
+    """Merges the {statistic: record} of one site over batches, in float64."""
+
+    def both(a: dict[str, Record], b: dict[str, Record]) -> dict[str, Record]:
+        return {name: STATISTICS[name].merge(a[name], b[name]) for name in a}
+
+    return functools.reduce(both, (dict(moments.to_float64(r)) for r in records))
+
+
+def numbers(record: Mapping[str, Record]) -> dict[str, np.ndarray]:
+    """Every number that the merged statistics of one site give, one a layer."""
+    return {
+        name: np.asarray(read(record[statistic]))
+        for statistic in record
+        for name, read in STATISTICS[statistic].numbers.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -187,14 +187,14 @@ def _restore(
 
 
 def _measure(compiled, params, held_out) -> dict[str, Any]:
-    """Held-out loss and activation moments, merged over batches in float64."""
+    """Held-out loss and what `log.statistics` says of each site and layer."""
     measured = jax.device_get([compiled.measure(params, batch) for batch in held_out])
     losses, records = zip(*measured, strict=True)
     return {
         "loss": float(np.concatenate(losses).mean(dtype=np.float64)),
         "num_tokens": heldout.num_tokens(held_out),
         "sites": {
-            site: heldout.describe(m)
-            for site, m in heldout.merge_moments(records).items()
+            site: heldout.describe(record)
+            for site, record in heldout.merge(records).items()
         },
     }

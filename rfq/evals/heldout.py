@@ -1,28 +1,33 @@
 """Held-out sequences in whole batches, and what is averaged over them."""
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rfq import sharding
+from rfq import sharding, taps
 from rfq.data import pipeline
 from rfq.errors import InputError
 from rfq.experiment import Experiment
-from rfq.stats import moments
-from rfq.types import Array, Batch
+from rfq.types import Array, Batch, Record
 
 
 def batches(
-    experiment: Experiment, split: str, *, num_tokens: int, batch_size: int, mesh: Mesh
+    experiment: Experiment,
+    split: str,
+    *,
+    num_tokens: int,
+    batch_size: int,
+    mesh: Mesh,
+    seed: int | None = None,
 ) -> list[Batch]:
-    """Evenly spaced sequences of a split as global batches of one static shape.
+    """Sequences of a split as global batches of one static shape.
 
     At most `num_tokens` tokens and never more than the split has; a last partial batch
-    is left out. The arrays stay on the devices, because a sweep goes over them often.
+    is left out. The sequences are evenly spaced, or drawn without replacement where a
+    seed is given. The arrays stay on the devices, because a sweep goes over them often.
 
     Returns:
         Token ids [batch_size, seq_len + 1] each, rows over the data axis.
@@ -31,7 +36,7 @@ def batches(
         InputError: as `choose`.
     """
     sequences, chosen = choose(
-        experiment, split, num_tokens=num_tokens, batch_size=batch_size
+        experiment, split, num_tokens=num_tokens, batch_size=batch_size, seed=seed
     )
     share = batch_size // jax.process_count()
     mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
@@ -39,7 +44,12 @@ def batches(
 
 
 def choose(
-    experiment: Experiment, split: str, *, num_tokens: int, batch_size: int
+    experiment: Experiment,
+    split: str,
+    *,
+    num_tokens: int,
+    batch_size: int,
+    seed: int | None = None,
 ) -> tuple[pipeline.Sequences, np.ndarray]:
     """Which sequences of a split `batches` takes, without reading them.
 
@@ -61,7 +71,10 @@ def choose(
             "quantize.batch_size, or prepare more text"
         )
     total = num_batches * batch_size
-    chosen = np.arange(total) * len(sequences) // total
+    if seed is None:
+        chosen = np.arange(total) * len(sequences) // total
+    else:
+        chosen = np.random.default_rng(seed).permutation(len(sequences))[:total]
     return sequences, chosen.reshape(num_batches, batch_size)
 
 
@@ -84,25 +97,28 @@ def bits_per_byte(loss: float, tokens_per_byte: float) -> float:
     return loss / math.log(2.0) * tokens_per_byte
 
 
-def merge_moments(
-    records: Iterable[dict[str, dict[str, moments.Moments]]],
-) -> dict[str, moments.Moments]:
-    """Merges the `moments` of each site over batches, in float64 on the host."""
-    merged: dict[str, moments.Moments] = {}
-    for record in records:
-        for site, statistics in record.items():
-            fresh = moments.to_float64(statistics["moments"])
-            merged[site] = (
-                moments.merge(merged[site], fresh) if site in merged else fresh
-            )
-    return merged
+def by_site(records: Iterable[Mapping[str, Record]]) -> dict[str, list[Record]]:
+    """Turns the {site: record} of each batch into each site's records, on the host.
+
+    All batches are dispatched before the first record is read.
+    """
+    fetched = jax.device_get(list(records))
+    return {site: [found[site] for found in fetched] for site in fetched[0]}
 
 
-def describe(m: moments.Moments) -> dict[str, Any]:
-    """Per-layer numbers of one site as lists, for JSON."""
-    numbers = {
-        "excess_kurtosis": moments.excess_kurtosis(m),
-        "rms": np.sqrt(m.m2 / m.count + m.mean**2),
-        "mean": m.mean,
+def merge(records: Iterable[Mapping[str, Record]]) -> dict[str, Record]:
+    """Merges {site: {statistic: record}} over batches, in float64 on the host."""
+    return {site: taps.merged(found) for site, found in by_site(records).items()}
+
+
+def describe(record: Mapping[str, Record]) -> dict[str, list[float]]:
+    """What the merged statistics of one site say of each layer, for JSON."""
+    return as_lists(taps.numbers(record))
+
+
+def as_lists(numbers: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    """One list a name, of one number a layer."""
+    return {
+        name: np.atleast_1d(np.asarray(value, np.float64)).tolist()
+        for name, value in numbers.items()
     }
-    return {name: np.atleast_1d(value).tolist() for name, value in numbers.items()}

@@ -30,6 +30,13 @@ TAP_SETS: Mapping[str, tuple[str, ...]] = {
     "full": (*BLOCK_SITES, "head_in"),
 }
 
+# Sites behind a norm, and its gain: there the RMS is known without data.
+NORMALIZED_SITES: Mapping[str, str] = {
+    "attn_in": "attn_norm",
+    "mlp_in": "mlp_norm",
+    "head_in": "final_norm",
+}
+
 # The site whose activation meets each weight: a product on integers needs both grids.
 FED_BY: Mapping[str, str] = {
     "w_q": "attn_in",

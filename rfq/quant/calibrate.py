@@ -116,7 +116,7 @@ class Evidence(NamedTuple):
 Calibrator = Callable[[Evidence, int, spec.Scheme], Bounds]
 
 
-def minmax(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:
+def min_max(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:
     """The extremes over all batches: nothing is clipped."""
     del num_bits, scheme
     return np.min(evidence.batches.lo), np.max(evidence.batches.hi)
@@ -124,7 +124,7 @@ def minmax(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:
 
 def absmax(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:
     """The largest magnitude, to both sides."""
-    lo, hi = minmax(evidence, num_bits, scheme)
+    lo, hi = min_max(evidence, num_bits, scheme)
     largest = np.maximum(-lo, hi)
     return -largest, largest
 
@@ -155,7 +155,7 @@ def percentile(
 
     Interpolated within the histogram's bins, and inside the extremes.
     """
-    lo, hi = minmax(evidence, num_bits, scheme)
+    lo, hi = min_max(evidence, num_bits, scheme)
     below = np.concatenate([[0.0], np.cumsum(evidence.counts)])
     tail = 0.5 * (1.0 - fraction)
     ends = np.interp([tail, 1.0 - tail], below / below[-1], evidence.edges)
@@ -167,7 +167,7 @@ def mse(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:
 
     One factor from 1e-3 to 1 for both ends: 100 of them, then 100 around the best.
     """
-    lo, hi = minmax(evidence, num_bits, scheme)
+    lo, hi = min_max(evidence, num_bits, scheme)
     occupied = np.flatnonzero(evidence.counts)
     # The outermost bins reach beyond the extremes.
     left = np.clip(evidence.edges[occupied], lo, hi)
@@ -239,7 +239,7 @@ def expected_error(
 
 
 CALIBRATORS: Mapping[str, Calibrator] = {
-    "minmax": minmax,
+    "min_max": min_max,
     "absmax": absmax,
     "ema": functools.partial(ema, momentum=0.9),
     "percentile_99.9": functools.partial(percentile, fraction=0.999),

@@ -1,9 +1,9 @@
 """Histograms whose bins are uniform in asinh: fine in the bulk, wide in the tails.
 
-4,096 fixed bins of u = asinh(x / scale) on [-18, 18] are .0088 of a scale wide near
-zero and .9 % of the distance far from it, and reach 3e7 scales, so that no activation
-falls outside. Counts are integers, so histograms of batches, devices and hosts merge
-exactly.
+4,096 fixed bins of u = asinh((x - center) / scale) on [-18, 18] are .0088 of a scale
+wide at the center and .9 % of the distance far from it, and reach 3e7 scales, so that
+no activation falls outside. Counts are integers, so histograms of batches, devices and
+hosts merge exactly.
 """
 
 from typing import NamedTuple
@@ -16,6 +16,33 @@ from rfq.types import Array
 NUM_BINS = 4096
 HALF_WIDTH = 18.0
 BIN_WIDTH = 2.0 * HALF_WIDTH / NUM_BINS
+_NUM_SORTED = 4096
+
+
+class Binning(NamedTuple):
+    """Where the bins lie, in units of x: scalars, or one a layer."""
+
+    center: Array
+    scale: Array
+
+
+def robust_binning(x: Array) -> Binning:
+    """The median, and 1.4826 times the median distance from it.
+
+    That scale is the standard deviation of a Gaussian and does not move with outliers.
+    Where more than half of the values coincide it falls back on the standard deviation,
+    and on 1 for a constant. Sorting is dear, so of a larger array 4,096 values are
+    taken, the same in every call. NaN and inf are left out.
+    """
+    x = x.astype(jnp.float32).ravel()
+    if x.size > _NUM_SORTED:
+        x = x[np.random.default_rng(0).integers(x.size, size=_NUM_SORTED)]
+    x = jnp.where(jnp.isfinite(x), x, jnp.nan)
+    center = jnp.nan_to_num(jnp.nanmedian(x))
+    distance = jnp.nan_to_num(jnp.nanmedian(jnp.abs(x - center)))
+    std = jnp.nan_to_num(jnp.nanstd(x))
+    scale = jnp.where(distance > 0.0, 1.4826 * distance, std)
+    return Binning(center, jnp.where(scale > 0.0, scale, 1.0))
 
 
 class Histogram(NamedTuple):
@@ -28,33 +55,18 @@ class Histogram(NamedTuple):
     count: Array
     num_nonfinite: Array  # In `count`, and in a bin that means nothing.
     sum_log_slope: Array  # sum(ln dx/du), nats.
-    scale: Array
+    binning: Binning
 
 
-def robust_scale(x: np.ndarray | Array) -> np.float32:
-    """1.4826 times the median distance from the median; on the host.
-
-    The standard deviation of a Gaussian, which does not move with outliers. Where more
-    than half of the values coincide it falls back on the standard deviation, and on 1
-    for a constant. A sample of some thousand values will do. NaN and inf are left out.
-    """
-    x = np.asarray(x).astype(np.float64).ravel()
-    x = x[np.isfinite(x)]
-    if x.size == 0:
-        return np.float32(1.0)
-    deviation = 1.4826 * np.median(np.abs(x - np.median(x)))
-    return np.float32(deviation or np.std(x) or 1.0)
-
-
-def histogram(x: Array, scale: Array) -> Histogram:
+def histogram(x: Array, binning: Binning) -> Histogram:
     """Counts the values of an array of any shape; the outermost bins take the rest.
 
-    The scale is a scalar, fixed before the pass (`robust_scale` of a calibration
-    sample, or an RMS); histograms of another scale do not merge.
+    The binning is two scalars, fixed before the pass (`robust_binning` of a sample, or
+    a mean and a standard deviation); histograms of other binnings do not merge.
     """
     x = x.astype(jnp.float32)
-    scale = jnp.asarray(scale, jnp.float32)
-    u = jnp.arcsinh(x / scale)
+    binning = Binning(*(jnp.asarray(leaf, jnp.float32) for leaf in binning))
+    u = jnp.arcsinh((x - binning.center) / binning.scale)
     index = jnp.floor((u + HALF_WIDTH) / BIN_WIDTH)
     index = jnp.clip(jnp.nan_to_num(index), 0, NUM_BINS - 1).astype(jnp.int32)
     # dx/du = scale cosh(u), and ln cosh u = |u| + ln(1 + e^(-2|u|)) - ln 2.
@@ -64,8 +76,8 @@ def histogram(x: Array, scale: Array) -> Histogram:
         counts=jnp.bincount(index.ravel(), length=NUM_BINS),
         count=jnp.int32(x.size),
         num_nonfinite=jnp.sum(~jnp.isfinite(x), dtype=jnp.int32),
-        sum_log_slope=jnp.sum(log_cosh + jnp.log(scale)),
-        scale=scale,
+        sum_log_slope=jnp.sum(log_cosh + jnp.log(binning.scale)),
+        binning=binning,
     )
 
 
@@ -73,19 +85,25 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
     """Histogram of the union of two samples; on the host, numpy in and out.
 
     Raises:
-        ValueError: the two do not have the same scale.
+        ValueError: the two do not have the same binning.
     """
-    if not np.array_equal(a.scale, b.scale):
-        raise ValueError(f"histograms of other scales: {a.scale} and {b.scale}")
+    if not all(map(np.array_equal, a.binning, b.binning)):
+        raise ValueError(f"histograms of other binnings: {a.binning} and {b.binning}")
     return Histogram(
         counts=np.add(a.counts, b.counts),
         count=np.add(a.count, b.count),
         num_nonfinite=np.add(a.num_nonfinite, b.num_nonfinite),
         sum_log_slope=np.add(a.sum_log_slope, b.sum_log_slope),
-        scale=a.scale,
+        binning=a.binning,
     )
 
 
 def edges() -> np.ndarray:
-    """The NUM_BINS + 1 edges in units of the scale, float64, symmetric about 0."""
+    """The NUM_BINS + 1 edges of (x - center) / scale, float64, symmetric about 0."""
     return np.sinh(np.linspace(-HALF_WIDTH, HALF_WIDTH, NUM_BINS + 1))
+
+
+def middles() -> np.ndarray:
+    """The NUM_BINS values of (x - center) / scale in the middle of each bin in u."""
+    u = np.linspace(-HALF_WIDTH, HALF_WIDTH, 2 * NUM_BINS + 1)
+    return np.sinh(u[1::2])

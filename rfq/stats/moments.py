@@ -87,6 +87,11 @@ def to_float64(record: AnyRecord) -> AnyRecord:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), record)
 
 
+def to_float32(record: AnyRecord) -> AnyRecord:
+    """The way back: the same tree with float32 numpy leaves, to be an argument."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), record)
+
+
 def variance(m: Moments) -> Array:
     """E[(x - mean)**2], the population (biased) estimate."""
     return m.m2 / m.count

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rfq.stats import histogram as histogram_lib
 from rfq.stats import moments as moments_lib
@@ -28,16 +29,38 @@ def negentropy(x: Array) -> Array:
 
     A bfloat16 array is dithered first. Error below 5e-4 for light and moderate tails at
     4e5 values; a sample of a law without density at its ends (a uniform) reads .003 too
-    low. Not for use inside a program: the host chooses the scale of the bins.
+    low.
 
     Returns:
         Float32 scalar; NaN when x holds NaN or inf, or is constant.
     """
+    return of_sample(sample(x, histogram_lib.robust_binning(x)))
+
+
+class Sample(NamedTuple):
+    """What the estimates need to know of a set of values."""
+
+    histogram: histogram_lib.Histogram
+    moments: moments_lib.Moments
+
+
+def sample(x: Array, binning: histogram_lib.Binning) -> Sample:
+    """Reduces an array of any shape; a bfloat16 array is dithered first."""
     x = dither(x)
-    m = moments_lib.moments(x)
-    # Bins are finest at zero.
-    h = histogram_lib.histogram(x - m.mean, histogram_lib.robust_scale(x))
-    return from_histogram(h, moments_lib.variance(m))
+    return Sample(histogram_lib.histogram(x, binning), moments_lib.moments(x))
+
+
+def merge(a: Sample, b: Sample) -> Sample:
+    """The union of two samples; on the host, float64 numpy in and out."""
+    return Sample(
+        histogram_lib.merge(a.histogram, b.histogram),
+        moments_lib.merge(a.moments, b.moments),
+    )
+
+
+def of_sample(s: Sample) -> Array:
+    """J of a merged sample, in nats; leading axes of the leaves are kept."""
+    return from_histogram(s.histogram, moments_lib.variance(s.moments))
 
 
 def from_histogram(h: histogram_lib.Histogram, variance: Array) -> Array:
@@ -104,6 +127,31 @@ def contrasts(x: Array, mean: Array, std: Array) -> Contrasts:
         bump=jnp.sum(bump),
         log_cosh=jnp.sum(log_cosh),
     )
+
+
+def contrasts_of(s: Sample) -> Contrasts:
+    """The contrasts of a merged sample, from the middles of its bins; on the host.
+
+    Within 1e-5 of the sums over the values: a bin is at most .9 % wide.
+    """
+    h = s.histogram
+    shape = (*np.shape(h.count), 1)
+    center, scale, mean, std = (
+        np.reshape(leaf, shape)
+        for leaf in (*h.binning, s.moments.mean, moments_lib.variance(s.moments) ** 0.5)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        v = (center + scale * histogram_lib.middles() - mean) / std
+    size = np.abs(v)
+    bump = np.exp(-0.5 * v**2)
+    values = {
+        "odd": v * bump,
+        "absolute": size,
+        "bump": bump,
+        "log_cosh": size + np.log1p(np.exp(-2.0 * size)) - math.log(2.0),
+    }
+    sums = {name: np.sum(h.counts * value, -1) for name, value in values.items()}
+    return Contrasts(count=h.count, **sums)
 
 
 def merge_contrasts(a: Contrasts, b: Contrasts) -> Contrasts:

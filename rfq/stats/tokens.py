@@ -19,6 +19,7 @@ class Tokens(NamedTuple):
     num_with_median: Array  # Tokens whose median magnitude is not 0.
     direction: Array  # [D]: sum(x_t / |x_t|).
     num_nonzero: Array
+    num_tokens: Array
 
 
 def tokens(x: Array) -> Tokens:
@@ -45,6 +46,7 @@ def tokens(x: Array) -> Tokens:
         num_with_median=jnp.sum(with_median).astype(jnp.float32),
         direction=jnp.sum(unit, axis=0),
         num_nonzero=jnp.sum(nonzero).astype(jnp.float32),
+        num_tokens=jnp.float32(x.shape[0]),
     )
 
 

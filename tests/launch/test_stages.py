@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PARALLEL = "-n auto --maxprocesses 4 --dist loadfile"
 TOOLS = ["ruff", "basedpyright", "lint-imports", "python", "rfq"]
 
 
@@ -81,7 +82,10 @@ def test_the_tests_leave_out_the_slow_ones_by_default(stage):
     assert status == 0
     called = stage.called()
     assert called[0] == "setup.sh --dev"
-    assert called[-1] == "python -m pytest -m not slow --timeout 300 tests/quant -x"
+    assert (
+        called[-1]
+        == f"python -m pytest {PARALLEL} -m not slow --timeout 300 tests/quant -x"
+    )
     assert len(called) == 6
     assert said.count(" ok") == 5
 
@@ -89,7 +93,7 @@ def test_the_tests_leave_out_the_slow_ones_by_default(stage):
 def test_continuous_integration_runs_every_test(stage):
     status, _ = stage.run(".ci/run")
     assert status == 0
-    assert stage.called()[-1] == "python -m pytest --timeout 1200"
+    assert stage.called()[-1] == f"python -m pytest {PARALLEL} --timeout 1200"
 
 
 @pytest.mark.parametrize(

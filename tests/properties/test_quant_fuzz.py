@@ -63,7 +63,7 @@ def test_calibration_counts_what_it_cannot_use(x):
 
 @hypothesis.given(arrays(values))
 def test_histograms_lose_no_value(x):
-    record = histogram_of(x, histogram.robust_scale(x))
+    record = histogram_of(x, histogram.robust_binning(x))
     assert int(record.counts.sum()) == x.size
     assert int(record.num_nonfinite) == np.sum(~np.isfinite(x))
 

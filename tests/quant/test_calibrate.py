@@ -77,15 +77,15 @@ def test_static_ranges_per_channel_broadcast_against_the_activations():
 def evidence(x, num_batches=1):
     """What the driver collects in two passes over x."""
     batches = [observed(batch) for batch in x.reshape(num_batches, -1)]
-    scale = histogram.robust_scale(x)
-    h = histogram.histogram(jnp.asarray(x), scale)
+    binning = histogram.robust_binning(jnp.asarray(x))
+    h = histogram.histogram(jnp.asarray(x), binning)
     return calibrate.Evidence(
         batches=calibrate.Range(
             *(np.stack(leaf) for leaf in zip(*batches, strict=True))
         ),
         rms=float(np.sqrt(np.mean(x.astype(np.float64) ** 2))),
         counts=np.asarray(h.counts),
-        edges=histogram.edges() * scale,
+        edges=histogram.edges() * binning.scale + binning.center,
     )
 
 
@@ -103,7 +103,7 @@ def sqnr_db(x, bounds, num_bits):
 def test_min_max_clips_nothing_and_absmax_is_symmetric():
     x = np.concatenate([normal(999), [9.0]]).astype(np.float32)
     seen = evidence(x, num_batches=4)
-    assert calibrate.minmax(seen, 8, grid.grid_from_range) == (x.min(), x.max())
+    assert calibrate.min_max(seen, 8, grid.grid_from_range) == (x.min(), x.max())
     assert calibrate.absmax(seen, 8, grid.grid_from_range) == (-9.0, 9.0)
 
 
@@ -184,7 +184,7 @@ def test_mse_is_the_best_shrink_of_the_range(num_bits, law):
     if law == "one_sided":
         x = np.maximum(x, -0.1)
     seen = evidence(x)
-    lo, hi = calibrate.minmax(seen, num_bits, grid.grid_from_range)
+    lo, hi = calibrate.min_max(seen, num_bits, grid.grid_from_range)
     found = sqnr_db(x, calibrate.mse(seen, num_bits, grid.grid_from_range), num_bits)
     tried = [
         sqnr_db(x, (factor * lo, factor * hi), num_bits)

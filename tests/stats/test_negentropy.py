@@ -12,7 +12,7 @@ from rfq.stats import histogram, moments
 from rfq.stats import negentropy as n
 
 NUM_VALUES = 400_000
-histogram_of = jax.jit(histogram.histogram)
+sample_of = jax.jit(n.sample)
 moments_of = jax.jit(moments.moments)
 
 
@@ -109,24 +109,21 @@ def test_negentropy_does_not_depend_on_units():
 
 def test_batches_merge_to_the_whole():
     x = jax.random.laplace(jax.random.key(2), (4, 50_000))
-    scale = histogram.robust_scale(x)
-    h = m = None
+    binning = histogram.robust_binning(x)
+    merged = None
     for row in x:
-        row_h = moments.to_float64(histogram_of(row, scale))
-        row_m = moments.to_float64(moments_of(row))
-        h = row_h if h is None else histogram.merge(h, row_h)
-        m = row_m if m is None else moments.merge(m, row_m)
-    np.testing.assert_allclose(
-        n.from_histogram(h, moments.variance(m)), n.negentropy(x), atol=2e-4
-    )
+        part = moments.to_float64(sample_of(row, binning))
+        merged = part if merged is None else n.merge(merged, part)
+    np.testing.assert_allclose(n.of_sample(merged), n.negentropy(x), atol=2e-4)
 
 
 def test_layers_are_batch_axes():
     x = jax.random.laplace(jax.random.key(3), (3, 10_000))
-    h = jax.vmap(lambda row: histogram.histogram(row, 1.0))(x)
+    unit = histogram.Binning(0.0, 1.0)
+    h = jax.vmap(lambda row: histogram.histogram(row, unit))(x)
     m = jax.vmap(moments.moments)(x)
     found = n.from_histogram(h, moments.variance(m))
-    alone = n.from_histogram(histogram.histogram(x[1], 1.0), jnp.var(x[1]))
+    alone = n.from_histogram(histogram.histogram(x[1], unit), jnp.var(x[1]))
     np.testing.assert_allclose(found[1], alone, atol=1e-5)
 
 
@@ -154,6 +151,20 @@ def test_the_proxies_have_their_reference_values(name):
     np.testing.assert_allclose(n.hyvarinen_a(c), j_a, rtol=5e-3, atol=1e-6)
     np.testing.assert_allclose(n.hyvarinen_b(c), j_b, rtol=5e-3, atol=1e-6)
     np.testing.assert_allclose(n.log_cosh_contrast(c), log_cosh, rtol=5e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", sorted(PROXIES))
+def test_a_histogram_knows_the_proxies(name):
+    quantile = PROXIES[name][0]
+    x = jnp.asarray(3.0 * quantile((np.arange(100_000) + 0.5) / 100_000) + 1.0)
+    layers = jnp.stack([x, -x])  # The layers of a site.
+    binnings = jax.vmap(histogram.robust_binning)(layers)
+    seen = moments.to_float64(jax.vmap(n.sample)(layers, binnings))
+    exact = n.contrasts(x, x.mean(), x.std())
+    for proxy in (n.hyvarinen_a, n.hyvarinen_b, n.log_cosh_contrast):
+        found = proxy(n.contrasts_of(seen))
+        assert found.shape == (2,)
+        np.testing.assert_allclose(found, proxy(exact), rtol=2e-3, atol=1e-6)
 
 
 def test_contrasts_merge_by_adding():
