@@ -16,7 +16,7 @@ from rfq.model.config import BLOCK_SITES, FED_BY, SITES, TAP_SETS
 from rfq.quant import grid, integer, weights
 from rfq.stats import moments
 from tests.model import examples
-from tests.oracles import decoder
+from tests.oracles import decoder, deferred
 
 # Activations are of size 1 to 10 and pass a dozen float32 products of length 12 to 24;
 # attention and normalization amplify the roundings (6e-8) by at most a few hundred.
@@ -303,20 +303,6 @@ def on_integers(model, params, batch, weight_bits, act_bits):
     return codes, states
 
 
-def deferred(x, w, name, state):
-    """`integer_matmul` in float32: integers as floats, the steps after the sum."""
-    if state is None:
-        return layers.matmul(x, w, name, None)
-    axes = params_lib.TABLE[name].matrix.in_axes
-    shift = -int(jnp.iinfo(w.dtype).min)
-    q_w = w.astype(jnp.float32) + shift - state.w.zero_point
-    q_x = grid.encode(x, state.x) - state.x.zero_point
-    step = state.x.step * state.w.step.reshape(w.shape[len(axes) :])
-    # Sums of integers below 2**24 have no rounding, in whatever order.
-    y = jnp.tensordot(q_x, q_w, axes=len(axes), precision="highest")
-    return y * step.reshape((1,) * (y.ndim - step.ndim) + step.shape)
-
-
 @pytest.mark.parametrize("weight_bits", [8, 4])
 @pytest.mark.parametrize("skip", examples.SKIPS)
 def test_a_model_on_integers_is_its_simulation(skip, weight_bits):
@@ -326,10 +312,9 @@ def test_a_model_on_integers_is_its_simulation(skip, weight_bits):
     fake = taps.Taps(taps.Both(taps.fake_quantize, examples.keep), TAP_SETS["full"])
     (logits, sites), (expected, expected_sites) = (
         run(model, codes, batch, transformer.Seams(fake, dot=dot), states)
-        for dot in (layers.integer_matmul, deferred)
+        for dot in (layers.integer_matmul, deferred.matmul)
     )
-    # At most 24 products below 255**2: both sums are exact, so that every activation
-    # of every layer and every logit has the same bits.
+    # Both sums are exact: every activation and every logit has the same bits.
     for site, (_, x) in sites.items():
         np.testing.assert_array_equal(x, expected_sites[site][1], err_msg=site)
     np.testing.assert_array_equal(logits, expected)

@@ -8,7 +8,7 @@ import pytest
 
 from rfq import errors
 from rfq import params as table
-from rfq.quant import grid, weights
+from rfq.quant import grid, integer, weights
 
 L, D, H, K, F, V = 2, 16, 2, 4, 24, 11
 
@@ -154,3 +154,19 @@ def test_group_128_of_gaussian_columns():
         w_hat = weights.quantize({"w_up": w}, num_bits, group_size=128)["w_up"]
         measured = 10 * jnp.log10(jnp.sum(w**2) / jnp.sum((w - w_hat) ** 2))
         np.testing.assert_allclose(measured, db, atol=0.1)
+
+
+@pytest.mark.parametrize("num_bits", [2, 4, 5, 8, 16])
+def test_the_codes_are_those_of_quantize(params, num_bits):
+    codes, found = weights.encode(params, num_bits)
+    quantized = weights.quantize(params, num_bits)
+    dtype = {2: jnp.int4, 4: jnp.int4, 5: jnp.int8, 8: jnp.int8, 16: jnp.int16}
+    for name, g in found["blocks"].items():
+        leaf, expected = codes["blocks"][name], quantized["blocks"][name]
+        if g is None:
+            assert leaf is params["blocks"][name]
+            continue
+        assert leaf.dtype == dtype[num_bits]
+        loaded = integer.load(integer.Codes(leaf, g))
+        np.testing.assert_array_equal(loaded, expected)
+    assert codes["embedding"] is params["embedding"] and found["embedding"] is None
