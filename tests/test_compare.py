@@ -62,7 +62,7 @@ def test_the_whole_job_is_in_one_directory(compared):
             "done.json",
             "quantize/rows.jsonl",
             "quantize/sites.jsonl",
-            "quantize/histograms.json",
+            "quantize/statistics.json",
         ):
             assert (run_dir / name).stat().st_size > 0
     for pattern in ("report.html", "tables/*.md", "tables/*.csv", "figures/*.png"):

@@ -213,8 +213,17 @@ def test_differences_name_the_field_and_both_values():
             ["quantize.streams='skip'", "in_place"],
         ),
         (
-            lambda: QuantizeConfig(calibrator="kl"),
-            ["quantize.calibrator='kl'", "min_max"],
+            lambda: QuantizeConfig(calibrators=("kl",)),
+            ["quantize.calibrators='kl'", "min_max"],
+        ),
+        (
+            lambda: QuantizeConfig(calibration_seeds=(0, -1)),
+            ["quantize.calibration_seeds=(0, -1)"],
+        ),
+        (lambda: QuantizeConfig(sample_tokens=0), ["quantize.sample_tokens=0"]),
+        (
+            lambda: LogConfig(statistics=("kurtosis",)),
+            ["log.statistics='kurtosis'", "moments"],
         ),
         (
             lambda: ShardingConfig(strategy="zero"),

@@ -29,7 +29,8 @@ FIELDS = {
     "loss_increase_hi", "bits_per_byte", "sqnr_db", "nmse", "excess_kurtosis",
     "final_norm_excess_kurtosis", "num_params", "num_steps", "tokens_seen",
     "compute_dtype", "calibration_tokens", "eval_tokens", "config_fingerprint",
-    "commit", "device", "versions", "seconds",
+    "commit", "device", "versions", "seconds", "calibration_seed", "min_sqnr_db",
+    "bulk_sqnr_db", "clip_fraction", "dead_fraction", "relative_error",
 }  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def unswept(tmp_path_factory, tmp_path):
 
 
 def _texts(run_dir: pathlib.Path) -> dict[str, list[str]]:
-    names = ("rows.jsonl", "sites.jsonl", "histograms.json")
+    names = ("rows.jsonl", "sites.jsonl", "losses.jsonl", "statistics.json")
     return {name: tiny.lines(run_dir / "quantize" / name) for name in names}
 
 
@@ -169,9 +170,9 @@ def _expected_loss(run_dir, given, spec: str, stream: str) -> float:
             },
         }
 
-    def batches(split, num_tokens):
+    def batches(split, num_tokens, seed=None):
         return heldout.batches(
-            given, split, num_tokens=num_tokens, batch_size=32, mesh=mesh
+            given, split, num_tokens=num_tokens, batch_size=32, mesh=mesh, seed=seed
         )
 
     def score(batch):
@@ -182,12 +183,12 @@ def _expected_loss(run_dir, given, spec: str, stream: str) -> float:
 
     observed = [
         jax.device_get(compiled.calibrate(tree, batch))
-        for batch in batches("calibration", given.quantize.calibration_tokens)
+        for batch in batches("calibration", given.quantize.calibration_tokens, 0)
     ]
     ranges = {
         site: (
-            functools.reduce(np.minimum, [record[site].lo for record in observed]),
-            functools.reduce(np.maximum, [record[site].hi for record in observed]),
+            functools.reduce(np.minimum, [record[site][0].lo for record in observed]),
+            functools.reduce(np.maximum, [record[site][0].hi for record in observed]),
         )
         for site in TAP_SETS["paper"]
     }
@@ -221,15 +222,15 @@ def test_the_distortion_of_each_site_is_kept(swept, rows):
     ]
     assert [(row["spec"], row["stream"]) for row in found] == expected
     for row in found:
-        assert set(row["sites"]) == set(TAP_SETS["paper"])
-        values = [site["sqnr_db"] for site in row["sites"].values()]
+        assert set(row["sites"]) == {*TAP_SETS["paper"], "head_in"}
+        values = [row["sites"][site]["sqnr_db"] for site in TAP_SETS["paper"]]
         assert {len(layers) for layers in values} == {2}
         mean = np.mean(values)
         assert rows[row["spec"], row["stream"]]["sqnr_db"] == pytest.approx(mean)
 
 
 def test_histograms_hold_every_activation_once(swept, given):
-    (found,) = metrics.read(swept / "quantize" / "histograms.json")
+    (found,) = metrics.read(swept / "quantize" / "statistics.json")
     assert found["num_tokens"] == 64 * tiny.SEQ_LEN
     num_values = found["num_tokens"] * given.model.width
     for site in ("attn_norm_in", "mlp_in", "final_norm_in"):
@@ -252,7 +253,7 @@ def test_a_second_sweep_does_nothing(swept, given, tmp_path, monkeypatch):
 
 
 def test_a_killed_sweep_goes_on_after_its_last_row(swept, unswept, given, monkeypatch):
-    # 12 rows and 8 lines of sites: three random kills among the 20 appended lines, each
+    # 12 rows, 8 lines of sites, 12 of losses: three random kills among the 32, each
     # counted from the start of its own sweep, and a line that the last kill cut in two.
     rng = np.random.default_rng(0)
     for num_calls in rng.integers(1, 7, size=3):
@@ -276,7 +277,7 @@ def test_other_tokens_are_another_question(swept, given, tmp_path):
     on_disk = metrics.read(run_dir / "quantize" / "rows.jsonl")
     assert {row["eval_tokens"] for row in on_disk} == {32 * tiny.SEQ_LEN}
     assert len(on_disk) == 4
-    (histograms,) = metrics.read(run_dir / "quantize" / "histograms.json")
+    (histograms,) = metrics.read(run_dir / "quantize" / "statistics.json")
     assert histograms["num_tokens"] == 32 * tiny.SEQ_LEN
 
 

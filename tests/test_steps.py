@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq import optim, sharding, steps
+from rfq import optim, sharding, steps, taps
 from rfq import params as params_lib
-from rfq.experiment import Experiment, QuantizeConfig, TrainConfig
+from rfq.experiment import Experiment, LogConfig, QuantizeConfig, TrainConfig
 from rfq.model import init as init_lib
-from rfq.model import transformer
+from rfq.model import layers, transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.model.init import InitConfig
 from rfq.optim import matrix
@@ -201,7 +201,10 @@ def test_measuring_gives_each_sequences_loss_and_each_layers_moments():
     assert set(records) == {*BLOCK_SITES, "final_norm_in"}
     for site, record in records.items():
         lead = (MODEL.num_layers,) if site in BLOCK_SITES else ()
-        assert {leaf.shape for leaf in jax.tree.leaves(record)} == {lead}
+        assert {leaf.shape for leaf in record["moments"]} == {lead}
+        assert set(record) == set(LogConfig().statistics)
+        numbers = taps.numbers(taps.merged([record]))
+        assert {number.shape for number in numbers.values()} == {lead}
 
 
 def test_one_bad_number_makes_a_state_not_finite():
@@ -327,7 +330,8 @@ def quantizing(tap_set="paper"):
 
 class Sweep(NamedTuple):
     losses: dict  # (spec, stream) -> [B]
-    distorted: dict  # spec -> {site: Distortion}
+    effects: dict  # spec -> {site: Effect}
+    diverged: dict  # (spec, stream) -> {site: Distortion}
     ranges: dict  # weight_bits -> {site: Bounds}
     num_traces: int
 
@@ -335,7 +339,7 @@ class Sweep(NamedTuple):
 @functools.cache
 def sweep(tap_set="paper"):
     """What `ptq` does with one batch: every setting of the paper's grid."""
-    functions, found = quantizing(tap_set), Sweep({}, {}, {}, 0)
+    functions, found = quantizing(tap_set), Sweep({}, {}, {}, {}, 0)
     batch = sharding.to_global(batches()[0], sharding.make_mesh(1))
     params = {None: place(PARAMS, functions.params)}
     with counted_traces() as traces:
@@ -345,23 +349,36 @@ def sweep(tap_set="paper"):
                 params[bits] = functions.quantize(params[None], jnp.int32(bits))
             if bits not in found.ranges:
                 seen = jax.device_get(functions.calibrate(params[bits], batch))
-                found.ranges[bits] = calibrate.finalize(seen, TAP_SETS[tap_set])
-            args = (params[bits], batch, found.ranges[bits], jnp.int32(spec.act_bits))
+                found.ranges[bits] = calibrate.finalize(
+                    {site: extremes for site, (extremes, _) in seen.items()},
+                    TAP_SETS[tap_set],
+                )
+            ranges, act_bits = found.ranges[bits], jnp.int32(spec.act_bits)
             for stream in STREAMS:
-                scored = functions.score_quantized[stream](*args)
+                scored = functions.score_quantized[stream](
+                    params[bits], batch, ranges, act_bits
+                )
                 found.losses[spec, stream] = np.asarray(scored)
-            found.distorted[spec] = jax.device_get(functions.distort(*args))
+                found.diverged[spec, stream] = jax.device_get(
+                    functions.diverge[stream](
+                        params[None], params[bits], batch, ranges, act_bits
+                    )
+                )
+            limits = {site: np.abs(hi) / 2 for site, (_, hi) in ranges.items()}
+            found.effects[spec] = jax.device_get(
+                functions.distort(params[bits], batch, ranges, limits, act_bits)
+            )
     return found._replace(num_traces=len(traces))
 
 
 def test_one_program_serves_the_whole_grid():
-    # 18 settings: calibrate, distort and one score per stream, traced once each.
+    # 18 settings: calibrate, distort, and per stream score and diverge, traced once.
     assert len(SPECS) == 18
-    assert sweep().num_traces == 2 + len(STREAMS)
+    assert sweep().num_traces == 2 + 2 * len(STREAMS)
 
 
 def test_sixteen_bits_cost_nothing_and_each_bit_less_costs_more():
-    losses, distorted = sweep().losses, sweep().distorted
+    losses, effects = sweep().losses, sweep().effects
     full = decoder.token_losses(PARAMS, batches()[0], MODEL).mean(axis=1)
     for stream in STREAMS:
         by_bits = [
@@ -373,7 +390,7 @@ def test_sixteen_bits_cost_nothing_and_each_bit_less_costs_more():
         assert by_bits == sorted(by_bits) and by_bits[-1] > 50 * by_bits[1]
     for site in TAP_SETS["paper"]:
         sqnr = [
-            distortion.sqnr_db_of(distorted[QuantSpec(None, bits)][site])
+            distortion.sqnr_db_of(effects[QuantSpec(None, bits)][site].error)
             for bits in (12, 10, 8, 6)
         ]
         # 6.02 dB a bit, as far as rounding looks uniform.
@@ -388,7 +405,7 @@ def test_only_the_skip_path_tells_the_streams_apart():
 
 
 def test_distortion_is_local_on_clean_inputs():
-    distorted, ranges = sweep().distorted, sweep().ranges
+    effects, ranges = sweep().effects, sweep().ranges
     spec = QuantSpec(None, 4)
     _, sites = decoder.forward(PARAMS, batches()[0][:, :-1], MODEL)
     for site in TAP_SETS["paper"]:
@@ -398,13 +415,74 @@ def test_distortion_is_local_on_clean_inputs():
                 x.astype(np.float32),
                 grid.grid_from_range(lo[layer], hi[layer], spec.act_bits),
             )
-            found = distorted[spec][site]
+            found = effects[spec][site].error
             np.testing.assert_allclose(found.signal[layer], (x**2).sum(), rtol=1e-3)
             # A value within 1e-4 of a boundary may fall on the other side of it; it
             # then errs by the same half step.
             np.testing.assert_allclose(
                 found.noise[layer], ((x - x_hat) ** 2).sum(), rtol=1e-2
             )
+
+
+def test_effects_say_what_the_grid_does():
+    spec = QuantSpec(None, 4)
+    for site, effect in sweep().effects[spec].items():
+        lo, hi = sweep().ranges[None][site]
+        assert effect.codes.shape == (MODEL.num_layers, 1 << 16)
+        # A range that the batch itself gave is used to its ends, and clips nothing but
+        # what the rounded zero point pushes out.
+        assert np.all(effect.codes.sum(-1) <= 16) and np.all(effect.codes.sum(-1) > 10)
+        clipped = distortion.clip_fraction(effect.usage)
+        dead = distortion.dead_fraction(effect.usage)
+        assert np.all(clipped < 0.01) and np.all((0.02 < dead) & (dead < 0.5))
+        inside = effect.usage.bulk_signal / effect.error.signal
+        assert np.all((0.05 < inside) & (inside < 1.0)), (lo, hi)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_divergence_is_that_of_two_models_run_apart(stream):
+    functions, spec = quantizing(), QuantSpec(8, 4)
+    tokens = batches()[0][:, :-1]
+    found = sweep().diverged[spec, stream]
+    rounded = jax.device_get(functions.quantize(PARAMS, jnp.int32(8)))
+    seams = transformer.Seams(
+        taps.Taps(taps.fake_quantize, TAP_SETS["paper"]), layers.STREAMS[stream]
+    )
+    states = {
+        site: grid.grid_from_range(jnp.asarray(lo), jnp.asarray(hi), spec.act_bits)
+        for site, (lo, hi) in sweep().ranges[8].items()
+    }
+    with jax.default_matmul_precision("highest"):
+        clean, _ = transformer.features(PARAMS, tokens, MODEL)
+        other, _ = transformer.features(rounded, tokens, MODEL, seams, states)
+    expected = np.sum((clean - other) ** 2) / np.sum(clean**2)
+    np.testing.assert_allclose(
+        distortion.nmse_of(found["head_in"]), expected, rtol=1e-3
+    )
+    assert set(found) == {*TAP_SETS["paper"], "head_in"}
+    stream_error = distortion.nmse_of(found["attn_norm_in"])
+    # The embedding is not quantized, so nothing has gone wrong before the first block.
+    assert stream_error[0] == 0.0 and stream_error[1] > 1e-4
+
+
+def test_weights_have_their_statistics():
+    found = jax.device_get(quantizing().weigh(PARAMS))
+    for name, numbers in found.items():
+        axes = params_lib.TABLE[name].matrix
+        for layer, w in enumerate(PARAMS["blocks"][name].astype(np.float64)):
+            matrix = w.reshape(np.prod([w.shape[a - 1] for a in axes.in_axes]), -1)
+            s = np.linalg.svd(matrix, compute_uv=False)
+            centred = matrix - matrix.mean()
+            gamma = np.mean(centred**4) / np.mean(centred**2) ** 2 - 3
+            expected = {
+                "excess_kurtosis": gamma,
+                "isometry_deviation": np.abs(s**2 / np.mean(s**2) - 1).max(),
+                "singular_value_spread": s.max() / s.min(),
+            }
+            for key, value in expected.items():
+                # A square Gaussian matrix is nearly singular: float32 of a small s.
+                np.testing.assert_allclose(numbers[key][layer], value, rtol=2e-3)
+    assert set(found) == {"w_q", "w_k", "w_v", "w_o", "w_up", "w_down"}
 
 
 def test_ranges_are_the_extremes_of_each_layer():
@@ -450,18 +528,15 @@ def test_full_precision_is_scored_as_trained_and_in_float32():
 @pytest.mark.slow
 def test_the_full_tap_set_measures_and_quantizes_every_operand():
     losses = sweep("full").losses
-    assert set(sweep("full").distorted[QuantSpec(8, 8)]) == set(TAP_SETS["full"])
+    assert set(sweep("full").effects[QuantSpec(8, 8)]) == set(TAP_SETS["full"])
     paper = sweep().losses
     spec = QuantSpec(None, 6)
     assert not np.array_equal(losses[spec, "branch"], paper[spec, "branch"])
     functions, batch = quantizing("full"), batches()[0]
     measured = jax.device_get(functions.measure(PARAMS, batch))
     assert set(measured) == set(SITES)
-    scales = {
-        site: np.sqrt(m.m2 / m.count + m.mean**2).astype(np.float32)
-        for site, m in ((site, r["moments"]) for site, r in measured.items())
-    }
-    counted = jax.device_get(functions.histogram(PARAMS, batch, scales))
+    binnings = {site: record["binning"] for site, record in measured.items()}
+    counted = jax.device_get(functions.histogram(PARAMS, batch, binnings))
     for site, record in counted.items():
-        totals = record["histogram"].counts.sum(axis=-1)
+        totals = record["histogram"].histogram.counts.sum(axis=-1)
         np.testing.assert_array_equal(totals, measured[site]["moments"].count)

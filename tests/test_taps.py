@@ -7,18 +7,19 @@ import pytest
 
 from rfq import taps
 from rfq.quant import calibrate, distortion, grid
-from rfq.stats import moments
+from rfq.stats import histogram, moments
 
 X = np.random.default_rng(0).standard_normal((4, 5, 6)).astype(np.float32)
 GRID = grid.Grid(*map(np.float32, (0.25, 7.0, 15.0)))
-SCALE = np.float32(1.0)
+PROBE = taps.Probe(GRID, np.float32(1.0))
+UNIT = histogram.Binning(np.float32(0.0), np.float32(1.0))
 
 # Every tap that must not touch x, with a state that suits it.
 OBSERVERS = {
     "identity": (taps.identity, None),
     "observe_range": (taps.observe_range, None),
-    "measure_distortion": (taps.measure_distortion, GRID),
-    **{f"measure {name}": (taps.Measure((name,)), SCALE) for name in taps.STATISTICS},
+    "measure_distortion": (taps.measure_distortion, PROBE),
+    **{f"measure {name}": (taps.Measure((name,)), UNIT) for name in taps.STATISTICS},
 }
 
 
@@ -55,7 +56,8 @@ def test_fake_quantize_rounds_to_the_grid_in_float32():
 
 def test_distortion_is_that_of_fake_quantize():
     y, _ = applied(taps.fake_quantize, GRID)
-    _, record = applied(taps.measure_distortion, GRID)
+    _, effect = applied(taps.measure_distortion, PROBE)
+    record = effect.error
     assert isinstance(record, distortion.Distortion)
     # Float32 sums of 120 squares in another order.
     np.testing.assert_allclose(record.signal, np.sum(np.float64(X) ** 2), rtol=1e-6)
@@ -71,11 +73,11 @@ def test_a_forgotten_grid_does_not_pass_for_full_precision(tap):
 
 
 def test_measure_records_each_statistic_under_its_name():
-    _, record = applied(taps.Measure(("moments", "histogram")), SCALE)
+    _, record = applied(taps.Measure(("moments", "histogram")), UNIT)
     assert set(record) == {"moments", "histogram"}
     assert isinstance(record["moments"], moments.Moments)
     np.testing.assert_allclose(record["moments"].mean, X.mean(), rtol=1e-5)
-    assert np.sum(record["histogram"].counts) == X.size
+    assert np.sum(record["histogram"].histogram.counts) == X.size
 
 
 def test_both_applies_the_second_to_what_the_first_made():
@@ -109,3 +111,75 @@ def test_equal_taps_are_one_static_value():
     )
     assert one == two and hash(one) == hash(two)
     assert one != taps.Taps(taps.Measure(("moments",)), ("q",))
+
+
+def test_dear_statistics_see_a_sample_and_cheap_ones_all():
+    statistics = ("moments", "channels", "tokens", "histogram")
+    _, record = applied(taps.Measure(statistics, sample=8), UNIT)
+    assert record["moments"].count == X.size
+    np.testing.assert_array_equal(record["channels"].count, np.full(6, 20.0))
+    # Every one of 4 sequences gives two of its 5 positions.
+    assert record["tokens"].num_tokens == 8
+    assert record["histogram"].moments.count == 8 * 6
+    again = applied(taps.Measure(statistics, sample=8), UNIT)[1]
+    for one, other in zip(jax.tree.leaves(record), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_sample_has_other_positions_in_every_sequence():
+    # A sink at position 0 must neither be in all sequences' samples nor in none's.
+    x = np.broadcast_to(np.arange(50.0, dtype=np.float32)[:, None], (40, 50, 1))
+    seen = np.asarray(taps.Measure(sample=80)._sampled(jnp.asarray(x)))[..., 0]
+    assert seen.shape == (40, 2)
+    assert np.all(seen[:, 0] < seen[:, 1])
+    assert 20 < np.unique(seen).size
+    first = np.mean(seen == 0.0)
+    assert 0 < first < 0.1
+
+
+def test_heads_are_part_of_a_tokens_vector():
+    x = X.reshape(4, 5, 2, 3)
+    _, record = applied(taps.Measure(("channels", "tokens")), None, x)
+    assert record["channels"].mean.shape == (6,)
+    np.testing.assert_allclose(
+        record["channels"].mean, X.reshape(-1, 6).mean(axis=0), atol=1e-6
+    )
+
+
+def test_numbers_have_one_name_each():
+    names = [name for row in taps.STATISTICS.values() for name in row.numbers]
+    assert len(set(names)) == len(names)
+
+
+def test_without_a_state_a_histogram_has_bins_of_its_own():
+    _, record = applied(taps.Measure(("histogram",)))
+    center, scale = record["histogram"].histogram.binning
+    np.testing.assert_allclose(center, np.median(X), atol=1e-6)
+    distance = np.median(np.abs(X - np.median(X)))
+    np.testing.assert_allclose(scale, 1.4826 * distance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(taps.STATISTICS))
+def test_every_statistic_merges_to_the_whole(name):
+    rows = np.random.default_rng(1).standard_normal((6, 8, 5)).astype(np.float32)
+    tap = jax.jit(taps.Measure((name,)))
+    parts = [tap(rows[i : i + 2], UNIT)[1] for i in (0, 2, 4)]
+    left = taps.merged(parts)
+    order = taps.merged([parts[0], *reversed(parts[1:])])
+    for key, value in taps.numbers(left).items():
+        np.testing.assert_allclose(taps.numbers(order)[key], value, rtol=1e-9)
+        whole = taps.numbers(taps.merged([tap(rows, UNIT)[1]]))[key]
+        # Float32 within a batch; a negentropy near zero loses digits to its two parts.
+        np.testing.assert_allclose(value, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_divergence_compares_two_models_and_rounds_one():
+    x = jnp.stack([jnp.asarray(X), jnp.asarray(X) + 0.1])
+    run = jax.vmap(
+        lambda leaf: taps.measure_divergence(leaf, GRID), axis_name=taps.PAIR
+    )
+    (clean, quantized), record = run(x)
+    np.testing.assert_array_equal(clean, X)
+    np.testing.assert_array_equal(quantized, grid.fake_quantize(x[1], GRID))
+    np.testing.assert_allclose(record.noise[0], 0.01 * X.size, rtol=1e-4)
+    np.testing.assert_allclose(record.signal[0], np.sum(X**2), rtol=1e-5)

@@ -784,20 +784,22 @@ class Histogram(NamedTuple):
 def histogram(run: Run, site: str) -> Histogram | None:
     """The middle layer's histogram of a site, or None where the run has none.
 
-    Edges in units of the RMS become edges of (x - mean) / standard deviation.
+    Edges in units of the bins' scale become edges of (x - mean) / standard deviation.
     """
-    record = load.child(run.histograms, "sites", site)
-    edges, layers = run.histograms.get("edges"), record.get("counts")
+    record = load.child(run.statistics, "sites", site)
+    edges, layers = run.statistics.get("edges"), record.get("counts")
     if not isinstance(edges, list) or not isinstance(layers, list) or not layers:
         return None
     index = middle_layer(len(layers))
     counts = np.asarray(layers[index], np.float64)
-    bounds = np.asarray(edges, np.float64)
-    if run.histograms.get("unit") == "x / rms(x)":
-        rms, mean = _at(record, "rms", index), _at(record, "mean", index)
-        if rms is None or mean is None or not rms > abs(mean):
-            return None
-        bounds = (bounds * rms - mean) / math.sqrt(rms**2 - mean**2)
+    fields = ("center", "scale", "mean", "rms")
+    center, scale, mean, rms = (_at(record, field, index) for field in fields)
+    if center is None or scale is None or mean is None or rms is None:
+        return None
+    if not rms > abs(mean):
+        return None
+    bounds = center + scale * np.asarray(edges, np.float64)
+    bounds = (bounds - mean) / math.sqrt(rms**2 - mean**2)
     if counts.shape != (bounds.size - 1,) or not counts.sum() > 0:
         return None
     density = counts / counts.sum() / np.diff(bounds)
@@ -884,7 +886,7 @@ def histogram_figure(shown: View) -> Figure:
             "for all arms. First seed."
         ),
         panels=panels,
-        missing="" if panels else "no histograms.json in any run",
+        missing="" if panels else "no statistics.json in any run",
         notes=[
             f"{view.arm_label(arm)}: histogram missing." for arm in absent if panels
         ],

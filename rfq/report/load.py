@@ -20,7 +20,7 @@ class Run:
     """One run directory, `arms/<arm>/seed-<s>`.
 
     Attributes:
-        config: config.json, empty if absent; so are `histograms`, `done` (written when
+        config: config.json, empty if absent; so are `statistics`, `done` (written when
             training ended) and `failed` (written when it diverged).
         metrics: one record a logged step, in the order of the steps.
         measures: one record a measured step, with `sites`, in the order of the steps.
@@ -33,7 +33,7 @@ class Run:
     metrics: Sequence[Record]
     measures: Sequence[Record]
     sites: Sequence[Record]
-    histograms: Record
+    statistics: Record
     done: Record
     failed: Record
 
@@ -170,7 +170,7 @@ def _read_run(directory: pathlib.Path, seed: int, notes: list[str]) -> Run:
         metrics=_by_step(read_jsonl(directory / "metrics.jsonl", notes)),
         measures=_by_step(read_jsonl(directory / "measures.jsonl", notes)),
         sites=read_jsonl(directory / "quantize" / "sites.jsonl", notes),
-        histograms=read_json(directory / "quantize" / "histograms.json"),
+        statistics=read_json(directory / "quantize" / "statistics.json"),
         done=read_json(directory / "done.json"),
         failed=read_json(directory / "failed.json"),
     )

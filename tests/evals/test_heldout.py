@@ -150,12 +150,12 @@ def _records(x):
 def test_merging_over_batches_is_pooling_and_stays_in_float64():
     rng = np.random.default_rng(0)
     batches = [rng.normal(3.0, 1.0, (2, n)).astype(np.float32) for n in (64, 9, 301)]
-    merged = heldout.merge_moments(_records(batch) for batch in batches)
+    merged = heldout.merge(_records(batch) for batch in batches)
     x = np.concatenate(batches, axis=1).astype(np.float64)
     central = x - x.mean(axis=1, keepdims=True)
     kurtosis = (central**4).mean(axis=1) / (central**2).mean(axis=1) ** 2 - 3
     described = heldout.describe(merged["block"])
-    assert merged["block"].m4.dtype == np.float64
+    assert merged["block"]["moments"].m4.dtype == np.float64
     # Within a batch the sums are float32: 2**-24 per term, a few hundred terms.
     np.testing.assert_allclose(described["excess_kurtosis"], kurtosis, atol=1e-4)
     np.testing.assert_allclose(described["mean"], x.mean(axis=1), rtol=1e-5)
@@ -166,3 +166,16 @@ def test_merging_over_batches_is_pooling_and_stays_in_float64():
     assert final.keys() == described.keys()
     assert [len(values) for values in final.values()] == [1, 1, 1]
     np.testing.assert_allclose(final["mean"][0], described["mean"][1], rtol=1e-6)
+
+
+def test_a_seed_draws_without_replacement_and_none_is_even(experiment):
+    def chosen(seed):
+        return heldout.choose(
+            experiment, "heldout", num_tokens=24 * SEQ_LEN, batch_size=8, seed=seed
+        )[1]
+
+    for seed in (0, 1):
+        np.testing.assert_array_equal(chosen(seed), chosen(seed))
+        assert np.unique(chosen(seed)).size == 24
+    assert not np.array_equal(np.sort(chosen(0), None), np.sort(chosen(1), None))
+    assert np.all(np.diff(chosen(None).ravel()) > 0)

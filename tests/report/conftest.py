@@ -16,6 +16,7 @@ import pytest
 from rfq import report
 
 MEAN = 1.5
+CENTER, SCALE = 1.2, 1.7  # Of the bins.
 ACT_BITS = (16, 12, 10, 8, 6, 4)
 EDGES = np.concatenate(
     [np.linspace(-40, -8, 33), np.linspace(-7.75, 7.75, 63), np.linspace(8, 40, 33)]
@@ -195,15 +196,17 @@ def _histograms(arm: Arm, rng: np.random.Generator) -> dict:
     x = rng.standard_normal(200_000)
     x[: int(wide * x.size)] *= 5.0
     x = (x - x.mean()) / x.std()
-    # An activation of mean MEAN and standard deviation 2, in units of its RMS.
+    # An activation of mean MEAN and standard deviation 2, binned around CENTER.
     rms = math.hypot(2.0, MEAN)
-    counts = np.histogram((2.0 * x + MEAN) / rms, EDGES)[0].tolist()
+    counts = np.histogram((2.0 * x + MEAN - CENTER) / SCALE, EDGES)[0].tolist()
     return {
-        "unit": "x / rms(x)",
+        "unit": "(x - center) / scale",
         "edges": EDGES.tolist(),
         "sites": {
             "attn_norm_in": {
                 "counts": [counts] * 6,
+                "center": [CENTER] * 6,
+                "scale": [SCALE] * 6,
                 "excess_kurtosis": [arm.kurtosis] * 6,
                 "rms": [rms] * 6,
                 "mean": [MEAN] * 6,
@@ -289,7 +292,7 @@ def write(
                     for spec, bits in (("W8A8", 8), ("W8A4", 4))
                 ],
             )
-            (home / "quantize" / "histograms.json").write_text(
+            (home / "quantize" / "statistics.json").write_text(
                 json.dumps(_histograms(arm, rng))
             )
             config = {

@@ -12,7 +12,7 @@ def test_every_file_of_a_run_is_read(make):
     # FP in two types, two weight widths of six activation widths; two placements.
     assert len(results.rows) == 8 * (2 + 2 * 6) * 2
     run = results.runs[0]
-    parts = (run.config, run.metrics, run.measures, run.sites, run.histograms, run.done)
+    parts = (run.config, run.metrics, run.measures, run.sites, run.statistics, run.done)
     assert all(parts)
 
 
