@@ -234,7 +234,7 @@ def _updates(
     G Q and Q^T G, float32, of every matrix.
     """
     shapes = _matrices(experiment)
-    axes = {name: params_lib.TABLE[name].matrix for name in shapes}
+    axes = params_lib.matrix_axes(shapes)
     gradients = _random_gradients(shapes)
     sizes = _sizes(shapes)
     calls: dict[str, Iterator[None]] = {"gemm": _gemms(sizes)}
