@@ -163,8 +163,8 @@ class Quantize:
 
     With --export, writes each setting as a checkpoint of integers instead, and scores
     its files: WnAm with n and m from 2 to 8, or Wn alone; every operand of a product
-    with weights is quantized (--taps full) over its extremes, and a residual skip
-    carries the first of --streams.
+    with weights is quantized (--taps full), by the first of --calibrators and
+    --calibration-seeds, and a residual skip carries the first of --streams.
 
     Example: rfq quantize runs/demo/arms/residual_adamw/seed-0 --specs "FP W8A8 W4A4"
     """

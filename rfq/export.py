@@ -8,7 +8,6 @@ gains stay float32 (D4).
 """
 
 import dataclasses
-import functools
 import hashlib
 import importlib
 import json
@@ -28,13 +27,13 @@ from rfq import metrics, runs, sharding, steps
 from rfq import params as params_lib
 from rfq.data import manifest as manifest_lib
 from rfq.errors import InputError
-from rfq.evals import heldout
+from rfq.evals import calibration, heldout
 from rfq.experiment import Experiment
 from rfq.model import transformer
 from rfq.model.config import FED_BY, TAP_SETS, ModelConfig, num_params
-from rfq.quant import calibrate, grid, integer
+from rfq.quant import grid, integer
 from rfq.quant.spec import QuantSpec
-from rfq.types import Params
+from rfq.types import Batch, Params
 
 FORMAT = "rfq.quantized.1"
 _TENSORS, _CONFIG = "model.safetensors", "quantized.json"
@@ -72,8 +71,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Writes each of `experiment.quantize.specs` as a checkpoint and scores the file.
 
-    The full tap set is calibrated by min-max on the rounded weights (D5, D6), and a
-    residual skip carries the first of the streams.
+    The full tap set is calibrated on the rounded weights (D5), by the first of the
+    calibrators and seeds, and a residual skip carries the first of the streams.
 
     Returns:
         What `evaluate` says of each checkpoint.
@@ -86,7 +85,8 @@ def run(
     specs = [_checked(text, experiment.model) for text in dict.fromkeys(config.specs)]
     _safetensors()
     manifest = runs.check(experiment)
-    compiled = steps.compile_integer(experiment, mesh, config.streams[0])
+    encode = steps.compile_integer(experiment, mesh, config.streams[0]).encode
+    compiled = steps.compile_quant(experiment, mesh, "full")
     params = runs.final_params(experiment, run_dir, compiled.params)
     batches = heldout.batches(
         experiment,
@@ -94,12 +94,14 @@ def run(
         num_tokens=config.calibration_tokens,
         batch_size=config.batch_size,
         mesh=mesh,
+        seed=config.calibration_seeds[0],
     )
     described = {
         "format": FORMAT,
         "taps": "full",
         "stream": config.streams[0],
-        "calibrator": "min_max",
+        "calibrator": config.calibrators[0],
+        "calibration_seed": config.calibration_seeds[0],
         "calibration_tokens": heldout.num_tokens(batches),
         "tokenizer_fingerprint": manifest.recipe.tokenizer_fingerprint,
         **runs.claim(experiment, manifest, run_dir),
@@ -108,12 +110,13 @@ def run(
     with metrics.progress(f"export {experiment.arm}", len(specs)) as bar:
         for number, spec in enumerate(specs, start=1):
             assert spec.weight_bits is not None
-            codes, tree = compiled.encode(params, spec.weight_bits)
+            codes, tree = encode(params, spec.weight_bits)
             weights = {name: g for name, g in tree["blocks"].items() if g is not None}
             sites = {}
             if spec.act_bits is not None:
-                records = [compiled.observe(codes, batch, weights) for batch in batches]
-                sites = _site_grids(jax.device_get(records), spec.act_bits)
+                sites = _site_grids(
+                    params, compiled, batches, spec, config.calibrators[0]
+                )
             quantized = jax.device_get(Quantized(codes, weights, sites))
             save(out / spec.name, quantized, {**described, "spec": spec.name})
             multihost_utils.sync_global_devices(str(out / spec.name))
@@ -142,15 +145,30 @@ def _checked(text: str, model: ModelConfig) -> QuantSpec:
 
 
 def _site_grids(
-    records: list[dict[str, calibrate.Range]], act_bits: int
+    params: Params,
+    compiled: steps.QuantSteps,
+    batches: list[Batch],
+    spec: QuantSpec,
+    calibrator: str,
 ) -> dict[str, grid.Grid]:
-    merged = {
-        site: functools.reduce(calibrate.merge, [record[site] for record in records])
-        for site in records[0]
-    }
-    ranges = calibrate.finalize(merged, TAP_SETS["full"])
+    """The grid of every site, as `ptq` calibrates it."""
+    assert spec.act_bits is not None
+    rounded = compiled.quantize(params, jnp.int32(spec.weight_bits))
+    observed = calibration.observe(
+        lambda batch: compiled.calibrate(rounded, batch),
+        lambda batch, binnings: compiled.histogram(rounded, batch, binnings),
+        batches,
+        TAP_SETS["full"],
+    )
+    ranges = calibration.ranges(
+        observed,
+        calibrator,
+        spec.act_bits,
+        grid.grid_from_range,
+        calibration.known_rms(params),
+    )
     return {
-        site: grid.grid_from_range(jnp.asarray(lo), jnp.asarray(hi), act_bits)
+        site: grid.grid_from_range(jnp.asarray(lo), jnp.asarray(hi), spec.act_bits)
         for site, (lo, hi) in ranges.items()
     }
 

@@ -316,8 +316,6 @@ class IntegerSteps:
     Attributes:
         params: The abstract parameters, with shardings.
         encode: (params, weight_bits) -> (params with codes for matrices, their grids).
-        observe: (params with codes, batch, {weight: Grid}) -> {site: Range} over the
-            full tap set.
         score: (params with codes, batch, states) -> losses [B], on integers; states
             are a `Grid` for each site of the full tap set and `integer.Operands` for
             each weight.
@@ -326,7 +324,6 @@ class IntegerSteps:
 
     params: Params
     encode: Callable[[Params, int], tuple[Params, Params]]
-    observe: Callable[[Params, Batch, dict[str, SiteState]], dict[str, calibrate.Range]]
     score: Callable[[Params, Batch, dict[str, SiteState]], Array]
     score_weights_only: Callable[[Params, Batch, dict[str, SiteState]], Array]
 
@@ -340,19 +337,18 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
     placed = sharding.params_shardings(experiment.sharding, mesh, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
-    def compiled(which: int, dot: layers.Dot, tap=taps.identity):
+    def compiled(dot: layers.Dot, tap):
         seams = transformer.Seams(
             taps.Taps(tap, TAP_SETS["full"]), layers.STREAMS[stream], dot
         )
 
-        def run(params: Params, batch: Batch, states: dict[str, SiteState]):
-            return _sequence_losses(params, batch, config, seams, states)[which]
+        def score(params: Params, batch: Batch, states: dict[str, SiteState]) -> Array:
+            return _sequence_losses(params, batch, config, seams, states)[0]
 
         return jax.jit(
-            run, in_shardings=(placed, rows, everywhere), out_shardings=everywhere
+            score, in_shardings=(placed, rows, everywhere), out_shardings=everywhere
         )
 
-    losses, records = 0, 1
     return IntegerSteps(
         params=jax.tree.map(
             lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
@@ -365,9 +361,8 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
             in_shardings=(placed,),
             out_shardings=everywhere,
         ),
-        observe=compiled(records, layers.dequantized_matmul, taps.observe_range),
-        score=compiled(losses, layers.integer_matmul, taps.fake_quantize),
-        score_weights_only=compiled(losses, layers.dequantized_matmul),
+        score=compiled(layers.integer_matmul, taps.fake_quantize),
+        score_weights_only=compiled(layers.dequantized_matmul, taps.identity),
     )
 
 

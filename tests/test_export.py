@@ -210,6 +210,7 @@ def test_ranges_are_the_extremes_of_calibration_on_rounded_weights(residual):
         num_tokens=experiment.quantize.calibration_tokens,
         batch_size=32,
         mesh=sharding.make_mesh(),
+        seed=0,
     )
     seams = transformer.Seams(taps.Taps(lambda x, state: (x, x), FULL))
     run = jax.jit(transformer.features, static_argnums=(2, 3))
@@ -290,6 +291,7 @@ def test_what_describes_it_is_whole(residual, tmp_path_factory):
         "taps": "full",
         "stream": "branch",
         "calibrator": "min_max",
+        "calibration_seed": 0,
         "calibration_tokens": 1024,
         "levels": {"weights": 255.0, "sites": 255.0},
     }

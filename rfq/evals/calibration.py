@@ -13,10 +13,11 @@ import numpy as np
 from rfq import taps
 from rfq.errors import lookup
 from rfq.evals import heldout
+from rfq.model.config import NORMALIZED_SITES
 from rfq.quant import calibrate
 from rfq.quant.spec import Scheme
 from rfq.stats import histogram, moments
-from rfq.types import Batch, Record
+from rfq.types import Batch, Params, Record
 
 # The magnitude below which this part of a site's values lies is its bulk.
 BULK = 0.999
@@ -117,6 +118,15 @@ def ranges(
         return lo.reshape(np.shape(seen.rms)), hi.reshape(np.shape(seen.rms))
 
     return {site: of_site(site, seen) for site, seen in observed.items()}
+
+
+def known_rms(params: Params) -> dict[str, np.ndarray]:
+    """{site: RMS} behind each norm: its gain's, where the channels are alike."""
+    tables = {**params, **params["blocks"]}
+    return {
+        site: np.sqrt(np.mean(np.square(np.asarray(tables[gain])), axis=-1))
+        for site, gain in NORMALIZED_SITES.items()
+    }
 
 
 def bulk_limits(observed: Mapping[str, Observed]) -> dict[str, np.ndarray]:
