@@ -15,7 +15,7 @@ import pytest
 from rfq import checkpoint, experiment, metrics, params, ptq, sharding, steps
 from rfq.errors import InputError
 from rfq.evals import heldout
-from rfq.model.config import TAP_SETS, num_params
+from rfq.model.config import BLOCK_SITES, TAP_SETS, num_params
 from rfq.quant import calibrate
 from rfq.quant.spec import QuantSpec
 from tests import tiny
@@ -420,3 +420,48 @@ def test_each_tap_set_has_its_own_rows(unswept, given):
     sites = metrics.read(unswept / "quantize" / "sites.jsonl")
     assert set(sites[-1]["sites"]) == set(TAP_SETS["full"])
     assert dataclasses.asdict(both)["quantize"]["taps"] == ("paper", "full")
+
+
+def test_calibrators_and_draws_are_settings_like_any_other(swept, given, tmp_path):
+    run_dir = tiny.copied(swept, tmp_path)
+    more = tiny.with_fields(
+        given,
+        "quantize",
+        specs=("FP", "A4"),
+        streams=("branch",),
+        calibrators=("min_max", "percentile_99.9"),
+        calibration_seeds=(0, 1),
+        calibration_tokens=32 * tiny.SEQ_LEN,
+    )
+    rows = {
+        (row["spec"], row["calibrator"], row["calibration_seed"]): row
+        for row in ptq.run(more, run_dir)
+    }
+    assert len(rows) == 2 * 2 * 2
+    full = {row["loss"] for (spec, _, _), row in rows.items() if spec == "FP"}
+    assert len(full) == 1
+    # Other tokens are other ranges, and so is a range that leaves values out.
+    quantized = {row["loss"] for (spec, _, _), row in rows.items() if spec == "A4"}
+    assert len(quantized) == 4
+    clipped = {key: row["clip_fraction"] for key, row in rows.items() if key[0] == "A4"}
+    assert clipped["A4", "percentile_99.9", 0] > 3 * clipped["A4", "min_max", 0]
+
+
+def test_divergence_grows_as_bits_go(rows):
+    # R at the head's input: of the whole quantized model against the clean one.
+    found = [rows[spec, "branch"]["relative_error"] for spec in ("W8A8", "A8", "A4")]
+    assert found[1] <= found[0] * 1.5 and found[2] > 30 * found[1] > 0
+    assert rows["FP", "branch"]["relative_error"] is None
+    for spec in ("A8", "A4"):
+        row = rows[spec, "branch"]
+        assert row["min_sqnr_db"] < row["sqnr_db"]
+
+
+def test_statistics_say_what_every_site_and_matrix_looks_like(swept):
+    (found,) = metrics.read(swept / "quantize" / "statistics.json")
+    for site, numbers in found["sites"].items():
+        layers = {len(values) for values in numbers.values()}
+        assert layers == {2 if site in BLOCK_SITES else 1}
+        assert set(numbers) >= {"negentropy", "token_cosine", "he_kurtosis", "center"}
+        assert np.all(np.asarray(numbers["he_kurtosis"]) >= 1.0)
+    assert set(found["weights"]) == {"w_q", "w_k", "w_v", "w_o", "w_up", "w_down"}

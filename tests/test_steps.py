@@ -434,9 +434,9 @@ def test_effects_say_what_the_grid_does():
         assert np.all(effect.codes.sum(-1) <= 16) and np.all(effect.codes.sum(-1) > 10)
         clipped = distortion.clip_fraction(effect.usage)
         dead = distortion.dead_fraction(effect.usage)
-        assert np.all(clipped < 0.01) and np.all((0.02 < dead) & (dead < 0.5))
+        assert np.all(clipped < 0.01) and np.all((dead > 0.02) & (dead < 0.5))
         inside = effect.usage.bulk_signal / effect.error.signal
-        assert np.all((0.05 < inside) & (inside < 1.0)), (lo, hi)
+        assert np.all((inside > 0.05) & (inside < 1.0)), (lo, hi)
 
 
 @pytest.mark.parametrize("stream", STREAMS)

@@ -244,13 +244,18 @@ def quantized(factory: pytest.TempPathFactory) -> pathlib.Path:
     return run_dir
 
 
-def fabricated(given: Experiment, run_dir: pathlib.Path) -> pathlib.Path:
-    """A finished run directory with Gaussian parameters; nothing is trained."""
+def fabricated(
+    given: Experiment,
+    run_dir: pathlib.Path,
+    change: Callable[[dict], dict] = lambda params: params,
+) -> pathlib.Path:
+    """A finished run directory with changed Gaussian parameters; nothing is trained."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: rng.normal(0.3, 1.0, leaf.shape).astype(np.float32),
         transformer.shapes(given.model),
     )
+    params = change(params)
     described = runs.claim(given, runs.check(given), run_dir)
     with checkpoint.Checkpoints(run_dir) as saved:
         meta = {"step": given.train.num_steps, "seconds": 0.0, **described}

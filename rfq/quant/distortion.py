@@ -166,6 +166,18 @@ def clip_noise_fraction(u: Usage) -> Array:
         return u.clip_noise / u.noise
 
 
+def cause(clip_noise_fraction: float, dead_fraction: float) -> str:
+    """What loses a site: "clipping", "dead" or "rounding".
+
+    Clipping, when clipped values make most of the noise; otherwise dead, when most
+    values become 0, as they do when a few large ones stretch a min-max grid: the noise
+    is then the signal of all others, and no calibration token was missed.
+    """
+    if clip_noise_fraction > 0.5:
+        return "clipping"
+    return "dead" if dead_fraction > 0.5 else "rounding"
+
+
 def codes_used(x: Array, grid: grid_lib.Grid) -> Array:
     """Which of the 2**16 possible codes occur; bool [65536], merged by `|`.
 

@@ -24,7 +24,8 @@ class Run:
             training ended) and `failed` (written when it diverged).
         metrics: one record a logged step, in the order of the steps.
         measures: one record a measured step, with `sites`, in the order of the steps.
-        sites: distortion per site and layer, one record a quantization setting.
+        sites: what quantization does per site and layer, one record a setting.
+        losses: of each held-out sequence, one record a setting.
     """
 
     arm: str
@@ -33,6 +34,7 @@ class Run:
     metrics: Sequence[Record]
     measures: Sequence[Record]
     sites: Sequence[Record]
+    losses: Sequence[Record]
     statistics: Record
     done: Record
     failed: Record
@@ -170,6 +172,7 @@ def _read_run(directory: pathlib.Path, seed: int, notes: list[str]) -> Run:
         metrics=_by_step(read_jsonl(directory / "metrics.jsonl", notes)),
         measures=_by_step(read_jsonl(directory / "measures.jsonl", notes)),
         sites=read_jsonl(directory / "quantize" / "sites.jsonl", notes),
+        losses=read_jsonl(directory / "quantize" / "losses.jsonl", notes),
         statistics=read_json(directory / "quantize" / "statistics.json"),
         done=read_json(directory / "done.json"),
         failed=read_json(directory / "failed.json"),

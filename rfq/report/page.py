@@ -9,7 +9,17 @@ import jinja2
 import markupsafe
 
 from rfq.errors import InputError
-from rfq.report import figures, findings, load, paper, render, style, tables, view
+from rfq.report import (
+    diagnosis,
+    figures,
+    findings,
+    load,
+    paper,
+    render,
+    style,
+    tables,
+    view,
+)
 from rfq.report.figures import Figure
 from rfq.report.load import Results
 from rfq.report.tables import Table
@@ -32,6 +42,10 @@ def all_tables(shown: View, printed: paper.Paper) -> list[Table]:
         tables.kurtosis_table(
             shown, sites=shown.measured(view.OTHER_SITES), name="kurtosis_other"
         ),
+        diagnosis.structure_table(shown),
+        diagnosis.noise_table(shown),
+        diagnosis.weights_cost_table(shown),
+        diagnosis.weights_table(shown),
         tables.matched_table(shown),
         tables.paper_kurtosis_table(shown, printed),
         *(tables.paper_table(printed, name) for name in printed.tables),

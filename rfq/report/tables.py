@@ -53,8 +53,16 @@ class Table:
     lines: Sequence[Line]
 
 
-def _plain(key: str, value: str, mark: str = "") -> Cell:
+def plain_cell(key: str, value: str, mark: str = "") -> Cell:
+    """A text that is its own number."""
     return Cell(text=value, data={key: value}, mark=mark)
+
+
+def value_cell(key: str, value: float | None, form: str = "g") -> Cell:
+    """One number, or that it is missing."""
+    if value is None:
+        return Cell(text=MISSING, data={key: MISSING}, mark="missing")
+    return Cell(text=format(value, form).replace("-", "−"), data={key: value})
 
 
 def _shown(found: Estimate, form: str) -> Cell | None:
@@ -125,7 +133,8 @@ def _kurtosis(key: str, found: Estimate, *, compact: bool = False) -> Cell:
     return Cell(text=text, data=data)
 
 
-def _arm(arm: str) -> Cell:
+def arm_cell(arm: str) -> Cell:
+    """An arm's name as a reader sees it."""
     return Cell(text=view.arm_label(arm), data={"arm": arm})
 
 
@@ -166,7 +175,7 @@ def main_table(shown: View) -> Table:
     for precision in shown.precisions:
         lowest = {s: _lowest(shown, precision, s) for s in view.STREAMS}
         for arm in shown.arms:
-            cells = [_plain("precision", precision.label), _arm(arm)]
+            cells = [plain_cell("precision", precision.label), arm_cell(arm)]
             for stream in view.STREAMS:
                 found = shown.loss(arm, precision, stream)
                 cells.append(_number(f"loss_{stream}", found, ".3f"))
@@ -277,7 +286,7 @@ def glance_table(shown: View) -> Table:
     lines = []
     for arm in shown.arms:
         cells = [
-            _arm(arm),
+            arm_cell(arm),
             _number("loss", shown.full_loss(arm), ".3f"),
             _kurtosis("excess_kurtosis", shown.block_kurtosis(arm)),
         ]
@@ -327,12 +336,12 @@ def arms_table(shown: View) -> Table:
             Line(
                 arm=arm,
                 cells=[
-                    _arm(arm),
+                    arm_cell(arm),
                     _number("loss", shown.full_loss(arm), ".3f"),
                     _number(
                         "bits_per_byte", view.estimate(rows, "bits_per_byte"), ".3f"
                     ),
-                    _plain("status", STATUS_TEXT[status], "bad" if bad else ""),
+                    plain_cell("status", STATUS_TEXT[status], "bad" if bad else ""),
                     _kurtosis("excess_kurtosis", shown.block_kurtosis(arm)),
                     _kurtosis("final_norm_excess_kurtosis", shown.final_kurtosis(arm)),
                     _number(
@@ -390,7 +399,7 @@ def kurtosis_table(shown: View, *, sites: Sequence[str], name: str) -> Table:
             label = view.FINAL_SITES[site] if once else view.BLOCK_SITES[site]
             cells = [
                 Cell(text=f"{label} ({site})", data={"site": site}),
-                _arm(arm),
+                arm_cell(arm),
                 _number("loss", shown.full_loss(arm), ".3f"),
             ]
             for layer in range(max(depth, 1)):
@@ -460,7 +469,7 @@ def matched_table(shown: View) -> Table:
             Line(
                 arm=arm,
                 cells=[
-                    _arm(arm),
+                    arm_cell(arm),
                     _count("step", view.estimate([point], "step")),
                     _number("loss", view.estimate([point], "loss"), ".3f"),
                     _kurtosis("attn_norm_in", Estimate(peak)),
@@ -507,8 +516,8 @@ def beside_table(shown: View, paper: Paper, *, weight_bits: int | None) -> Table
         table = _paper_table_of(precision)
         for arm in paper_arms:
             cells = [
-                _plain("precision", precision.name),
-                _arm(arm),
+                plain_cell("precision", precision.name),
+                arm_cell(arm),
                 _number("our_loss", shown.loss(arm, precision, "branch"), ".3f"),
             ]
             if precision == shown.reference:
@@ -565,7 +574,7 @@ def paper_table(paper: Paper, name: str) -> Table:
     order = {row.spec: i for i, row in reversed(list(enumerate(paper.tables[name])))}
     for row in sorted(paper.tables[name], key=lambda r: order[r.spec]):
         label = "BF16" if row.spec == "FP" else row.spec
-        cells = [_plain("precision", label), _arm(row.arm)]
+        cells = [plain_cell("precision", label), arm_cell(row.arm)]
         for task, score in zip(
             (*paper.tasks, "avg"), (*row.scores, row.avg), strict=True
         ):
@@ -613,7 +622,7 @@ def paper_kurtosis_table(shown: View, paper: Paper) -> Table:
             Line(
                 arm=entry.arm,
                 cells=[
-                    _arm(entry.arm),
+                    arm_cell(entry.arm),
                     Cell(
                         text=f"layer {entry.layer} of {paper.num_layers} "
                         f"({entry.where})",

@@ -64,7 +64,8 @@ class Estimate(NamedTuple):
         value: the mean over the seeds that have a finite number; None without one.
         lo, hi: 95 % interval. One seed: its bootstrap over sequences. Several: the hull
             of theirs, which contains both the sampling error and the spread of seeds.
-        spread: standard deviation over seeds, None with one.
+            Several draws of calibration tokens count as seeds do.
+        spread: standard deviation over seeds and draws, None with one.
         num_seeds: seeds behind `value`.
         not_finite: a seed gave NaN or infinity.
     """
@@ -94,7 +95,7 @@ def estimate(
         lo=min(ends[0]) if known else None,
         hi=max(ends[1]) if known else None,
         spread=statistics.stdev(values) if len(values) > 1 else None,
-        num_seeds=len(values),
+        num_seeds=len({row.get("seed", i) for i, row in enumerate(rows)}),
         not_finite=bad,
     )
 
@@ -169,21 +170,24 @@ class View:
     @functools.cached_property
     def _index(
         self,
-    ) -> Mapping[tuple[str, Precision, str | None], Mapping[int, Record]]:
-        index: dict[tuple[str, Precision, str | None], dict[int, Record]] = {}
+    ) -> Mapping[tuple[str, Precision, str | None], Mapping[tuple[int, int], Record]]:
+        index: dict[
+            tuple[str, Precision, str | None], dict[tuple[int, int], Record]
+        ] = {}
         for row in self.results.rows:
             arm, spec = load.text(row, "arm"), load.text(row, "spec")
             if arm is None or spec is None:
                 continue
             if spec == "FP":
                 dtype = load.text(row, "compute_dtype")
-                key = (arm, Precision("FP", None, None, dtype), None)
+                key, draw = (arm, Precision("FP", None, None, dtype), None), 0
             elif setting_of(row) == self.setting:
                 bits = (_bits(row, "weight_bits"), _bits(row, "act_bits"))
                 key = (arm, Precision(spec, *bits), load.text(row, "stream"))
+                draw = _bits(row, "calibration_seed") or 0
             else:
                 continue
-            index.setdefault(key, {})[_bits(row, "seed") or 0] = row
+            index.setdefault(key, {})[_bits(row, "seed") or 0, draw] = row
         return index
 
     @functools.cached_property
@@ -235,7 +239,7 @@ class View:
     def rows(
         self, arm: str, precision: Precision | None, stream: str | None = None
     ) -> list[Record]:
-        """The rows of one cell, one a seed.
+        """The rows of one cell, one a seed and draw of calibration tokens.
 
         Residual-free blocks cannot tell the placements apart, so that a placement
         that was not evaluated for them is the other one. FP has no placement.
@@ -248,7 +252,7 @@ class View:
         if not found and stream is not None and self.skip(arm) == "residual_free":
             for other in (*STREAMS, None):
                 found = found or self._index.get((arm, precision, other))
-        return [found[seed] for seed in sorted(found)] if found else []
+        return [found[key] for key in sorted(found)] if found else []
 
     def any_rows(self, arm: str, precision: Precision | None) -> list[Record]:
         """Rows of one cell in whichever placement exists, branch first."""

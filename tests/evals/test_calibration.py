@@ -94,7 +94,7 @@ def test_the_bulk_holds_999_of_1000_values(observed):
 
 
 def test_a_site_that_was_not_reached_or_not_finite_is_refused():
-    with pytest.raises(InputError, match="'mlp_in'.*never reached"):
+    with pytest.raises(InputError, match=r"'mlp_in'.*never reached"):
         calibration.observe(first, second, BATCHES, (*SITES, "mlp_in"))
     bad = BATCHES.copy()
     bad[2, 1, 0, 0, 0] = np.nan
@@ -103,5 +103,5 @@ def test_a_site_that_was_not_reached_or_not_finite_is_refused():
 
 
 def test_an_unknown_calibrator_is_a_sentence(observed):
-    with pytest.raises(InputError, match="quantize.calibrators='kl'"):
+    with pytest.raises(InputError, match=r"quantize\.calibrators='kl'"):
         chosen(observed, "kl")

@@ -150,3 +150,24 @@ def test_independent_errors_add_at_a_product():
     w = jax.random.normal(jax.random.key(2), (768, 256))
     y_hat = noisy(x, 38.15, 3) @ noisy(w, 44.0, 4)
     np.testing.assert_allclose(distortion.sqnr_db(x @ w, y_hat), 37.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("x", "limits", "expected"),
+    [
+        # A Gaussian on its own min-max grid: neither, only rounding.
+        ({}, (-4.0, 4.0), "rounding"),
+        # One value of 1,000 that the range was not told of.
+        ({0: 1000.0}, (-4.0, 4.0), "clipping"),
+        # The same, told: a step of 8 sigma leaves nothing of the others.
+        ({0: 1000.0}, (-1000.0, 1000.0), "dead"),
+    ],
+)
+def test_the_three_ways_to_lose_a_site_are_told_apart(x, limits, expected):
+    values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
+    for index, value in x.items():
+        values[index] = value
+    made = grid.grid_from_range(*map(jnp.float32, limits), 8)
+    seen = distortion.usage(jnp.asarray(values), made, jnp.float32(3.3))
+    share, dead = distortion.clip_noise_fraction(seen), distortion.dead_fraction(seen)
+    assert distortion.cause(share, dead) == expected

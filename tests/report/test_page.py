@@ -53,6 +53,7 @@ def test_every_table_and_figure_is_a_file(rendered):
     tables = {path.name for path in (rendered / "tables").iterdir()}
     names = {"glance", "main", "arms", "beside_the_paper_w8", "beside_the_paper_a"}
     names |= {"kurtosis", "kurtosis_other", "matched_loss", "paper_kurtosis"}
+    names |= {"structure", "noise", "weights_cost", "weights"}
     names |= {f"paper_table{i}" for i in (1, 2, 3, 4)}
     assert tables == {f"{name}.{kind}" for name in names for kind in ("md", "csv")}
     figures = {path.name for path in (rendered / "figures").iterdir()}
