@@ -151,3 +151,28 @@ def test_reference_and_fast_kl_shampoo_agree_on_large_squares():
 def test_reference_and_fast_kl_shampoo_agree_on_large_oblongs():
     """A tall and a wide matrix, which share a stack."""
     agree([(128, 512, 2.0), (512, 128, 2.0)], 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kl_shampoo", "soap"])
+def test_steep_spectra_fall_back_and_are_counted(name):
+    """At exponent 1 no Cholesky refresh fails, at 4 some do: all bases stay sound."""
+    scale_by, kind = {
+        "kl_shampoo": (optim.scale_by_kl_shampoo, optim.KLShampooConfig),
+        "soap": (optim.scale_by_soap, optim.SoapConfig),
+    }[name]
+    tame, steep = (drifting_gradients(128, 512, exponent, 61) for exponent in (1, 4))
+    grads = [
+        {"w": np.stack(pair).astype(np.float32)}
+        for pair in zip(tame, steep, strict=True)
+    ]
+    _, state = directions(scale_by, kind(decomposition="cholesky"), grads)
+    inner = state.stacks["128x512"].inner
+    failures = getattr(inner, "kl", inner).factors.failures
+    # Of six refreshes of two sides.
+    assert failures[0] == 0 < failures[1] <= 12
+    numbers = optim.diagnostics(state)
+    assert numbers["refresh_failures"] == failures[1]
+    # Rounding of a few products of orthonormal float32 matrices of side 512.
+    assert numbers["basis_error"] < 1e-5
+    assert np.isfinite(numbers["update_rms"])
