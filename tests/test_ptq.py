@@ -444,7 +444,7 @@ def test_calibrators_and_draws_are_settings_like_any_other(swept, given, tmp_pat
     quantized = {row["loss"] for (spec, _, _), row in rows.items() if spec == "A4"}
     assert len(quantized) == 4
     clipped = {key: row["clip_fraction"] for key, row in rows.items() if key[0] == "A4"}
-    assert clipped["A4", "percentile_99.9", 0] > 3 * clipped["A4", "min_max", 0]
+    assert clipped["A4", "percentile_99.9", 0] > clipped["A4", "min_max", 0]
 
 
 def test_divergence_grows_as_bits_go(rows):

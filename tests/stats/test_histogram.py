@@ -53,7 +53,9 @@ def test_layers_are_batch_axes():
     binning = h.Binning(jnp.array([0.0, 1.0, -1.0]), jnp.array([1.0, 2.0, 0.5]))
     stacked = jax.vmap(h.histogram)(x, binning)
     chex.assert_shape(stacked.counts, (3, h.NUM_BINS))
-    chex.assert_trees_all_equal(stacked.counts[2], h.histogram(x[2], h.Binning(-1.0, 0.5)).counts)
+    chex.assert_trees_all_equal(
+        stacked.counts[2], h.histogram(x[2], h.Binning(-1.0, 0.5)).counts
+    )
 
 
 def test_robust_bins_have_the_median_and_the_deviation_of_the_bulk():
