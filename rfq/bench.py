@@ -5,6 +5,7 @@ does hits all alike; ratios are taken within a turn.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 import time
@@ -18,8 +19,10 @@ import numpy as np
 from rfq import distributed, metrics, optim, sharding, steps
 from rfq import experiment as experiment_lib
 from rfq import params as params_lib
+from rfq import taps as tap_lib
 from rfq.errors import InputError, lookup
 from rfq.experiment import Experiment
+from rfq.model import init as init_lib
 from rfq.model import transformer
 from rfq.optim.build import OptimizerConfig
 from rfq.types import Array, Params
@@ -113,19 +116,115 @@ def run_optim(
     _say_steps(rows)
     updates = _updates(experiment, configs, num_steps)
     _say_updates(updates)
-    described = {
-        "bench": "optim",
+    described = _described(experiment, "optim")
+    rows = [{**row, **described} for row in (*rows, *updates)]
+    if json_path is not None:
+        metrics.make_directory(json_path.parent)
+        metrics.rewrite(json_path, rows)
+    return rows
+
+
+def run_quantize(
+    experiment: Experiment, *, num_rounds: int, json_path: pathlib.Path | None
+) -> list[Row]:
+    """Measures what quantization and statistics cost beside a plain forward pass.
+
+    Args:
+        experiment: the model, at its initialization; its data are not read.
+        num_rounds: timed calls of each program.
+        json_path: a JSON-lines file for the rows that are returned, None for none.
+
+    Returns:
+        A row for each program: "program", "median_ms" of a batch of
+        `quantize.batch_size` sequences, and "ratio", the median over rounds of its time
+        over the plain pass's. "measure ..." is a measured step of training.
+    """
+    if num_rounds < 1:
+        raise InputError(f"--rounds={num_rounds} must be >= 1")
+    mesh = sharding.make_mesh()
+    size = experiment.quantize.batch_size
+    sharding.check(size, "quantize.batch_size", mesh)
+    tokens = _random_tokens(experiment, size)
+    batch = sharding.to_global(tokens, mesh)
+    calls: dict[str, Callable[[], Any]] = {}
+    for taps in experiment.quantize.taps:
+        calls |= _quantizing(experiment, taps, mesh, batch)
+    every = tuple(name for name, row in tap_lib.STATISTICS.items() if row.numbers)
+    for name in (*every, "everything"):
+        statistics = every if name == "everything" else (name,)
+        log = dataclasses.replace(experiment.log, statistics=statistics)
+        compiled = steps.compile_train(dataclasses.replace(experiment, log=log), mesh)
+        params = compiled.init(jax.random.key(experiment.seed)).params
+        calls[f"measure {name}"] = functools.partial(compiled.measure, params, batch)
+    seconds = _in_turn(
+        {name: _repeated(lambda _, call=c: call(), None) for name, c in calls.items()},
+        num_rounds,
+        "programs",
+    )
+    described = _described(experiment, "quantize")
+    rows = [
+        {
+            "program": name,
+            "tokens": size * experiment.model.seq_len,
+            "median_ms": 1e3 * float(np.median(spent)),
+            "ratio": float(np.median(spent / seconds[_PLAIN])),
+            **described,
+        }
+        for name, spent in seconds.items()
+    ]
+    metrics.say(f"{'program':32} {'ms':>10} {'x plain':>8}")
+    for row in rows:
+        metrics.say(f"{row['program']:32} {row['median_ms']:10.2f} {row['ratio']:8.2f}")
+    if json_path is not None:
+        metrics.make_directory(json_path.parent)
+        metrics.rewrite(json_path, rows)
+    return rows
+
+
+_PLAIN = "score"
+
+
+def _quantizing(
+    experiment: Experiment, taps: str, mesh: jax.sharding.Mesh, batch: Array
+) -> dict[str, Callable[[], Any]]:
+    """The programs of a sweep over one tap set, with ranges of their own batch."""
+    compiled = steps.compile_quant(experiment, mesh, taps)
+    params = init_lib.init(
+        experiment.init, experiment.model, key=jax.random.key(experiment.seed)
+    )
+    params = jax.device_put(params, jax.tree.map(lambda p: p.sharding, compiled.params))
+    bits = jnp.int32(8)
+    rounded = compiled.quantize(params, bits)
+    seen = jax.device_get(compiled.calibrate(rounded, batch))
+    ranges = {site: (extremes.lo, extremes.hi) for site, (extremes, _) in seen.items()}
+    limits = {site: hi for site, (_, hi) in ranges.items()}
+    calls: dict[str, Callable[[], Any]] = {
+        _PLAIN: lambda: compiled.score(params, batch),
+        f"calibrate {taps}": lambda: compiled.calibrate(rounded, batch),
+        f"distort {taps}": lambda: compiled.distort(
+            rounded, batch, ranges, limits, bits
+        ),
+    }
+    for stream in experiment.quantize.streams:
+        score, diverge = compiled.score_quantized[stream], compiled.diverge[stream]
+        calls[f"score {taps} {stream}"] = functools.partial(
+            score, rounded, batch, ranges, bits
+        )
+        calls[f"diverge {taps} {stream}"] = functools.partial(
+            diverge, params, rounded, batch, ranges, bits
+        )
+    return calls
+
+
+def _described(experiment: Experiment, bench: str) -> Row:
+    return {
+        "bench": bench,
         "arm": experiment.arm,
         "config_fingerprint": experiment_lib.fingerprint(experiment),
         "commit": distributed.commit(),
         "versions": distributed.versions(),
         "device": distributed.devices(),
     }
-    rows = [{**row, **described} for row in (*rows, *updates)]
-    if json_path is not None:
-        metrics.make_directory(json_path.parent)
-        metrics.rewrite(json_path, rows)
-    return rows
 
 
 def _config(experiment: Experiment, name: str) -> OptimizerConfig:
@@ -147,7 +246,8 @@ def _train_steps(
     num_steps: int,
     mesh: jax.sharding.Mesh,
 ) -> list[Row]:
-    batch = sharding.to_global(_random_tokens(experiment), mesh)
+    tokens = _random_tokens(experiment, experiment.train.batch_size)
+    batch = sharding.to_global(tokens, mesh)
     rows, calls = {}, {}
     for name, config in configs.items():
         compiled = steps.compile_train(
@@ -184,9 +284,9 @@ def _train_steps(
     return list(rows.values())
 
 
-def _random_tokens(experiment: Experiment) -> np.ndarray:
+def _random_tokens(experiment: Experiment, batch_size: int) -> np.ndarray:
     """This process's rows of a batch."""
-    num_rows = experiment.train.batch_size // jax.process_count()
+    num_rows = batch_size // jax.process_count()
     return np.random.default_rng(experiment.seed).integers(
         experiment.model.vocab_size,
         size=(num_rows, experiment.model.seq_len + 1),

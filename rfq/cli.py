@@ -301,6 +301,32 @@ def _bench_optim(args: BenchOptim, overrides: Sequence[str]) -> None:
         metrics.say(f"rows: {args.json}")
 
 
+@dataclasses.dataclass(frozen=True)
+class BenchQuantize:
+    """Measure quantization and statistics against a plain forward pass.
+
+    Takes the model of a config at its initialization, with random tokens: no data are
+    needed. Overrides as for `rfq train`.
+
+    Example: rfq bench quantize configs/demo/residual_adamw.py
+    """
+
+    # A Python file with a function config() -> Experiment.
+    config: Positional[pathlib.Path]
+    # Timed calls of each program.
+    rounds: int = 15
+    # Write what was measured to this file, a JSON object a line.
+    json: pathlib.Path | None = None
+
+
+def _bench_quantize(args: BenchQuantize, overrides: Sequence[str]) -> None:
+    experiment = _overridden("rfq bench quantize", args.config, overrides)
+    _banner()
+    bench.run_quantize(experiment, num_rounds=args.rounds, json_path=args.json)
+    if args.json is not None:
+        metrics.say(f"rows: {args.json}")
+
+
 # Name -> (arguments, function, whether config overrides may follow). A name of two
 # words is a command of a group.
 COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
@@ -311,6 +337,7 @@ COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
     "report": (Report, _report, False),
     "prepare": (Prepare, _prepare, False),
     "bench optim": (BenchOptim, _bench_optim, True),
+    "bench quantize": (BenchQuantize, _bench_quantize, True),
 }
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from rfq import checkpoint, metrics, runs, sharding, steps
+from rfq import taps as tap_lib
 from rfq.errors import Diverged
 from rfq.evals import heldout
 from rfq.experiment import Experiment
@@ -194,7 +195,7 @@ def _measure(compiled, params, held_out) -> dict[str, Any]:
         "loss": float(np.concatenate(losses).mean(dtype=np.float64)),
         "num_tokens": heldout.num_tokens(held_out),
         "sites": {
-            site: heldout.describe(record)
-            for site, record in heldout.merge(records).items()
+            site: heldout.describe(tap_lib.merged([seen[site] for seen in records]))
+            for site in records[0]
         },
     }

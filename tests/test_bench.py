@@ -202,3 +202,23 @@ def test_the_work_of_a_rotated_step_is_the_floor():
     for name in ("kl_shampoo", "kl_soap", "soap"):
         assert bench.WORK[name].step(3, 7) == 6 * 3 * 7 * (3 + 7)
     assert set(bench.WORK) <= set(optim.OPTIMIZERS)
+
+
+def test_programs_of_a_sweep_are_measured_beside_a_plain_pass(
+    quickly, tmp_path, capsys
+):
+    path = tmp_path / "rows.jsonl"
+    given = tiny.with_fields(experiment(), "quantize", streams=("branch",))
+    rows = bench.run_quantize(given, num_rounds=2, json_path=path)
+    found = {row["program"]: row for row in rows}
+    assert set(found) == {
+        "score", "score paper branch", "calibrate paper", "distort paper",
+        "diverge paper branch", "measure moments", "measure channels",
+        "measure tokens", "measure histogram", "measure everything",
+    }  # fmt: skip
+    assert found["score"]["ratio"] == 1.0
+    assert all(row["median_ms"] > 0 and row["ratio"] > 0 for row in rows)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    assert "x plain" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--rounds=0"):
+        bench.run_quantize(given, num_rounds=0, json_path=None)
