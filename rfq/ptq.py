@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq import checkpoint, metrics, runs, sharding, steps
+from rfq import metrics, runs, sharding, steps
 from rfq import taps as tap_lib
-from rfq.errors import InputError
 from rfq.evals import calibration, heldout
 from rfq.experiment import Experiment
-from rfq.model.config import NORMALIZED_SITES, TAP_SETS, num_params
+from rfq.model.config import TAP_SETS, num_params
 from rfq.quant import distortion, grid
 from rfq.quant.spec import QuantSpec
 from rfq.stats import bootstrap, histogram, moments
@@ -57,11 +56,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
         InputError: the run is not finished, or its data or checkpoint do not fit.
     """
     manifest = runs.check(experiment)
-    if not runs.is_finished(run_dir):
-        raise InputError(
-            f"{run_dir} is not trained to its last step, {experiment.train.num_steps}; "
-            "finish it with `rfq train` first"
-        )
+    runs.require_finished(experiment, run_dir)
     described = runs.claim(experiment, manifest, run_dir)
     out = run_dir / "quantize"
     metrics.make_directory(out)
@@ -189,14 +184,7 @@ class _Sweep:
     @functools.cached_property
     def _params(self) -> Params:
         compiled = self._steps(self._experiment.quantize.taps[0])
-        with checkpoint.Checkpoints(self._run_dir) as saved:
-            step, last = saved.latest_step(), self._experiment.train.num_steps
-            if step != last:
-                raise InputError(
-                    f"{self._run_dir} is finished but its checkpoint of step {last} is "
-                    "gone; delete its done.json and run `rfq train` again"
-                )
-            return saved.params(last, compiled.params)
+        return runs.final_params(self._experiment, self._run_dir, compiled.params)
 
     def _quantize(self, weight_bits: int | None) -> Params:
         if weight_bits is None:
@@ -218,12 +206,7 @@ class _Sweep:
 
     @functools.cached_property
     def _known_rms(self) -> dict[str, np.ndarray]:
-        """RMS behind each norm: that of its gain, where the channels are alike."""
-        tables = {**self._params, **self._params["blocks"]}
-        return {
-            site: np.sqrt(np.mean(np.square(jax.device_get(tables[gain])), axis=-1))
-            for site, gain in NORMALIZED_SITES.items()
-        }
+        return calibration.known_rms(self._params)
 
     def _choose(self, spec: QuantSpec, setting: Setting) -> steps.Ranges:
         observed = self._observed(

@@ -146,18 +146,23 @@ def load(run_dir: pathlib.Path) -> tuple[Experiment, dict[str, Any]]:
     return experiment_lib.from_dict(described["experiment"]), described
 
 
+def require_finished(experiment: Experiment, run_dir: pathlib.Path) -> None:
+    """Raises an InputError unless training came to its end."""
+    if not is_finished(run_dir):
+        raise InputError(
+            f"{run_dir} is not trained to its last step, {experiment.train.num_steps}; "
+            "finish it with `rfq train` first"
+        )
+
+
 def final_params(experiment: Experiment, run_dir: pathlib.Path, target: Params):
     """The parameters at the end of training, placed as `target` says.
 
     Raises:
         InputError: the run is not finished, or its last checkpoint is gone or damaged.
     """
+    require_finished(experiment, run_dir)
     last = experiment.train.num_steps
-    if not is_finished(run_dir):
-        raise InputError(
-            f"{run_dir} is not trained to its last step, {last}; finish it with "
-            "`rfq train` first"
-        )
     with checkpoint.Checkpoints(run_dir) as saved:
         if saved.latest_step() != last:
             raise InputError(
