@@ -70,9 +70,12 @@ class LogConfig:
             lookup(taps.STATISTICS, name, "log.statistics")
 
 
-_PAPER_SPECS = (
+# Tables 2 to 4 of the paper, and four-bit weights.
+_SPECS = (
     "FP",
     *(f"{w}A{bits}" for w in ("W8", "W16", "") for bits in (16, 12, 10, 8, 6, 4)),
+    "W4A8",
+    "W4A4",
 )
 
 
@@ -80,7 +83,7 @@ _PAPER_SPECS = (
 class QuantizeConfig:
     """The grid that `rfq quantize` walks over (appendix D, "Quantization protocol")."""
 
-    specs: tuple[str, ...] = _PAPER_SPECS  # WnAm settings: W8A6, A8, W8, FP.
+    specs: tuple[str, ...] = _SPECS  # WnAm settings: W8A6, A8, W8, FP.
     taps: tuple[str, ...] = ("paper",)  # Which sites: "paper" (4 a block) or "full".
     # What a residual skip carries past a quantized norm input (D19).
     streams: tuple[str, ...] = ("branch", "in_place")

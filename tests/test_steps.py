@@ -372,8 +372,8 @@ def sweep(tap_set="paper"):
 
 
 def test_one_program_serves_the_whole_grid():
-    # 18 settings: calibrate, distort, and per stream score and diverge, traced once.
-    assert len(SPECS) == 18
+    # 20 settings: calibrate, distort, and per stream score and diverge, traced once.
+    assert len(SPECS) == 20
     assert sweep().num_traces == 2 + 2 * len(STREAMS)
 
 
