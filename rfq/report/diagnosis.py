@@ -121,20 +121,12 @@ def _mean(field: str, everywhere: Callable[[str], list[float]], form: str) -> Ce
 
 def structure_table(shown: View) -> Table:
     """Who is heavy-tailed: a channel, a token, or every value."""
-    lines = [
-        Line(
-            cells=[
-                tables.arm_cell(arm),
-                tables.value_cell("loss", shown.full_loss(arm).value, ".3f"),
-                *_summaries(
-                    load.child(run.statistics, "sites", "attn_norm_in"), STRUCTURE
-                ),
-            ],
-            arm=arm,
-        )
-        for arm in shown.arms
-        for run in shown.runs(arm)[:1]
-    ]
+
+    def cells(arm: str, run: Run) -> list[Cell]:
+        stream = load.child(run.statistics, "sites", "attn_norm_in")
+        loss = tables.value_cell("loss", shown.full_loss(arm).value, ".3f")
+        return [loss, *_summaries(stream, STRUCTURE)]
+
     return Table(
         name="structure",
         title="What the stream looks like",
@@ -147,7 +139,7 @@ def structure_table(shown: View) -> Table:
             "is 0 for a Gaussian."
         ),
         header=("Arm", "Loss, nats", *(title for title, _, _ in STRUCTURE.values())),
-        lines=lines,
+        lines=_of_first_runs(shown, cells),
     )
 
 
@@ -166,14 +158,6 @@ def weights_table(shown: View) -> Table:
             for field in WEIGHTS
         }
 
-    lines = [
-        Line(
-            cells=[tables.arm_cell(arm), *_summaries(over_matrices(run), WEIGHTS)],
-            arm=arm,
-        )
-        for arm in shown.arms
-        for run in shown.runs(arm)[:1]
-    ]
     return Table(
         name="weights",
         title="What the weights look like",
@@ -183,8 +167,19 @@ def weights_table(shown: View) -> Table:
             "(lemma 4)."
         ),
         header=("Arm", *(title for title, _, _ in WEIGHTS.values())),
-        lines=lines,
+        lines=_of_first_runs(
+            shown, lambda _, run: _summaries(over_matrices(run), WEIGHTS)
+        ),
     )
+
+
+def _of_first_runs(shown: View, cells: Callable[[str, Run], list[Cell]]) -> list[Line]:
+    """A line an arm, of its first seed's run."""
+    return [
+        Line(cells=[tables.arm_cell(arm), *cells(arm, run)], arm=arm)
+        for arm in shown.arms
+        for run in shown.runs(arm)[:1]
+    ]
 
 
 def _summaries(
