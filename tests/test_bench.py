@@ -204,6 +204,7 @@ def test_the_work_of_a_rotated_step_is_the_floor():
     assert set(bench.WORK) <= set(optim.OPTIMIZERS)
 
 
+@pytest.mark.slow
 def test_programs_of_a_sweep_are_measured_beside_a_plain_pass(
     quickly, tmp_path, capsys
 ):

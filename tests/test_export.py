@@ -126,6 +126,7 @@ def test_integers_compute_what_the_simulation_computes(made):
     assert described["spec"] == spec and len(np.unique(logits.argmax(-1))) > 5
 
 
+@pytest.mark.slow
 def test_a_product_in_float32_differs_by_float32(made):
     # The ordinary simulation, site by site on the same input: a sum of at most 64
     # products, each rounded. It moves a code only where a value lies within that
@@ -199,6 +200,7 @@ def test_every_width_is_read_as_it_was_written(residual, tmp_path, weight_bits):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_ranges_are_the_extremes_of_calibration_on_rounded_weights(residual):
     run_dir, out, _ = residual
     experiment, _ = runs.load(run_dir)

@@ -373,6 +373,7 @@ def _fabricated_rows(factory, arm: str, specs: tuple[str, ...], **model) -> list
     return ptq.run(given, tiny.fabricated(given, factory.mktemp(arm)))
 
 
+@pytest.mark.slow
 def test_full_precision_is_given_as_trained_and_in_float32(tmp_path_factory):
     rows = _fabricated_rows(
         tmp_path_factory, "half", ("FP", "A4"), compute_dtype="bfloat16"
@@ -392,6 +393,7 @@ def test_full_precision_is_given_as_trained_and_in_float32(tmp_path_factory):
     assert trained["loss"] - full["loss"] == trained["loss_increase"]
 
 
+@pytest.mark.slow
 def test_a_residual_free_model_has_one_stream(tmp_path_factory):
     branch, in_place = _fabricated_rows(
         tmp_path_factory, "free", ("A4",), skip="residual_free"

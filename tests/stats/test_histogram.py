@@ -58,20 +58,21 @@ def test_layers_are_batch_axes():
     )
 
 
-def test_robust_bins_have_the_median_and_the_deviation_of_the_bulk():
+def test_robust_bins_have_the_middle_and_the_deviation_of_the_bulk():
     x = np.random.default_rng(0).standard_normal(100_000) * 4.0 + 7.0
     x[:1000] = 1e6
-    # 1% of outliers move the median distance by 1%.
     binning = h.robust_binning(x)
-    np.testing.assert_allclose(binning.center, 7.0, atol=0.1)
-    np.testing.assert_allclose(binning.scale, 4.0, rtol=0.03)
+    # 1 % of outliers on one side make .9 the .909 quantile of the others, 4 % farther
+    # out; a quantile of 4,096 values has a standard deviation of .1 here.
+    np.testing.assert_allclose(binning.center, 7.0, atol=0.4)
+    np.testing.assert_allclose(binning.scale, 4.0, rtol=0.1)
 
 
 @pytest.mark.parametrize(
     ("x", "expected"),
     [
         (np.zeros(9), 1.0),
-        (np.array([0.0] * 8 + [3.0]), np.sqrt(8 / 9 * 1 / 9) * 3),
+        (np.array([0.0] * 19 + [3.0]), np.sqrt(19 / 20 * 1 / 20) * 3),
         (np.array([np.nan, np.inf]), 1.0),
     ],
 )
