@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rfq import metrics
+from rfq import metrics, report
 from rfq.report import diagnosis, load, tables, view
 from tests import tiny
 
@@ -26,6 +26,18 @@ def _texts(table: tables.Table) -> list[list[str]]:
 
 def _home(directory: pathlib.Path) -> pathlib.Path:
     return directory / "arms" / "tiny" / "seed-0" / "quantize"
+
+
+def test_the_page_shows_them(directory):
+    page = report.run(directory).read_text(encoding="utf-8")
+    shown = view.of(load.load(directory))
+    for make in (
+        diagnosis.noise_table,
+        diagnosis.structure_table,
+        diagnosis.weights_table,
+        diagnosis.weights_cost_table,
+    ):
+        assert make(shown).title in page
 
 
 def test_noise_has_a_line_for_each_quantized_setting(directory):
