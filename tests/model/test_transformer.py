@@ -329,6 +329,7 @@ def test_a_model_on_integers_is_its_simulation(skip, weight_bits):
     assert np.abs(logits - full).max() / np.abs(full).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_integers_are_what_is_multiplied():
     model, params, batch = example()
     codes, states = on_integers(model, params, batch, 4, 8)
