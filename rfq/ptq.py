@@ -153,7 +153,7 @@ class _Sweep:
         self._quantized = functools.lru_cache(maxsize=1)(self._quantize)
         self._calibration = functools.cache(self._draw)
         self._observed = functools.cache(self._observe)
-        self._ranges = functools.cache(self._choose)
+        self._chosen = functools.cache(self._choose)
         self._losses = functools.cache(self._score)
         self._effects = functools.cache(self._distort)
         self._divergence = functools.cache(self._diverge)
@@ -208,14 +208,22 @@ class _Sweep:
     def _known_rms(self) -> dict[str, np.ndarray]:
         return calibration.known_rms(self._params)
 
-    def _choose(self, spec: QuantSpec, setting: Setting) -> steps.Ranges:
-        observed = self._observed(
-            spec.weight_bits, setting.taps, setting.calibration_seed
-        )
+    def _ranges(self, spec: QuantSpec, setting: Setting) -> steps.Ranges:
+        how = (setting.taps, setting.calibrator, setting.calibration_seed)
+        return self._chosen(spec.weight_bits, _act_bits(spec), *how)
+
+    def _choose(
+        self,
+        weight_bits: int | None,
+        act_bits: int,
+        taps: str,
+        calibrator: str,
+        seed: int,
+    ) -> steps.Ranges:
         return calibration.ranges(
-            observed,
-            setting.calibrator,
-            _act_bits(spec),
+            self._observed(weight_bits, taps, seed),
+            calibrator,
+            act_bits,
             grid.grid_from_range,
             self._known_rms,
         )
@@ -288,8 +296,9 @@ class _Sweep:
         full = self._losses(full_spec, self._canonical(full_spec, full_setting))
         losses = self._losses(spec, setting)
         lo, hi = bootstrap.paired_interval(full, losses)
-        read = {
-            site: tap_lib.numbers(record) for site, record in self._measured.items()
+        gamma = {
+            site: moments.excess_kurtosis(self._measured[site]["moments"])
+            for site in ("attn_norm_in", "final_norm_in")
         }
         row: dict[str, Any] = {
             "weight_bits": spec.weight_bits,
@@ -299,10 +308,8 @@ class _Sweep:
             "loss_increase_lo": lo,
             "loss_increase_hi": hi,
             **dict.fromkeys(_OF_ACTIVATIONS),
-            "excess_kurtosis": float(np.max(read["attn_norm_in"]["excess_kurtosis"])),
-            "final_norm_excess_kurtosis": float(
-                read["final_norm_in"]["excess_kurtosis"]
-            ),
+            "excess_kurtosis": float(np.max(gamma["attn_norm_in"])),
+            "final_norm_excess_kurtosis": float(gamma["final_norm_in"]),
         }
         if spec.act_bits is None:
             return row, {}, losses.tolist()

@@ -122,11 +122,7 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
     placed = sharding.state_shardings(experiment.sharding, mesh, abstract, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return TrainSteps(
-        state=jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-            abstract,
-            placed,
-        ),
+        state=_declared(abstract, placed),
         init=jax.jit(init, out_shardings=placed),
         train=jax.jit(
             train,
@@ -192,8 +188,7 @@ class QuantSteps:
 def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantSteps:
     """The functions of a quantization sweep over one tap set."""
     trained = _rolled(experiment.model)
-    # cuDNN's attention has no float32.
-    config = dataclasses.replace(trained, compute_dtype="float32", attention="xla")
+    config = _in_float32(trained)
     tapped = TAP_SETS[tap_set]
 
     def seams(tap, sites, stream: str = "branch") -> transformer.Seams:
@@ -277,11 +272,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
         )
 
     return QuantSteps(
-        params=jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-            shapes,
-            placed,
-        ),
+        params=_declared(shapes, placed),
         quantize=jax.jit(
             weights.quantize, in_shardings=(placed, everywhere), out_shardings=placed
         ),
@@ -330,9 +321,7 @@ class IntegerSteps:
 
 def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerSteps:
     """The functions of a model whose hidden matrices are integers."""
-    config = dataclasses.replace(
-        experiment.model, compute_dtype="float32", attention="xla"
-    )
+    config = _in_float32(_rolled(experiment.model))
     shapes = transformer.shapes(config)
     placed = sharding.params_shardings(experiment.sharding, mesh, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
@@ -350,11 +339,7 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
         )
 
     return IntegerSteps(
-        params=jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-            shapes,
-            placed,
-        ),
+        params=_declared(shapes, placed),
         encode=jax.jit(
             weights.encode,
             static_argnums=1,
@@ -407,6 +392,21 @@ def _rolled(config: ModelConfig) -> ModelConfig:
     programs compile in half the time.
     """
     return dataclasses.replace(config, scan_unroll=1)
+
+
+def _in_float32(config: ModelConfig) -> ModelConfig:
+    """The model that quantized rows are scored on (D9)."""
+    # cuDNN's attention has no float32.
+    return dataclasses.replace(config, compute_dtype="float32", attention="xla")
+
+
+def _declared(shapes, placed):
+    """Abstract arrays with their shardings."""
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        shapes,
+        placed,
+    )
 
 
 def _matmul_precision(config: ModelConfig):

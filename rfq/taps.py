@@ -81,11 +81,11 @@ def measure_distortion(x: Array, state: SiteState) -> tuple[Array, Record]:
 
 def merge_effects(a: Effect, b: Effect) -> Effect:
     """The effect on the union of two samples, in float64 on the host."""
-    a, b = moments.to_float64(a), moments.to_float64(b)
+    wide = moments.to_float64
     return Effect(
-        distortion.merge(a.error, b.error),
-        distortion.merge_usage(a.usage, b.usage),
-        (a.codes + b.codes) > 0,
+        distortion.merge(wide(a.error), wide(b.error)),
+        distortion.merge_usage(wide(a.usage), wide(b.usage)),
+        a.codes | b.codes,
     )
 
 
