@@ -1,7 +1,6 @@
 """Whole matrices on each device: same numbers, no talk, a share of work and state."""
 
 import re
-import time
 
 import jax
 import jax.numpy as jnp
@@ -183,13 +182,18 @@ def test_work_and_state_of_a_device_are_a_share(name, counts):
         assert 0.9 < share < 1.1, share
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["kl_shampoo", "soap", "muon"])
-def test_compile_time_does_not_grow_with_layers(name):
-    seconds = {}
-    # The first is a warm-up of the compiler.
-    for num_layers in (5, 6, 24):
-        start = time.process_time()
-        compiled(name, num_layers, 32, None)
-        seconds[num_layers] = time.process_time() - start
-    assert seconds[24] < 1.3 * seconds[6]
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("kl_shampoo", marks=pytest.mark.slow),
+        pytest.param("soap", marks=pytest.mark.slow),
+        "muon",
+    ],
+)
+def test_the_program_does_not_grow_with_layers(name):
+    """Instructions, not seconds: equal programs compile in equal time, to the noise."""
+    instructions = {
+        num_layers: compiled(name, num_layers, 32, None)[0].as_text().count(" = ")
+        for num_layers in (6, 24)
+    }
+    assert instructions[24] < 1.05 * instructions[6]
