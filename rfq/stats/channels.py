@@ -5,7 +5,6 @@ token, or a few tokens that are large in every channel. Every function reads `Mo
 whose last axis is the channel, merged over batches as any other moments.
 """
 
-import jax
 import numpy as np
 
 from rfq.stats import moments as moments_lib
@@ -14,7 +13,7 @@ from rfq.types import Array
 
 def channel_moments(x: Array) -> moments_lib.Moments:
     """Moments of each channel (the last axis) over all tokens; leaves `[D]`."""
-    return jax.vmap(moments_lib.moments, in_axes=-1)(x.reshape(-1, x.shape[-1]))
+    return moments_lib.moments(x.reshape(-1, x.shape[-1]), axis=0)
 
 
 def pooled(m: moments_lib.Moments) -> moments_lib.Moments:

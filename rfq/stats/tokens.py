@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rfq.stats import moments as moments_lib
+from rfq.stats import select
 from rfq.types import Array
 
 
@@ -25,13 +25,13 @@ class Tokens(NamedTuple):
 def tokens(x: Array) -> Tokens:
     """Reduces `[..., D]` activations; every leading axis counts tokens.
 
-    Sorting for the median makes this the dearest of the statistics: give it a sample.
+    The median makes this the dearest of the statistics: give it a sample.
     """
     x = x.astype(jnp.float32).reshape(-1, x.shape[-1])
-    m = jax.vmap(moments_lib.moments)(x)
+    m = moments_lib.moments(x, axis=-1)
     varying = m.m2 != 0.0  # NaN counts as varying, so that it is seen.
     size = jnp.abs(x)
-    median = jnp.median(size, axis=-1)
+    median = select.median(size)
     with_median = median != 0.0
     norm = jnp.linalg.norm(x, axis=-1)
     nonzero = norm != 0.0
