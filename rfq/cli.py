@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import json
 import pathlib
 import re
 import sys
@@ -27,8 +28,10 @@ from rfq import (
     train,
 )
 from rfq import experiment as experiment_lib
+from rfq.data import inspect, tokenize
+from rfq.data import manifest as manifest_lib
 from rfq.data import prepare as prepare_lib
-from rfq.data import tokenize
+from rfq.data.manifest import Manifest
 from rfq.errors import Diverged, InputError, lookup
 from rfq.experiment import Experiment
 
@@ -42,42 +45,110 @@ class Prepare:
     """Turn text into windows of token ids, ready for training.
 
     Splits documents by hash into train, calibration and heldout; writes array_record
-    shards and a manifest. Does nothing when OUT already holds the result.
+    shards and a manifest. A killed run goes on when the same command is given again,
+    and does nothing when OUT already holds the result. Several machines share the work
+    with --shard 0/4 to 3/4 and the same --out on a shared disk.
 
     Example: rfq prepare embedded --out data/embedded
     """
 
-    # "embedded" (the corpus that comes with rfq), a .txt or .jsonl file (also .gz and
-    # .xz), a directory of them, or a quoted glob.
-    source: Positional[str]
+    # "embedded" (the corpus that comes with rfq), a .parquet, .jsonl or .txt file (the
+    # latter two also .gz, .xz, .zst), a directory of them, a quoted glob, or tfds:NAME
+    # (the train split of a TensorFlow dataset).
+    source: Positional[str | None] = None
     # Directory to make.
-    out: pathlib.Path
-    # "embedded", "byte", or the path of a SentencePiece .model file.
+    out: pathlib.Path | None = None
+    # "embedded", "byte", or the path of a SentencePiece .model or a tokenizer.json.
     tokenizer: str = "embedded"
+    # Special ids around each document: "bos" in front, "eos" behind, or "bos_eos".
+    boundary: str = "bos"
+    # Take of documents with equal texts only the first.
+    dedup: bool = False
     # Tokens per stored window; a multiple of every model.seq_len you will train with.
     window_len: int = 2048
     # Share of the documents, by hash, that calibrates activation ranges.
     calibration_fraction: float = 0.03
     # Share of the documents, by hash, on which losses are reported.
     heldout_fraction: float = 0.05
+    # i/n: this is machine i of n, counted from 0.
+    shard: str = "0/1"
+    # Check every record of a prepared directory against its manifest, and do no more.
+    verify: pathlib.Path | None = None
 
 
 def _prepare(args: Prepare) -> None:
+    if args.verify is not None:
+        _say_data(args.verify, manifest_lib.verify(args.verify, metrics.progress))
+        return
+    if args.source is None or args.out is None:
+        raise InputError(
+            "rfq prepare needs SOURCE and --out DIR, or --verify DIR; for example "
+            "embedded --out data/embedded"
+        )
     manifest = prepare_lib.prepare(
         args.source,
         args.out,
         tokenizer=tokenize.load(args.tokenizer),
+        boundary=args.boundary,
+        dedup=args.dedup,
         window_len=args.window_len,
         calibration_fraction=args.calibration_fraction,
         heldout_fraction=args.heldout_fraction,
-        progress=metrics.track,
+        shard=_shard(args.shard),
+        progress=metrics.progress,
     )
+    if manifest is None:
+        metrics.say(
+            f"shard {args.shard} is done; {args.out} appears when the others are, too"
+        )
+        return
+    _say_data(args.out, manifest)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None:
+        raise InputError(f"--shard {text!r} must be i/n with 0 <= i < n, such as 0/4")
+    return int(found[1]), int(found[2])
+
+
+def _say_data(directory: pathlib.Path, manifest: Manifest) -> None:
     for name, part in manifest.splits.items():
         metrics.say(
             f"{name:12} {part.num_documents:8,} documents {part.num_tokens:12,} tokens "
             f"{part.num_windows:8,} windows"
         )
-    metrics.say(f"data: {args.out}")
+    metrics.say(f"data: {directory}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Show what a prepared set holds: documents, tokens, lengths, samples.
+
+    Example: rfq inspect data/embedded
+    """
+
+    # The --out of `rfq prepare`.
+    directory: Positional[pathlib.Path]
+    # What prepared it, to decode samples; needed where that was a file.
+    tokenizer: str | None = None
+    # Number of windows of each split to decode, drawn at random.
+    samples: int = 1
+    # Write everything to this file, as JSON.
+    json: pathlib.Path | None = None
+
+
+def _inspect(args: Inspect) -> None:
+    found = inspect.describe(
+        args.directory,
+        tokenizer=None if args.tokenizer is None else tokenize.load(args.tokenizer),
+        num_samples=args.samples,
+    )
+    metrics.say(inspect.render(found))
+    if args.json is not None:
+        text = json.dumps(found, indent=1) + "\n"
+        metrics.write_text(args.json, text)
+        metrics.say(f"json: {args.json}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,6 +407,7 @@ COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
     "evaluate": (Evaluate, _evaluate, False),
     "report": (Report, _report, False),
     "prepare": (Prepare, _prepare, False),
+    "inspect": (Inspect, _inspect, False),
     "bench optim": (BenchOptim, _bench_optim, True),
     "bench quantize": (BenchQuantize, _bench_quantize, True),
 }

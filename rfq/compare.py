@@ -51,8 +51,8 @@ def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
                 f"{arms[0].data.dir!r} and {arm.data.dir!r}; losses on them cannot be "
                 "compared"
             )
-    for arm, manifest, run_dir in zip(arms, manifests, run_dirs, strict=True):
-        runs.claim(arm, manifest, run_dir)
+    for arm, run_dir in zip(arms, run_dirs, strict=True):
+        runs.claim(arm, run_dir)
     context = _context(out, arms, manifests[0])
 
     diverged: list[str] = []
@@ -86,6 +86,9 @@ def run_directory(out: pathlib.Path, experiment: Experiment) -> pathlib.Path:
     return out / "arms" / experiment.arm / f"seed-{experiment.seed}"
 
 
+_COUNTED_TOKENS = 1 << 24
+
+
 def _context(
     out: pathlib.Path, arms: Sequence[Experiment], manifest: Manifest
 ) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def _context(
     Counting n-grams is the slow part and is done once per data set.
     """
     path = out / "context.json"
-    fingerprint = runs.data_fingerprint(manifest)
+    fingerprint = runs.data_fingerprint(arms[0])
     written = json.loads(path.read_text()) if path.exists() else {}
     same_data = written.get("data_fingerprint") == fingerprint
     splits = {
@@ -121,9 +124,10 @@ def _context(
 
 
 def _floors(experiment: Experiment) -> dict[str, float]:
+    """Counted on at most 16 M training tokens, which are held in memory."""
     directory = experiment.data.dir
     return ngram.cross_entropies(
-        pipeline.windows(directory, "train"),
-        pipeline.windows(directory, "heldout"),
+        pipeline.windows(directory, "train", max_tokens=_COUNTED_TOKENS),
+        pipeline.windows(directory, "heldout", max_tokens=_COUNTED_TOKENS),
         experiment.model.vocab_size,
     )

@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 from rfq import optim, taps
+from rfq.data.mixture import Mixture
 from rfq.errors import InputError, lookup
 from rfq.model.config import TAP_SETS, ModelConfig
 from rfq.model.init import InitConfig
@@ -27,9 +28,26 @@ from rfq.sharding import ShardingConfig
 class DataConfig:
     """Where the prepared windows are (`rfq prepare` makes them)."""
 
-    dir: str = "data/embedded"  # The --out of `rfq prepare`.
+    # The --out of `rfq prepare`. Its held-out and calibration splits are those used.
+    dir: str = "data/embedded"
+    # Further prepared directories whose training splits are mixed in.
+    also: tuple[str, ...] = ()
+    # Shares of the training sequences, of `dir` and each of `also`; () for their sizes.
+    weights: tuple[float, ...] = ()
+    # Processes that read ahead; 0 reads in a thread, fast enough for most.
+    num_workers: int = 0
     # "embedded", "byte" or a SentencePiece model file; must be what prepared the data.
     tokenizer: str = "embedded"
+
+    def __post_init__(self):
+        if self.num_workers < 0:
+            raise InputError(f"data.num_workers={self.num_workers} must be >= 0")
+        _ = self.mixture  # Checks the weights.
+
+    @property
+    def mixture(self) -> Mixture:
+        """What is trained on."""
+        return Mixture((self.dir, *self.also), self.weights)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

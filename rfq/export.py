@@ -104,7 +104,7 @@ def run(
         "calibration_seed": config.calibration_seeds[0],
         "calibration_tokens": heldout.num_tokens(batches),
         "tokenizer_fingerprint": manifest.recipe.tokenizer_fingerprint,
-        **runs.claim(experiment, manifest, run_dir),
+        **runs.claim(experiment, run_dir),
     }
     rows = []
     with metrics.progress(f"export {experiment.arm}", len(specs)) as bar:

@@ -192,11 +192,3 @@ def progress(description: str, total: int | None, done: int = 0) -> Iterator[Pro
         yield shown
     finally:
         shown.close()
-
-
-def track(iterable: Iterable, total: int | None, description: str) -> Iterator:
-    """Yields from an iterable and shows progress; data code takes this as a value."""
-    with progress(description, total) as shown:
-        for count, item in enumerate(iterable, start=1):
-            yield item
-            shown.update(count)

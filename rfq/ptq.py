@@ -57,7 +57,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
     """
     manifest = runs.check(experiment)
     runs.require_finished(experiment, run_dir)
-    described = runs.claim(experiment, manifest, run_dir)
+    described = runs.claim(experiment, run_dir)
     out = run_dir / "quantize"
     metrics.make_directory(out)
     sweep = _Sweep(experiment, run_dir)

@@ -34,13 +34,14 @@ def check(experiment: Experiment) -> Manifest:
     Raises:
         InputError: one sentence about the first thing that does not fit.
     """
-    manifest = manifest_lib.load(experiment.data.dir)
+    manifests = _manifests(experiment)
     tokenizer = tokenize.load(experiment.data.tokenizer)
-    manifest_lib.check(
-        manifest,
-        vocab_size=experiment.model.vocab_size,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-    )
+    for manifest in manifests:
+        manifest_lib.check(
+            manifest,
+            vocab_size=experiment.model.vocab_size,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+        )
     mesh, grid, log = sharding.make_mesh(), experiment.quantize, experiment.log
     sharding.check(experiment.train.batch_size, "train.batch_size", mesh)
     sharding.check(grid.batch_size, "quantize.batch_size", mesh)
@@ -55,7 +56,11 @@ def check(experiment: Experiment) -> Manifest:
         ("calibration", grid.calibration_tokens, grid.batch_size),
     ):
         heldout.choose(experiment, split, num_tokens=num_tokens, batch_size=batch_size)
-    return manifest
+    return manifests[0]
+
+
+def _manifests(experiment: Experiment) -> list[Manifest]:
+    return [manifest_lib.load(name) for name in experiment.data.mixture.directories]
 
 
 def train_batches(experiment: Experiment) -> pipeline.Batches:
@@ -65,18 +70,17 @@ def train_batches(experiment: Experiment) -> pipeline.Batches:
         InputError: as `pipeline.train_batches`.
     """
     return pipeline.train_batches(
-        experiment.data.dir,
+        experiment.data.mixture,
         seq_len=experiment.model.seq_len,
         batch_size=experiment.train.batch_size,
         seed=experiment.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        num_workers=experiment.data.num_workers,
     )
 
 
-def claim(
-    experiment: Experiment, manifest: Manifest, run_dir: pathlib.Path
-) -> dict[str, Any]:
+def claim(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
     """Makes a run directory this experiment's, or refuses because it is another's.
 
     config.json is written until training has ended, and from then on says with what
@@ -91,7 +95,7 @@ def claim(
     described = {
         "experiment": experiment_lib.to_dict(experiment),
         "fingerprint": experiment_lib.fingerprint(experiment),
-        "data_fingerprint": data_fingerprint(manifest),
+        "data_fingerprint": data_fingerprint(experiment),
         "commit": distributed.commit(),
         "versions": distributed.versions(),
         "device": distributed.devices(),
@@ -178,9 +182,13 @@ def train_seconds(run_dir: pathlib.Path) -> float:
     return done[0]["seconds"] if done else 0.0
 
 
-def data_fingerprint(manifest: Manifest) -> str:
-    """Twelve hexadecimal digits that name the prepared windows."""
-    return hashlib.sha256(manifest_lib.to_json(manifest).encode()).hexdigest()[:12]
+def data_fingerprint(experiment: Experiment) -> str:
+    """Twelve hexadecimal digits that name the prepared windows and their mixture."""
+    manifests = _manifests(experiment)
+    sizes = [one.splits["train"].num_windows for one in manifests]
+    shares = experiment.data.mixture.shares(sizes)
+    described = [manifest_lib.as_dict(one) for one in manifests], shares
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
 
 def _read_config(run_dir: pathlib.Path) -> dict[str, Any]:

@@ -26,8 +26,8 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
         InputError: the data, the directory or its checkpoint do not fit the experiment.
         Diverged: a loss or gradient norm is not finite.
     """
-    manifest = runs.check(experiment)
-    described = runs.claim(experiment, manifest, run_dir)
+    runs.check(experiment)
+    described = runs.claim(experiment, run_dir)
     if runs.is_finished(run_dir):
         metrics.say(f"{experiment.arm} seed {experiment.seed}: training is finished")
         return

@@ -8,7 +8,6 @@ import pytest
 
 from rfq import distributed, runs
 from rfq import experiment as experiment_lib
-from rfq.data import manifest as manifest_lib
 from rfq.errors import InputError
 from rfq.sharding import ShardingConfig
 from tests import tiny
@@ -111,13 +110,13 @@ def test_a_truncated_shard_is_refused(data, tmp_path):
 
 
 def test_a_directory_belongs_to_its_experiment(experiment, tmp_path):
-    manifest = runs.check(experiment)
-    described = runs.claim(experiment, manifest, tmp_path / "run")
+    runs.check(experiment)
+    described = runs.claim(experiment, tmp_path / "run")
     assert runs.load(tmp_path / "run") == (experiment, described)
     assert described["fingerprint"] == experiment_lib.fingerprint(experiment)
     assert described["commit"] == distributed.commit()
     assert set(described) >= {"data_fingerprint", "versions", "device"}
-    runs.claim(experiment, manifest, tmp_path / "run")
+    runs.claim(experiment, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -131,45 +130,45 @@ def test_a_directory_belongs_to_its_experiment(experiment, tmp_path):
 def test_another_experiment_is_refused_by_its_first_differing_field(
     experiment, tmp_path, section, fields, says
 ):
-    manifest = runs.check(experiment)
-    runs.claim(experiment, manifest, tmp_path)
+    runs.check(experiment)
+    runs.claim(experiment, tmp_path)
     other = tiny.with_fields(experiment, section, **fields)
-    message = _refused(runs.claim, other, manifest, tmp_path)
+    message = _refused(runs.claim, other, tmp_path)
     assert says in message
     assert str(tmp_path) in message
     assert runs.load(tmp_path)[0] == experiment
 
 
 def test_how_a_run_is_logged_quantized_and_placed_may_change(experiment, tmp_path):
-    manifest = runs.check(experiment)
-    runs.claim(experiment, manifest, tmp_path)
+    runs.check(experiment)
+    runs.claim(experiment, tmp_path)
     changed = tiny.with_fields(experiment, "log", log_every=1)
     changed = tiny.with_fields(changed, "quantize", specs=("FP", "A8"))
-    runs.claim(changed, manifest, tmp_path)
+    runs.claim(changed, tmp_path)
     assert runs.load(tmp_path)[0] == changed
 
 
 def test_data_may_move_but_not_change(experiment, data, tmp_path):
-    runs.claim(experiment, runs.check(experiment), tmp_path / "run")
+    runs.claim(experiment, tmp_path / "run")
     moved = tiny.experiment(shutil.copytree(data, tmp_path / "moved"))
-    runs.claim(moved, runs.check(moved), tmp_path / "run")
+    runs.claim(moved, tmp_path / "run")
     (tmp_path / "more").mkdir()
     other = tiny.experiment(tiny.prepared(tmp_path / "more", salt=1))
-    manifest = runs.check(other)
-    message = _refused(runs.claim, other, manifest, tmp_path / "run")
+    runs.check(other)
+    message = _refused(runs.claim, other, tmp_path / "run")
     assert "was trained on other data" in message
 
 
 def test_a_finished_run_keeps_saying_how_it_was_trained(
     experiment, tmp_path, monkeypatch
 ):
-    manifest = runs.check(experiment)
-    runs.claim(experiment, manifest, tmp_path)
+    runs.check(experiment)
+    runs.claim(experiment, tmp_path)
     (tmp_path / "done.json").write_text("{}")
     before = (tmp_path / "config.json").read_bytes()
     monkeypatch.setattr(distributed, "commit", lambda: "another")
     fewer = tiny.with_fields(experiment, "quantize", specs=("FP",))
-    assert runs.claim(fewer, manifest, tmp_path)["commit"] == "another"
+    assert runs.claim(fewer, tmp_path)["commit"] == "another"
     assert (tmp_path / "config.json").read_bytes() == before
 
 
@@ -182,17 +181,26 @@ def test_a_directory_that_is_no_run_is_a_sentence(tmp_path):
 
 
 def test_a_config_of_a_newer_program_is_a_sentence(experiment, tmp_path):
-    described = runs.claim(experiment, runs.check(experiment), tmp_path)
+    described = runs.claim(experiment, tmp_path)
     described["experiment"]["model"]["gating"] = "silu"
     (tmp_path / "config.json").write_text(json.dumps(described))
     assert "no field 'gating'" in _refused(runs.load, tmp_path)
 
 
-def test_the_data_fingerprint_follows_the_content(data, tmp_path):
+def test_the_data_fingerprint_follows_the_content(experiment, data, tmp_path):
     again = shutil.copytree(data, tmp_path / "again")
     (tmp_path / "more").mkdir()
     other = tiny.prepared(tmp_path / "more", salt=1)
-    prints = [
-        runs.data_fingerprint(manifest_lib.load(path)) for path in (data, again, other)
+    sets = [
+        *({"dir": str(path)} for path in (data, again, other)),
+        {"dir": str(data), "also": (str(other),)},
+        {"dir": str(data), "also": (str(other),), "weights": (3.0, 1.0)},
     ]
-    assert prints[0] == prints[1] != prints[2]
+    prints = [
+        runs.data_fingerprint(
+            dataclasses.replace(experiment, data=experiment_lib.DataConfig(**fields))
+        )
+        for fields in sets
+    ]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 4

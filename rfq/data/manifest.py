@@ -2,27 +2,22 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from array_record.python import array_record_data_source
 
 from rfq.data import split
+from rfq.data.progress import Progress, no_progress
 from rfq.errors import InputError
 
 FILE_NAME = "manifest.json"
-FORMAT = "rfq windows 1"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SourceFile:
-    """A file that was read; name and size tell another source from this one."""
-
-    name: str
-    num_bytes: int
+FORMAT = "rfq windows 2"
+_MB = 10**6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +26,9 @@ class Recipe:
 
     Attributes:
         source: name of the source, without a directory.
+        source_fingerprint: sha256 of the names and sizes of its pieces.
+        boundary: special ids of a document, a row of `prepare.BOUNDARIES`.
+        dedup: whether of equal texts only the first was taken.
         window_len: tokens predicted per window; a record holds one more.
         part_bytes: UTF-8 bytes of text after which a new part begins; parts are packed
             apart from each other.
@@ -38,10 +36,12 @@ class Recipe:
 
     format: str
     source: str
-    files: tuple[SourceFile, ...]
+    source_fingerprint: str
     tokenizer: str
     tokenizer_fingerprint: str
     vocab_size: int
+    boundary: str
+    dedup: bool
     window_len: int
     calibration_fraction: float
     heldout_fraction: float
@@ -63,9 +63,10 @@ class Split:
     """Totals of one split.
 
     Attributes:
-        num_tokens: of all documents, one bos for each included.
+        num_tokens: of all documents, special ids included.
         num_bytes: UTF-8 bytes of the text of all documents.
         num_dropped_tokens: at the end of the parts, too few to fill a window.
+        lengths: documents by length: entry k counts those of 2^k .. 2^(k+1) - 1 tokens.
     """
 
     num_documents: int
@@ -73,6 +74,7 @@ class Split:
     num_bytes: int
     num_windows: int
     num_dropped_tokens: int
+    lengths: tuple[int, ...]
     shards: tuple[Shard, ...]
 
     @property
@@ -88,12 +90,14 @@ class Manifest:
     Attributes:
         dtype: of the token ids in a record, a numpy name; little-endian.
         num_empty_documents: skipped, and part of no split.
+        num_duplicates: the same.
         splits: one `Split` for each name of `split.SPLITS`.
     """
 
     recipe: Recipe
     dtype: str
     num_empty_documents: int
+    num_duplicates: int
     splits: Mapping[str, Split]
 
     @property
@@ -102,9 +106,67 @@ class Manifest:
         return (self.recipe.window_len + 1) * np.dtype(self.dtype).itemsize
 
 
-def to_json(manifest: Manifest) -> str:
-    """Renders a manifest; the same text for the same manifest."""
-    return json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one part of a source gave.
+
+    Attributes:
+        num_documents: read, those that are in no split included.
+        is_last: whether its unit ends with it.
+    """
+
+    num_documents: int
+    num_empty_documents: int
+    num_duplicates: int
+    is_last: bool
+    splits: Mapping[str, Split]
+
+
+def combine(recipe: Recipe, dtype: str, parts: Sequence[Part]) -> Manifest:
+    """The manifest of all parts of a source, in their order."""
+    return Manifest(
+        recipe=recipe,
+        dtype=dtype,
+        num_empty_documents=sum(part.num_empty_documents for part in parts),
+        num_duplicates=sum(part.num_duplicates for part in parts),
+        splits={
+            name: _total([part.splits[name] for part in parts]) for name in split.SPLITS
+        },
+    )
+
+
+def _total(splits: Sequence[Split]) -> Split:
+    columns = itertools.zip_longest(*(part.lengths for part in splits), fillvalue=0)
+    return Split(
+        num_documents=sum(part.num_documents for part in splits),
+        num_tokens=sum(part.num_tokens for part in splits),
+        num_bytes=sum(part.num_bytes for part in splits),
+        num_windows=sum(part.num_windows for part in splits),
+        num_dropped_tokens=sum(part.num_dropped_tokens for part in splits),
+        lengths=tuple(map(sum, columns)),
+        shards=tuple(shard for part in splits for shard in part.shards),
+    )
+
+
+def as_dict(record: Manifest | Recipe | Part) -> dict[str, Any]:
+    """What `to_json` renders."""
+    return dataclasses.asdict(record)
+
+
+def to_json(record: Manifest | Recipe | Part) -> str:
+    """Renders a manifest or what goes into one; the same text for the same record."""
+    return json.dumps(as_dict(record), indent=1) + "\n"
+
+
+def recipe_from_json(text: str) -> Recipe:
+    """Reads what `to_json` made of a recipe."""
+    return _record(Recipe, json.loads(text))
+
+
+def part_from_json(text: str) -> Part:
+    """Reads what `to_json` made of a part."""
+    row = json.loads(text)
+    return _record(Part, row, splits=_splits(row["splits"]))
 
 
 def load(directory: str | pathlib.Path) -> Manifest:
@@ -124,21 +186,34 @@ def load(directory: str | pathlib.Path) -> Manifest:
     return manifest
 
 
-def verify(directory: str | pathlib.Path) -> Manifest:
-    """Loads a manifest and compares the sha256 of every shard with it.
+def verify(directory: str | pathlib.Path, progress: Progress = no_progress) -> Manifest:
+    """Loads a manifest and compares the sha256 of every shard, record by record.
 
     Raises:
-        InputError: as `load`, or a shard whose bytes have changed.
+        InputError: as `load`, a shard whose bytes have changed, or one that the
+            manifest does not name.
     """
     directory = pathlib.Path(directory)
     manifest = load(directory)
-    for part in manifest.splits.values():
-        for shard in part.shards:
-            if sha256(directory / shard.name) != shard.sha256:
+    shards = [shard for part in manifest.splits.values() for shard in part.shards]
+    extra = {p.name for p in directory.iterdir()} - {x.name for x in shards}
+    if strange := sorted(name for name in extra if name.endswith(".array_record")):
+        raise InputError(
+            f"{directory} holds {strange[0]}, which is not in its manifest; move it "
+            "away, or prepare the data again"
+        )
+    total = sum(shard.num_bytes for shard in shards)
+    with progress("verify, MB", total // _MB) as bar:
+        done = 0
+        for shard in shards:
+            path = directory / shard.name
+            if sha256(path) != shard.sha256:
                 raise InputError(
-                    f"shard {directory / shard.name} is corrupt: its sha256 is not the "
-                    f"manifest's; {_AGAIN}"
+                    f"shard {path} is corrupt: its sha256 is not the manifest's; "
+                    f"{_AGAIN}"
                 )
+            done += shard.num_bytes
+            bar.update(done // _MB)
     return manifest
 
 
@@ -228,22 +303,29 @@ def _manifest(row: Any) -> Manifest:
         raise ValueError(f"format is {recipe['format']!r}")
     if set(row["splits"]) != set(split.SPLITS):
         raise ValueError(f"splits are {sorted(row['splits'])}")
-    files = tuple(_record(SourceFile, file) for file in recipe["files"])
-    splits = {
-        name: _record(
-            Split, part, shards=tuple(_record(Shard, x) for x in part["shards"])
-        )
-        for name, part in row["splits"].items()
-    }
-    manifest = _record(
-        Manifest, row, recipe=_record(Recipe, recipe, files=files), splits=splits
-    )
+    splits = _splits(row["splits"])
+    manifest = _record(Manifest, row, recipe=_record(Recipe, recipe), splits=splits)
     if manifest.dtype not in ("uint16", "int32"):
         raise ValueError(f"dtype is {manifest.dtype!r}")
     for name, part in splits.items():
         if not 0 < part.num_windows == sum(x.num_windows for x in part.shards):
             raise ValueError(f"the shards of {name} do not add up")
+        names = [shard.name for shard in part.shards]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the shards of {name} hold one twice")
     return manifest
+
+
+def _splits(rows: Mapping[str, Any]) -> dict[str, Split]:
+    return {
+        name: _record(
+            Split,
+            row,
+            lengths=tuple(row["lengths"]),
+            shards=tuple(_record(Shard, shard) for shard in row["shards"]),
+        )
+        for name, row in rows.items()
+    }
 
 
 Row = TypeVar("Row")

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
 from rfq.data import manifest
 from rfq.data.manifest import Manifest, Shard
+from rfq.data.mixture import Mixture
 from rfq.errors import InputError, lookup
 
 load_manifest = manifest.load
@@ -80,55 +82,81 @@ def open_split(directory: str | pathlib.Path, name: str, seq_len: int) -> Sequen
     return Sequences(pathlib.Path(directory), manifest.load(directory), name, seq_len)
 
 
-def windows(directory: str | pathlib.Path, name: str) -> np.ndarray:
-    """Reads all windows of a split into memory: int32 [num_windows, window_len + 1].
+def windows(
+    directory: str | pathlib.Path, name: str, *, max_tokens: int | None = None
+) -> np.ndarray:
+    """Reads the windows of a split into memory: int32 [num_windows, window_len + 1].
+
+    Args:
+        directory: the `out` of `prepare`.
+        name: of the split.
+        max_tokens: where there are more, only as many are read, in evenly spaced
+            windows.
 
     Raises:
         InputError: as `open_split`.
     """
     window_len = manifest.load(directory).recipe.window_len
     sequences = open_split(directory, name, window_len)
-    return sequences.read(range(len(sequences)))
+    count = len(sequences)
+    if max_tokens is not None:
+        count = min(count, max(1, max_tokens // window_len))
+    return sequences.read([i * len(sequences) // count for i in range(count)])
 
 
 class Batches:
-    """An endless iterator over a process's share of the global batches."""
+    """An endless iterator over a process's share of the global batches.
 
-    def __init__(self, batches: grain.MapDataset[np.ndarray]):
-        # Reading holds the interpreter lock: one thread ahead is as fast as many.
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
-        self._iterator = iter(batches.to_iter_dataset(options))
+    Reading runs ahead in a thread, or in worker processes where there are any. What was
+    read ahead is no part of the state, which is one integer whatever reads.
+    """
+
+    def __init__(self, batches: grain.MapDataset[np.ndarray], num_workers: int):
+        self._batches = batches
+        self._num_workers = num_workers
+        self.set_state(0)
 
     def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> np.ndarray:
-        return next(self._iterator)
+        batch = next(self._iterator)
+        self._num_taken += 1
+        return batch
 
     def get_state(self) -> int:
         """Returns the number of global batches taken, the same on all processes."""
-        return self._iterator.get_state()["next_index"]
+        return self._num_taken
 
     def set_state(self, num_batches: int) -> None:
         """Continues after `num_batches` global batches, whoever took them."""
-        self._iterator.set_state({"next_index": num_batches})
+        self._num_taken = num_batches
+        # Reading holds the interpreter lock: one thread ahead is as fast as many.
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+        ahead = self._batches[num_batches:].to_iter_dataset(options)
+        if self._num_workers:
+            flags.FLAGS.mark_as_parsed()  # Grain reads a flag where nobody parses any.
+            workers = grain.MultiprocessingOptions(num_workers=self._num_workers)
+            ahead = ahead.mp_prefetch(workers)
+        self._iterator = iter(ahead)
 
 
 def train_batches(
-    directory: str | pathlib.Path,
+    mixture: Mixture,
     seq_len: int,
     batch_size: int,
     seed: int,
     process_index: int,
     process_count: int,
+    num_workers: int = 0,
 ) -> Batches:
     """Iterates over shuffled training sequences without end.
 
-    The sequences of each epoch are permuted by the seed and the epoch, and the stream
-    of all epochs is dealt to the processes in turn: process p takes p, p + n, p + 2n.
-    Global batch k therefore is positions k B .. (k + 1) B - 1 of the stream for any
-    number of processes n that divides B, each process reads only its own share, and
-    k is all there is to save.
+    The sequences of each set and epoch are permuted by the seed and the epoch, the
+    sets are interleaved by their weights, and the stream of all epochs is dealt to the
+    processes in turn: process p takes p, p + n, p + 2n. Global batch k therefore is
+    positions k B .. (k + 1) B - 1 of the stream for any number of processes n that
+    divides B, each process reads only its own share, and k is all there is to save.
 
     Returns:
         Batches of int32 [batch_size / process_count, seq_len + 1]: inputs are
@@ -138,7 +166,6 @@ def train_batches(
         InputError: as `open_split`; batch_size is no multiple of process_count or more
             than an epoch; seed is not of 32 bits.
     """
-    sequences = open_split(directory, "train", seq_len)
     if batch_size < 1 or batch_size % process_count:
         raise InputError(
             f"batch_size={batch_size} must be a positive multiple of the number of "
@@ -146,13 +173,57 @@ def train_batches(
         )
     if not 0 <= seed < 1 << 32:
         raise InputError(f"seed={seed} must be in 0..{(1 << 32) - 1}")
-    if batch_size > len(sequences):
+    sets = [open_split(name, "train", seq_len) for name in mixture.directories]
+    total = sum(map(len, sets))
+    if batch_size > total:
         raise InputError(
-            f"batch_size={batch_size} is more than the {len(sequences)} training "
-            f"sequences of {seq_len} tokens in {directory}; lower it or give more data"
+            f"batch_size={batch_size} is more than the {total} training sequences of "
+            f"{seq_len} tokens in {', '.join(map(str, mixture.directories))}; lower it "
+            "or give more data"
         )
-    # Numbers are shuffled and dealt, and only then are sequences read: half the time
-    # per sequence of handing the sequences themselves from stage to stage.
-    stream = grain.MapDataset.range(len(sequences)).seed(seed).shuffle().repeat()
-    share = stream[process_index::process_count]
-    return Batches(share.batch(batch_size // process_count).map(sequences.read))
+    # Numbers are shuffled, mixed and dealt, and only then are sequences read: half the
+    # time per sequence of handing the sequences themselves from stage to stage. A set's
+    # numbers follow on those of the set before.
+    starts = np.cumsum([0, *map(len, sets)])
+    streams = [
+        grain.MapDataset.range(int(start), int(start) + len(one))
+        .seed((seed + number) % (1 << 32))
+        .shuffle()
+        .repeat()
+        for number, (one, start) in enumerate(zip(sets, starts, strict=False))
+    ]
+    stream = grain.MapDataset.mix(streams, mixture.shares([len(one) for one in sets]))
+    share = stream[process_index::process_count].batch(batch_size // process_count)
+    return Batches(share.map(_Concatenated(sets).read), num_workers)
+
+
+def epochs(mixture: Mixture, seq_len: int, num_sequences: int) -> list[float]:
+    """How often each set of a mixture has been gone through after so many sequences.
+
+    Raises:
+        InputError: as `open_split`.
+    """
+    sets = [open_split(name, "train", seq_len) for name in mixture.directories]
+    shares = mixture.shares([len(one) for one in sets])
+    return [
+        share * num_sequences / len(one)
+        for share, one in zip(shares, sets, strict=True)
+    ]
+
+
+class _Concatenated:
+    """Several sets as one, one after the other; can be sent to a worker process."""
+
+    def __init__(self, sets: Sequence[Sequences]):
+        self._sets = sets
+        self._starts = np.cumsum([0, *map(len, sets)])
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """Stacks some sequences to int32 [len(indices), seq_len + 1]."""
+        places = np.searchsorted(self._starts, indices, side="right") - 1
+        return np.stack(
+            [
+                self._sets[place][index - self._starts[place]]
+                for place, index in zip(places, indices, strict=True)
+            ]
+        )

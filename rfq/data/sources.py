@@ -1,4 +1,9 @@
-"""Where documents come from: the embedded corpus, and text and JSONL files."""
+"""Where documents come from: the embedded corpus, files, and TensorFlow Datasets.
+
+A source is a list of pieces, each of which can be read without the others: a file, a
+row group of a Parquet file, a range of a TFDS split. What is long is so divided among
+machines, and resumed, without reading what came before.
+"""
 
 import dataclasses
 import glob
@@ -7,19 +12,50 @@ import io
 import json
 import lzma
 import pathlib
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pyarrow
+from pyarrow import parquet
 
 from rfq.errors import InputError
 
 EMBEDDED_CORPUS = pathlib.Path(__file__).parent / "embedded" / "sotu.jsonl.xz"
+TFDS_PREFIX = "tfds:"
+
+# Rows that are decoded at once, and examples of a TFDS split in a piece.
+_PARQUET_ROWS = 64
+_TFDS_EXAMPLES = 10_000
 
 
 class Document(NamedTuple):
-    """One text, and a name for it that does not depend on where the file lies."""
+    """One text.
+
+    Attributes:
+        id: a name that does not depend on where the file lies.
+        text: any Unicode text.
+        num_bytes_read: of the piece, on disk, about where the document ends.
+    """
 
     id: str
     text: str
+    num_bytes_read: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A stretch of a source that is read on its own.
+
+    Attributes:
+        name: no directory; tells the pieces of a file apart.
+        num_bytes: on disk, in whatever packing.
+        documents: yields every document in order, empty ones included.
+    """
+
+    name: str
+    num_bytes: int
+    documents: Callable[[], Iterator[Document]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,28 +64,20 @@ class Source:
 
     Attributes:
         name: last component of what the user wrote; no directory.
-        files: the files read, in order.
-        num_documents: how many there are, when that is known without reading.
+        pieces: in order.
     """
 
     name: str
-    files: tuple[pathlib.Path, ...]
-    num_documents: int | None
+    pieces: tuple[Piece, ...]
 
     def documents(self) -> Iterator[Document]:
-        """Yields every document, empty ones included, one file at a time."""
-        for path in self.files:
-            read, opener = _reader(path)
-            try:
-                file = opener(path)
-            except OSError as error:
-                raise _damaged(path, error) from error
-            with file:
-                yield from read(path, file)
+        """Yields every document, empty ones included, one piece at a time."""
+        for piece in self.pieces:
+            yield from piece.documents()
 
 
 def open_source(spec: str) -> Source:
-    """Resolves a name of `SOURCES`, a file, a directory or a glob.
+    """Resolves a name of `SOURCES`, tfds:NAME, a file, a directory or a glob.
 
     Directories are searched recursively for files of a known kind; hidden files are
     left out. Files are read in the order of their paths.
@@ -59,24 +87,27 @@ def open_source(spec: str) -> Source:
     """
     if spec in SOURCES:
         return SOURCES[spec]()
+    if spec.startswith(TFDS_PREFIX):
+        return _tfds(spec.removeprefix(TFDS_PREFIX))
     path = pathlib.Path(spec)
     if path.is_dir():
         found = (p for p in path.rglob("*") if p.is_file() and _is_visible(p, path))
-        files = tuple(sorted(p for p in found if _suffix(p) is not None))
+        files = sorted(p for p in found if _split_name(p) is not None)
     elif path.exists():
-        files = (path,)
+        files = [path]
     else:
         matches = glob.glob(spec, recursive=True)
-        files = tuple(sorted(p for p in map(pathlib.Path, matches) if p.is_file()))
+        files = sorted(p for p in map(pathlib.Path, matches) if p.is_file())
     if not files:
         raise InputError(
-            f"source {spec!r} matches no file; give one of {sorted(SOURCES)}, a file, "
-            f"a directory or a quoted glob of {_accepted()} files"
+            f"source {spec!r} matches no file; give one of {sorted(SOURCES)}, "
+            f"{TFDS_PREFIX}NAME, a file, a directory or a quoted glob of {_accepted()} "
+            "files"
         )
     for file in files:
-        _reader(file)
-    one_each = all(_READERS[_kind(file)] is _read_text for file in files)
-    return Source(path.name or spec, files, len(files) if one_each else None)
+        _kind(file)
+    pieces = tuple(piece for file in files for piece in _pieces(file))
+    return Source(path.name or spec, pieces)
 
 
 def documents(spec: str) -> Iterator[Document]:
@@ -85,27 +116,57 @@ def documents(spec: str) -> Iterator[Document]:
 
 
 def _embedded() -> Source:
-    return Source("embedded", (EMBEDDED_CORPUS,), 249)
+    return Source("embedded", _pieces(EMBEDDED_CORPUS))
 
 
 # A new source is one function that returns a Source, and one line here.
 SOURCES: Mapping[str, Callable[[], Source]] = {"embedded": _embedded}
 
 
-def _read_text(path: pathlib.Path, file: io.BufferedIOBase) -> Iterator[Document]:
+# --- Text and JSON lines, packed or not ---------------------------------------------
+
+
+def _packed_piece(path: pathlib.Path, read: "_Reader", unpack: "_Opener") -> Piece:
+    """The whole file."""
+
+    def documents() -> Iterator[Document]:
+        try:
+            raw = path.open("rb")
+            file = unpack(raw)
+        except _DAMAGED as error:
+            raise _damaged(path, error) from error
+        with raw, file:
+            for id, text in read(path, file):
+                yield Document(id, text, raw.tell())
+
+    return Piece(path.name, _num_bytes(path), documents)
+
+
+def _num_bytes(path: pathlib.Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _damaged(path, error) from error
+
+
+def _read_text(
+    path: pathlib.Path, file: io.BufferedIOBase
+) -> Iterator[tuple[str, str]]:
     """One document: the whole file. Its id is the file's name."""
     try:
         data = file.read()
     except _DAMAGED as error:
         raise _damaged(path, error) from error
     try:
-        yield Document(path.name, data.decode("utf-8"))
+        yield path.name, data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise _not_utf8(path, line, error) from error
+        raise _not_utf8(f"{path}, line {line}", error) from error
 
 
-def _read_jsonl(path: pathlib.Path, file: io.BufferedIOBase) -> Iterator[Document]:
+def _read_jsonl(
+    path: pathlib.Path, file: io.BufferedIOBase
+) -> Iterator[tuple[str, str]]:
     """One document a line: field `text`, and optionally `id`; blank lines are none."""
     lines = enumerate(file, start=1)
     while True:
@@ -119,11 +180,11 @@ def _read_jsonl(path: pathlib.Path, file: io.BufferedIOBase) -> Iterator[Documen
             yield _parse_line(path, number, line)
 
 
-def _parse_line(path: pathlib.Path, number: int, line: bytes) -> Document:
+def _parse_line(path: pathlib.Path, number: int, line: bytes) -> tuple[str, str]:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, number, error) from error
+        raise _not_utf8(f"{path}, line {number}", error) from error
     except (json.JSONDecodeError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
         raise InputError(
@@ -143,66 +204,200 @@ def _parse_line(path: pathlib.Path, number: int, line: bytes) -> Document:
         )
     name = row.get("id")
     # Without an id the place stands in for it, so that equal texts stay two documents.
-    return Document(f"{path.name}:{number}" if name is None else str(name), row["text"])
+    return f"{path.name}:{number}" if name is None else str(name), row["text"]
 
 
-_Reader = Callable[[pathlib.Path, io.BufferedIOBase], Iterator[Document]]
-_Opener = Callable[[pathlib.Path], io.BufferedIOBase]
+_Reader = Callable[[pathlib.Path, io.BufferedIOBase], Iterator[tuple[str, str]]]
+_Opener = Callable[[io.BufferedReader], io.BufferedIOBase]
+
+
+def _open_zstd(raw: io.BufferedReader) -> io.BufferedIOBase:
+    return io.BufferedReader(pyarrow.input_stream(raw, compression="zstd"))
+
 
 _READERS: Mapping[str, _Reader] = {".txt": _read_text, ".jsonl": _read_jsonl}
-
-
-def _open_plain(path: pathlib.Path) -> io.BufferedIOBase:
-    return path.open("rb")
-
-
-def _open_gzip(path: pathlib.Path) -> io.BufferedIOBase:
-    return gzip.open(path, "rb")
-
-
-def _open_xz(path: pathlib.Path) -> io.BufferedIOBase:
-    return lzma.open(path, "rb")
-
-
 _OPENERS: Mapping[str, _Opener] = {
-    "": _open_plain,
-    ".gz": _open_gzip,
-    ".xz": _open_xz,
+    "": lambda raw: raw,
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".xz": lzma.LZMAFile,
+    ".zst": _open_zstd,
 }
+# What zlib, lzma, pyarrow and the file system raise.
+_DAMAGED = (OSError, EOFError, lzma.LZMAError, zlib.error, pyarrow.ArrowException)
 
-_DAMAGED = (OSError, EOFError, lzma.LZMAError)
+
+# --- Parquet ------------------------------------------------------------------------
+
+
+def _parquet_pieces(path: pathlib.Path) -> tuple[Piece, ...]:
+    """A piece for each row group: column `text`, and optionally `id`."""
+    try:
+        with parquet.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+    except _DAMAGED as error:
+        raise _damaged(path, error) from error
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    if not _is_text(kinds.get("text")):
+        raise InputError(
+            f"{path} has no string column 'text' (its columns are "
+            f"{', '.join(f'{name}: {kind}' for name, kind in kinds.items()) or 'none'}"
+            "); rename or convert the column that holds the documents"
+        )
+    columns = ["text", "id"] if "id" in kinds else ["text"]
+    first, pieces = 0, []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        in_columns = (group.column(i) for i in range(group.num_columns))
+        num_bytes = sum(
+            column.total_compressed_size
+            for column in in_columns
+            if column.path_in_schema in columns
+        )
+        rows = range(first, first + group.num_rows)
+        pieces.append(_row_group(path, number, rows, num_bytes, columns))
+        first = rows.stop
+    return tuple(pieces)
+
+
+def _is_text(kind: pyarrow.DataType | None) -> bool:
+    return kind is not None and any(
+        test(kind)
+        for test in (
+            pyarrow.types.is_string,
+            pyarrow.types.is_large_string,
+            pyarrow.types.is_string_view,
+        )
+    )
+
+
+def _row_group(
+    path: pathlib.Path, number: int, rows: range, num_bytes: int, columns: list[str]
+) -> Piece:
+    def read() -> Iterator[tuple[str | None, Any]]:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(
+                _PARQUET_ROWS, row_groups=[number], columns=columns, use_threads=False
+            ):
+                table = batch.to_pydict()
+                ids = table.get("id") or [None] * batch.num_rows
+                yield from zip(table["text"], ids, strict=True)
+
+    def documents() -> Iterator[Document]:
+        found, reading = 0, read()
+        while True:
+            where = f"{path}, row {rows.start + found}"
+            try:
+                text, name = next(reading)
+            except StopIteration:
+                break
+            except UnicodeDecodeError as error:
+                raise _not_utf8(where, error) from error
+            except _DAMAGED as error:
+                raise _damaged(path, error) from error
+            if text is None:
+                raise InputError(
+                    f"{where} has no text (null); repair the row or remove it"
+                )
+            id = f"{path.name}:{rows.start + found}" if name is None else str(name)
+            found += 1
+            yield Document(id, text, num_bytes * found // len(rows))
+        if found != len(rows):
+            raise InputError(
+                f"{path} holds {found} rows in row group {number} where its footer "
+                f"says {len(rows)}; the file is damaged"
+            )
+
+    return Piece(f"{path.name}#{number}", num_bytes, documents)
+
+
+# --- TensorFlow Datasets ------------------------------------------------------------
+
+
+def _tfds(name: str) -> Source:
+    """The train split of a dataset with a feature `text`, stored as array_record."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder: Any = tfds.builder(name, file_format="array_record")
+        builder.download_and_prepare()
+        examples = builder.as_data_source("train")
+        num_bytes = builder.info.splits["train"].num_bytes
+    except Exception as error:
+        # TFDS raises what the builder, the network and the disk raise.
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{TFDS_PREFIX}{name} cannot be read as array_record "
+            f"({first_line[:200]}); give the name of a prepared or downloadable "
+            "dataset with a train split, and TFDS_DATA_DIR if it lies elsewhere"
+        ) from error
+    if not len(examples) or "text" not in examples[0]:
+        got = sorted(examples[0]) if len(examples) else "no examples"
+        raise InputError(
+            f"{TFDS_PREFIX}{name} has no feature 'text' (got {got}); choose a dataset "
+            "of plain text"
+        )
+    each = num_bytes / len(examples)
+    starts = range(0, len(examples), _TFDS_EXAMPLES)
+    pieces = (_tfds_piece(name, examples, start, each) for start in starts)
+    return Source(f"{TFDS_PREFIX}{name}", tuple(pieces))
+
+
+def _tfds_piece(name: str, examples: Any, start: int, each: float) -> Piece:
+    stop = min(start + _TFDS_EXAMPLES, len(examples))
+
+    def documents() -> Iterator[Document]:
+        for index in range(start, stop):
+            where = f"{TFDS_PREFIX}{name}, example {index}"
+            try:
+                text = examples[index]["text"].decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(where, error) from error
+            except RuntimeError as error:
+                raise _damaged(where, error) from error
+            num_bytes = round(each * (index + 1 - start))
+            yield Document(f"{name}:{index}", text, num_bytes)
+
+    return Piece(f"{name}[{start}:{stop}]", round(each * (stop - start)), documents)
+
+
+# --- Names of files -----------------------------------------------------------------
 
 
 def _accepted() -> str:
-    return ", ".join(kind + pack for kind in _READERS for pack in _OPENERS)
+    packed = [kind + pack for kind in _READERS for pack in _OPENERS]
+    return ", ".join([*packed, _PARQUET])
+
+
+_PARQUET = ".parquet"
 
 
 def _is_visible(path: pathlib.Path, root: pathlib.Path) -> bool:
     return not any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _suffix(path: pathlib.Path) -> tuple[str, str] | None:
+def _split_name(path: pathlib.Path) -> tuple[str, str] | None:
     """Splits "x.jsonl.gz" into (".jsonl", ".gz"); None when the kind is unknown."""
     suffixes = ["", "", *path.suffixes]
     pack = suffixes[-1] if suffixes[-1] in _OPENERS else ""
     kind = suffixes[-2] if pack else suffixes[-1]
-    return (kind, pack) if kind in _READERS else None
+    known = kind in _READERS or (kind == _PARQUET and not pack)
+    return (kind, pack) if known else None
 
 
-def _kind(path: pathlib.Path) -> str:
-    found = _suffix(path)
-    assert found is not None, path
-    return found[0]
-
-
-def _reader(path: pathlib.Path) -> tuple[_Reader, _Opener]:
-    found = _suffix(path)
+def _kind(path: pathlib.Path) -> tuple[str, str]:
+    found = _split_name(path)
     if found is None:
         raise InputError(
             f"source file {path} is of an unknown kind; accepted are {_accepted()}"
         )
-    kind, pack = found
-    return _READERS[kind], _OPENERS[pack]
+    return found
+
+
+def _pieces(path: pathlib.Path) -> tuple[Piece, ...]:
+    kind, pack = _kind(path)
+    if kind == _PARQUET:
+        return _parquet_pieces(path)
+    return (_packed_piece(path, _READERS[kind], _OPENERS[pack]),)
 
 
 def _is_encodable(text: str) -> bool:
@@ -213,15 +408,16 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _not_utf8(path: pathlib.Path, line: int, error: UnicodeDecodeError) -> InputError:
+def _not_utf8(where: str, error: UnicodeDecodeError) -> InputError:
     return InputError(
-        f"{path}, line {line} is not UTF-8 text (byte 0x{error.object[error.start]:02x}"
-        "); convert the file to UTF-8 first"
+        f"{where} is not UTF-8 text (byte 0x{error.object[error.start]:02x}); convert "
+        "the file to UTF-8 first"
     )
 
 
-def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+def _damaged(where: pathlib.Path | str, error: Exception) -> InputError:
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(
-        f"{path} cannot be read ({error}); the file is damaged, protected or not of "
-        "the kind its name says"
+        f"{where} cannot be read ({first_line}); the file is damaged, protected or not "
+        "of the kind its name says"
     )

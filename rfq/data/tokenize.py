@@ -47,10 +47,13 @@ class Tokenizer:
 
 
 def load(spec: str) -> Tokenizer:
-    """Makes a tokenizer of `TOKENIZERS`, or of a SentencePiece .model file.
+    """Makes a tokenizer of `TOKENIZERS`, or of a file.
+
+    A file is a SentencePiece .model, as LlamaTokenizer has it, or, if its name ends in
+    .json, a tokenizer.json of the `tokenizers` library (the extra of that name).
 
     Raises:
-        InputError: the file is missing or no SentencePiece model with bos and eos.
+        InputError: the file is missing, of another kind, or has no bos or eos.
     """
     if spec in TOKENIZERS:
         return TOKENIZERS[spec]()
@@ -58,9 +61,10 @@ def load(spec: str) -> Tokenizer:
     if not path.is_file():
         raise InputError(
             f"tokenizer {spec!r} is neither one of {sorted(TOKENIZERS)} nor a file; "
-            "give a SentencePiece .model file"
+            "give a SentencePiece .model or a tokenizer.json file"
         )
-    return _sentencepiece(path, path.name)
+    make = _json if path.suffix == ".json" else _sentencepiece
+    return make(path, path.name)
 
 
 def _embedded() -> Tokenizer:
@@ -99,14 +103,9 @@ def _decode_bytes(ids: Sequence[int] | np.ndarray) -> str:
 
 
 def _sentencepiece(path: pathlib.Path, name: str) -> Tokenizer:
+    model = _read(path)
     try:
-        model = path.read_bytes()
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except OSError as error:
-        raise InputError(
-            f"tokenizer file {path} cannot be read ({error.strerror}); check its "
-            "permissions"
-        ) from error
     except RuntimeError as error:
         raise _not_a_model(path) from error
     if not model:
@@ -134,6 +133,71 @@ def _sentencepiece(path: pathlib.Path, name: str) -> Tokenizer:
         encode_batch=encode_batch,
         decode=decode,
     )
+
+
+# Names of special tokens in tokenizer.json files, the first that exists is taken: of
+# Llama 1 and 2, Llama 3, Gemma, GPT-2 and BERT.
+_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|endoftext|>", "[CLS]")
+_EOS = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|endoftext|>", "[SEP]")
+
+
+def _json(path: pathlib.Path, name: str) -> Tokenizer:
+    content = _read(path)
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise InputError(
+            f"tokenizer file {path} needs the library tokenizers; install it with pip "
+            "install 'rfq[tokenizers]'"
+        ) from error
+    try:
+        model = tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # The library raises no narrower type.
+        raise InputError(
+            f"tokenizer file {path} is not a tokenizer.json ({error}); give one as the "
+            "tokenizers library writes it"
+        ) from error
+    # Every text as it is: not cut, not filled, its "<s>" three characters.
+    model.no_truncation()
+    model.no_padding()
+    model.encode_special_tokens = True
+    ids = model.get_vocab(with_added_tokens=True)
+    bos, eos = (
+        next((ids[name] for name in names if name in ids), None)
+        for names in (_BOS, _EOS)
+    )
+    if bos is None or eos is None:
+        raise InputError(
+            f"tokenizer {path} has no bos or no eos token; it needs one of "
+            f"{', '.join(_BOS)} and one of {', '.join(_EOS)}"
+        )
+
+    def encode_batch(texts: Sequence[str]) -> list[np.ndarray]:
+        batch = model.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in batch]
+
+    def decode(ids: Sequence[int] | np.ndarray) -> str:
+        return model.decode(np.asarray(ids).tolist())
+
+    return Tokenizer(
+        name=name,
+        fingerprint=hashlib.sha256(content).hexdigest(),
+        vocab_size=max(ids.values()) + 1,
+        bos_id=bos,
+        eos_id=eos,
+        encode_batch=encode_batch,
+        decode=decode,
+    )
+
+
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"tokenizer file {path} cannot be read ({error.strerror}); check its "
+            "permissions"
+        ) from error
 
 
 def _not_a_model(path: pathlib.Path) -> InputError:

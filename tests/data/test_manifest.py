@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from rfq.data import manifest, pipeline
+from rfq.data.mixture import Mixture
 from rfq.errors import InputError
 from tests.data import corpora
 
@@ -21,7 +22,7 @@ def data(whole, tmp_path):
 
 
 def _shard(data):
-    return data / "train-00000.array_record"
+    return data / "train-00000-000.array_record"
 
 
 def _edit(data, change):
@@ -108,7 +109,7 @@ def test_a_damaged_shard_is_refused_when_the_data_are_opened(data, damage, probl
     for use in (
         lambda: manifest.load(data),
         lambda: pipeline.open_split(data, "train", 16),
-        lambda: pipeline.train_batches(data, 16, 4, 0, 0, 1),
+        lambda: pipeline.train_batches(Mixture((str(data),)), 16, 4, 0, 0, 1),
     ):
         with pytest.raises(InputError) as caught:
             use()

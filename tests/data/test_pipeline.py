@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import chex
+import grain
 import numpy as np
 import pytest
 
-from rfq.data import manifest, pipeline
+from rfq.data import manifest, pipeline, prepare, tokenize
+from rfq.data.mixture import Mixture
 from rfq.errors import InputError
 from tests.data import corpora
 
@@ -19,9 +21,27 @@ def data(tmp_path_factory):
     return corpora.prepared(tmp_path_factory.mktemp("data"), num_documents=115)
 
 
-def _batches(data, seed=0, process_index=0, process_count=1):
+@pytest.fixture(scope="module")
+def mixed(data, tmp_path_factory):
+    """Three parts of the first set and one of another."""
+    folder = tmp_path_factory.mktemp("other")
+    texts = [text.upper() for text in corpora.texts(60)]
+    source, other = corpora.write_jsonl(folder / "x.jsonl", texts), folder / "x"
+    prepare.prepare(
+        str(source),
+        other,
+        tokenizer=tokenize.load("byte"),
+        window_len=32,
+        calibration_fraction=0.2,
+        heldout_fraction=0.2,
+    )
+    return Mixture((str(data), str(other)), (3.0, 1.0))
+
+
+def _batches(data, seed=0, process_index=0, process_count=1, num_workers=0):
+    mixture = data if isinstance(data, Mixture) else Mixture((str(data),))
     return pipeline.train_batches(
-        data, SEQ_LEN, BATCH_SIZE, seed, process_index, process_count
+        mixture, SEQ_LEN, BATCH_SIZE, seed, process_index, process_count, num_workers
     )
 
 
@@ -120,6 +140,77 @@ def test_a_process_reads_only_its_share(data, monkeypatch):
     assert len(read) <= (num_batches + ahead) * BATCH_SIZE // 4
 
 
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_a_mixture_is_dealt_alike_to_any_number_of_processes(mixed, process_count):
+    """Over the ends of epochs of both sets, and after resuming with another number."""
+    alone = _batches(mixed)
+    expected = [_rows(batch) for batch in _take(alone, 60)]
+    parts = [_batches(mixed, 0, p, process_count) for p in range(process_count)]
+    for part in parts:
+        part.set_state(5)
+    for batch in expected[5:]:
+        assert _rows(np.concatenate([next(part) for part in parts])) == batch
+
+
+def test_a_mixture_has_its_shares_and_goes_through_every_set_in_epochs(mixed):
+    sets = [pipeline.open_split(d, "train", SEQ_LEN) for d in mixed.directories]
+    rows = [(row, (k, i)) for k, one in enumerate(sets) for i, row in enumerate(one)]
+    place = {row.tobytes(): where for row, where in rows}
+    taken = np.concatenate(_take(_batches(mixed), 80))
+    drawn = [place[row.tobytes()] for row in taken]
+    counts = [sum(k == which for which, _ in drawn) for k in (0, 1)]
+    assert counts[0] == pytest.approx(0.75 * len(taken), abs=1)
+    found = pipeline.epochs(mixed, SEQ_LEN, len(taken))
+    for k, epochs in enumerate(found):
+        assert epochs == pytest.approx(counts[k] / len(sets[k]), rel=0.01)
+        assert epochs > 1.0
+        first = [i for which, i in drawn if which == k][: len(sets[k])]
+        distinct = len({row.tobytes() for row in sets[k]})
+        assert len(set(first)) == distinct
+
+
+def test_without_weights_shares_are_the_sizes(mixed):
+    sets = [pipeline.open_split(d, "train", SEQ_LEN) for d in mixed.directories]
+    sizes = [len(one) for one in sets]
+    taken = np.concatenate(_take(_batches(Mixture(mixed.directories)), 20))
+    first = {row.tobytes() for row in sets[0]}
+    share = np.mean([row.tobytes() in first for row in taken])
+    assert share == pytest.approx(sizes[0] / sum(sizes), abs=0.05)
+
+
+def test_one_set_is_read_as_it_was_before_there_were_mixtures(data):
+    """The order of a seed is part of what a recorded number means."""
+    sequences = pipeline.open_split(data, "train", SEQ_LEN)
+    stream = grain.MapDataset.range(len(sequences)).seed(3).shuffle().repeat()
+    expected = np.stack([sequences[stream[i]] for i in range(3 * BATCH_SIZE)])
+    chex.assert_trees_all_equal(
+        np.concatenate(_take(_batches(data, seed=3), 3)), expected
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [0, 3])
+def test_worker_processes_read_the_same_batches(mixed, start):
+    here, there = _batches(mixed), _batches(mixed, num_workers=2)
+    here.set_state(start)
+    there.set_state(start)
+    chex.assert_trees_all_equal(_take(there, 5), _take(here, 5))
+    assert there.get_state() == start + 5
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, float("nan"))])
+def test_impossible_weights_are_refused(weights):
+    with pytest.raises(InputError) as caught:
+        Mixture(("a", "b"), weights)
+    corpora.assert_one_sentence(caught, "data.weights")
+
+
+def test_windows_are_evenly_spaced_where_not_all_are_read(data):
+    every = pipeline.windows(data, "train")
+    some = pipeline.windows(data, "train", max_tokens=32 * 10)
+    chex.assert_trees_all_equal(some, every[[i * len(every) // 10 for i in range(10)]])
+
+
 def test_windows_are_the_sequences_of_full_length(data):
     windows = pipeline.windows(data, "heldout")
     made = manifest.load(data)
@@ -165,7 +256,7 @@ def test_sequences_can_be_sent_to_a_worker(data):
 )
 def test_impossible_batches_are_refused(data, arguments, parts):
     with pytest.raises(InputError) as caught:
-        pipeline.train_batches(data, *arguments)
+        pipeline.train_batches(Mixture((str(data),)), *arguments)
     corpora.assert_one_sentence(caught, *parts)
 
 
@@ -179,7 +270,8 @@ def test_reading_batches_starts_no_accelerator_and_needs_no_tensorflow(data):
     program = (
         "import sys\n"
         "from rfq.data import ngram, pipeline, prepare\n"
-        "batch = next(pipeline.train_batches(sys.argv[1], 16, 4, 0, 0, 1))\n"
+        "mixture = pipeline.Mixture((sys.argv[1],))\n"
+        "batch = next(pipeline.train_batches(mixture, 16, 4, 0, 0, 1))\n"
         "assert batch.shape == (4, 17)\n"
         "windows = pipeline.windows(sys.argv[1], 'train')\n"
         "ngram.cross_entropies(windows, windows, 259)\n"

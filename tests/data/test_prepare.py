@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -131,7 +133,7 @@ def test_another_source_or_tokenizer_does_not_overwrite(tmp_path):
     out = corpora.prepared(tmp_path)
     with pytest.raises(InputError) as caught:
         corpora.prepared(tmp_path, num_documents=121)
-    corpora.assert_one_sentence(caught, "another files", str(out))
+    corpora.assert_one_sentence(caught, "another source_fingerprint", str(out))
     with pytest.raises(InputError) as caught:
         prepare.prepare(
             str(tmp_path / "data.jsonl"), out, tokenizer=tokenize.load("embedded")
@@ -149,7 +151,9 @@ def test_an_unfinished_run_leaves_nothing_that_counts(tmp_path):
     assert not leftover.exists()
 
 
-def test_a_killed_run_leaves_no_directory_and_a_later_one_the_same_bytes(tmp_path):
+def test_a_killed_run_leaves_no_directory_and_a_later_one_goes_on(
+    tmp_path, monkeypatch
+):
     corpora.write_jsonl(tmp_path / "x.jsonl", corpora.texts(120))
     (tmp_path / "whole").mkdir()
     whole = corpora.prepared(tmp_path / "whole", "x")
@@ -157,18 +161,29 @@ def test_a_killed_run_leaves_no_directory_and_a_later_one_the_same_bytes(tmp_pat
         "import os, sys, pathlib\n"
         "from rfq.data import prepare\n"
         "from tests.data import corpora\n"
-        "write, left = prepare._write_shard, [3]\n"
-        "def dying(path, windows):\n"
+        "write, left = prepare._Work._write_shard, [6]\n"
+        "def dying(self, path, windows):\n"
         "    left[0] -= 1\n"
         "    os._exit(9) if left[0] == 0 else None\n"
-        "    return write(path, windows)\n"
-        "prepare._write_shard = dying\n"
+        "    return write(self, path, windows)\n"
+        "prepare._Work._write_shard = dying\n"
         "corpora.prepared(pathlib.Path(sys.argv[1]), 'x')\n"
     )
     run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert run.returncode == 9
     assert not (tmp_path / "x").exists() and (tmp_path / ".x.partial").exists()
+    written = []
+    original = prepare._Work._write_shard
+
+    def noting(self, path, windows):
+        written.append(path.name)
+        return original(self, path, windows)
+
+    monkeypatch.setattr(prepare._Work, "_write_shard", noting)
     assert _files(corpora.prepared(tmp_path, "x")) == _files(whole)
+    # Three shards a part: of the second the kill left two shards and no record.
+    assert "train-00000-000.array_record" not in written
+    assert "train-00000-001.array_record" in written
 
 
 def test_a_bad_document_leaves_nothing(tmp_path):
@@ -219,7 +234,7 @@ def _no_file_above_1_kb():
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_one_sentence_and_leaves_no_directory(tmp_path):
     corpora.write_jsonl(tmp_path / "x.jsonl", corpora.texts(50))
     program = (
         "import sys\n"
@@ -238,7 +253,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert b"caught" in run.stderr and b"cannot be written" in run.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_split_without_a_window_is_refused(tmp_path):
@@ -265,24 +280,28 @@ def test_settings_out_of_range_are_refused(tmp_path, field, value):
     corpora.assert_one_sentence(caught, f"{field}={value}")
 
 
-def test_progress_sees_every_document(tmp_path):
-    corpora.write_jsonl(tmp_path / "x.jsonl", corpora.texts(120))
+def test_progress_moves_to_its_end(tmp_path):
+    source = tmp_path / "x.jsonl"
+    # Two megabytes, so that there is a middle.
+    corpora.write_jsonl(source, (text * 700 for text in corpora.texts(60)))
     seen = []
 
-    def progress(items, total, description):
-        assert (total, description) == (None, "prepare")
-        for item in items:
-            seen.append(item)
-            yield item
+    @contextlib.contextmanager
+    def progress(description, total):
+        class Bar:
+            def update(self, done, note=""):
+                seen.append((done, note))
+
+        assert description == "prepare, MB" and total == source.stat().st_size // 10**6
+        yield Bar()
+        assert seen[-1][0] == total
 
     prepare.prepare(
-        str(tmp_path / "x.jsonl"),
-        tmp_path / "out",
-        tokenizer=BYTE,
-        window_len=8,
-        progress=progress,
+        str(source), tmp_path / "out", tokenizer=BYTE, window_len=512, progress=progress
     )
-    assert len(seen) == 120
+    places = [done for done, _ in seen]
+    assert len(set(places)) > 1 and places == sorted(places)
+    assert all("tokens/s" in note for _, note in seen)
 
 
 def test_wide_vocabularies_are_stored_in_32_bits(tmp_path):
@@ -303,3 +322,151 @@ def test_no_path_of_this_machine_is_written(tmp_path):
     text = (out / manifest.FILE_NAME).read_text()
     assert str(tmp_path) not in text
     assert json.loads(text)["recipe"]["source"] == "data.jsonl"
+
+
+def _prepared_shard(folder, source, shard, **settings):
+    return prepare.prepare(
+        str(source),
+        folder / "out",
+        tokenizer=BYTE,
+        window_len=32,
+        calibration_fraction=0.2,
+        heldout_fraction=0.2,
+        part_bytes=3000,
+        shard=shard,
+        **settings,
+    )
+
+
+@pytest.fixture
+def many_files(tmp_path):
+    """Files of different sizes: units of one and of several files, and long ones."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    texts = corpora.texts(200)
+    for number in range(12):
+        chosen = texts[number * number : (number + 1) ** 2]
+        corpora.write_jsonl(folder / f"{number:02d}.jsonl", chosen)
+    return folder
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shards_of_many_machines_make_what_one_makes(tmp_path, many_files, count):
+    (tmp_path / "alone").mkdir()
+    _prepared_shard(tmp_path / "alone", many_files, (0, 1))
+    for index in range(count - 1, 0, -1):
+        assert _prepared_shard(tmp_path, many_files, (index, count)) is None
+        assert not (tmp_path / "out").exists()
+    made = _prepared_shard(tmp_path, many_files, (0, count))
+    assert made == manifest.verify(tmp_path / "out")
+    assert _files(tmp_path / "out") == _files(tmp_path / "alone" / "out")
+    # Whoever comes later finds it made.
+    assert _prepared_shard(tmp_path, many_files, (1, count)) == made
+    assert {path.name for path in tmp_path.iterdir()} == {"alone", "many", "out"}
+
+
+def test_units_depend_on_sizes_alone(many_files):
+    pieces = sources.open_source(str(many_files)).pieces
+    units = prepare._units(pieces, 3000)
+    assert [piece for unit in units for piece in unit] == list(pieces)
+    for unit in units[:-1]:
+        sizes = [piece.num_bytes for piece in unit]
+        assert sum(sizes) >= 3000 > sum(sizes[:-1])
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
+def test_an_impossible_shard_is_refused(tmp_path, many_files, shard):
+    with pytest.raises(InputError) as caught:
+        _prepared_shard(tmp_path, many_files, shard)
+    corpora.assert_one_sentence(caught, "shard=", "0 <= i < n")
+
+
+def test_an_unfinished_run_of_another_recipe_is_not_mixed_in(tmp_path, many_files):
+    _prepared_shard(tmp_path, many_files, (0, 2))
+    with pytest.raises(InputError) as caught:
+        _prepared_shard(tmp_path, many_files, (1, 2), boundary="eos")
+    corpora.assert_one_sentence(caught, "another boundary", ".out.partial")
+    _prepared_shard(tmp_path, many_files, (1, 2))
+    manifest.verify(tmp_path / "out")
+
+
+def test_a_shard_that_was_cut_in_the_hidden_directory_is_made_again(
+    tmp_path, many_files
+):
+    (tmp_path / "alone").mkdir()
+    _prepared_shard(tmp_path / "alone", many_files, (0, 1))
+    _prepared_shard(tmp_path, many_files, (0, 2))
+    victim = next((tmp_path / ".out.partial").glob("train-*.array_record"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    _prepared_shard(tmp_path, many_files, (1, 2))
+    assert not (tmp_path / "out").exists()
+    _prepared_shard(tmp_path, many_files, (0, 2))
+    assert _files(tmp_path / "out") == _files(tmp_path / "alone" / "out")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_equal_texts_only_the_first_is_taken(tmp_path, count):
+    """Over the ends of files and units, whoever writes them; empty ones are empty."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    texts = [f"{text} {i}" for i, text in enumerate(corpora.texts(120))]
+    for number in range(3):  # The second file repeats the first, the third half of it.
+        rows = {0: texts, 1: [*texts[:60], "", ""], 2: [*texts[:30], *texts[:30]]}
+        corpora.write_jsonl(folder / f"{number}.jsonl", rows[number])
+    corpora.write_jsonl(tmp_path / "once.jsonl", texts)
+    once = _prepared_shard(tmp_path, tmp_path / "once.jsonl", (0, 1))
+    (tmp_path / "out").rename(tmp_path / "once")
+    for index in range(count):
+        made = _prepared_shard(tmp_path, folder, (index, count), dedup=True)
+    assert made.num_duplicates == 60 + 60
+    assert made.num_empty_documents == 2
+    for name, part in made.splits.items():
+        assert part.num_documents == once.splits[name].num_documents
+        assert part.num_tokens == once.splits[name].num_tokens
+
+
+@pytest.mark.parametrize("boundary", sorted(prepare.BOUNDARIES))
+def test_boundaries_stand_between_documents(tmp_path, boundary):
+    begins, ends = prepare.BOUNDARIES[boundary]
+    made = _prepared_shard(
+        tmp_path, corpora.write_jsonl(tmp_path / "x.jsonl", corpora.texts(60)), (0, 1),
+        boundary=boundary,
+    )  # fmt: skip
+    ids = pipeline.windows(tmp_path / "out", "train")[0]
+    special = ids[ids < 3].tolist()
+    expected = [1] * begins + [2] * ends
+    assert special[: len(expected) * 1] == expected[: len(special)]
+    assert (ids[0] == 1) == begins
+    if begins and ends:
+        place = int(np.argmax(ids == 2))
+        assert ids[place + 1] == 1
+    per_document = begins + ends
+    for part in made.splits.values():
+        assert part.num_tokens == part.num_bytes + per_document * part.num_documents
+
+
+def test_lengths_count_every_document_once(tmp_path):
+    texts = ["a" * (n - 1) for n in (1, 2, 3, 4, 7, 8, 100)] + corpora.texts(100)
+    source = corpora.write_jsonl(tmp_path / "x.jsonl", texts)
+    made = _prepared_shard(tmp_path, source, (0, 1))
+    for name, part in made.splits.items():
+        assert sum(part.lengths) == part.num_documents, name
+    counts = np.zeros(8, int)
+    for text in texts:
+        if text:  # One bos and a token a byte.
+            counts[(1 + len(text)).bit_length() - 1] += 1
+    rows = (part.lengths for part in made.splits.values())
+    columns = itertools.zip_longest(*rows, fillvalue=0)
+    found = np.array([sum(column) for column in columns])
+    np.testing.assert_array_equal(found, np.trim_zeros(counts, "b"))
+
+
+def test_a_document_of_ten_megabytes_is_one_document(tmp_path):
+    texts = [*corpora.texts(100), "0123456789 " * 1_000_000]
+    source = corpora.write_jsonl(tmp_path / "x.jsonl", texts)
+    made = prepare.prepare(
+        str(source), tmp_path / "out", tokenizer=BYTE, window_len=1024,
+        calibration_fraction=.2, heldout_fraction=.3,
+    )  # fmt: skip
+    assert sum(part.num_documents for part in made.splits.values()) == 101
+    assert sum(part.num_tokens for part in made.splits.values()) > 11_000_000

@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import hypothesis
 import numpy as np
 import pytest
 import sentencepiece
+import tokenizers
 from hypothesis import strategies as st
 
 from rfq.data import tokenize
@@ -88,6 +90,71 @@ def test_a_missing_or_foreign_model_file_is_refused(tmp_path, content):
     with pytest.raises(InputError) as caught:
         tokenize.load(str(path))
     corpora.assert_one_sentence(caught, str(path), "SentencePiece")
+
+
+def _write_json(path, bos="<s>", eos="</s>"):
+    """A BPE over bytes, as GPT-2 and Llama 3 have it, with the special tokens last."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(corpora.texts(50), trainer)
+    model.add_special_tokens([bos, eos])
+    # What a file may bring along and must not change the ids.
+    model.enable_truncation(3)
+    model.enable_padding(length=7)
+    model.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{bos} $A {eos}",
+        special_tokens=[(t, model.token_to_id(t)) for t in dict.fromkeys((bos, eos))],
+    )
+    model.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos"), [("<s>", "</s>"), ("<|endoftext|>", "<|endoftext|>")]
+)
+def test_a_tokenizer_json_is_a_tokenizer(tmp_path, bos, eos):
+    path = _write_json(tmp_path / "tokenizer.json", bos, eos)
+    made = tokenize.load(str(path))
+    assert made.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert made.vocab_size == 300 + len({bos, eos})
+    assert {made.bos_id, made.eos_id} <= {300, 301}
+    text = f"the union of née states\n\n{bos} 1"
+    ids = made.encode(text)
+    assert ids.dtype == np.int32 and len(ids) > 7
+    # A special token in a text is its characters, and nothing is put around a text.
+    assert ids.max() < 300
+    assert made.decode(np.concatenate([[made.bos_id], ids, [made.eos_id]])) == text
+    chex.assert_trees_all_equal(made.encode_batch(["x", text])[1], ids)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff"])
+def test_a_foreign_json_file_is_refused(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        tokenize.load(str(path))
+    corpora.assert_one_sentence(caught, str(path), "not a tokenizer.json")
+
+
+def test_a_tokenizer_json_without_a_beginning_is_refused(tmp_path):
+    path = _write_json(tmp_path / "tokenizer.json", "<start>", "</s>")
+    with pytest.raises(InputError) as caught:
+        tokenize.load(str(path))
+    corpora.assert_one_sentence(caught, "no bos", "<|begin_of_text|>")
+
+
+def test_without_the_library_a_tokenizer_json_says_how_to_get_it(tmp_path, monkeypatch):
+    path = _write_json(tmp_path / "tokenizer.json")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(InputError) as caught:
+        tokenize.load(str(path))
+    corpora.assert_one_sentence(caught, "rfq[tokenizers]")
 
 
 def test_a_model_without_a_beginning_is_refused(tmp_path):

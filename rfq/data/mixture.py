@@ -1,0 +1,34 @@
+"""Which prepared sets are trained on, and in what shares."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from rfq.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Prepared directories, and the share of the training sequences from each.
+
+    Attributes:
+        directories: at least one; each is gone through in epochs of its own.
+        weights: in any unit; () for the sizes of the sets.
+    """
+
+    directories: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.weights and len(self.weights) != len(self.directories):
+            raise InputError(
+                f"data.weights={self.weights} must have {len(self.directories)} "
+                "numbers, one for data.dir and each of data.also, or none"
+            )
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise InputError(f"data.weights={self.weights} must be positive numbers")
+
+    def shares(self, sizes: Sequence[int]) -> list[float]:
+        """Shares that sum to 1, for sets of these sizes."""
+        weights = self.weights or sizes
+        return [weight / sum(weights) for weight in weights]
