@@ -1,4 +1,5 @@
 import io
+import json
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from rfq.errors import Diverged
 from rfq.model.config import num_params
 from rfq.optim import MuonConfig
 from tests import tiny
+from tests.data import corpora
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(
@@ -37,6 +39,13 @@ def config(tmp_path, data):
 
 
 # --- Bad input ----------------------------------------------------------------------
+
+
+def _said(capsys, *argv: str) -> str:
+    """What a command that succeeds prints."""
+    capsys.readouterr()
+    assert cli.main(argv) == 0
+    return capsys.readouterr().out
 
 
 def _refused(capsys, *argv: str) -> str:
@@ -478,3 +487,29 @@ def test_every_config_can_be_dry_run(path, one_device_env):
     assert done.returncode == 0, done.stderr
     given = experiment.load(ROOT / path)
     assert f"{num_params(given.model):,}" in done.stdout
+
+
+def test_data_are_prepared_in_shards_verified_and_inspected(tmp_path, capsys):
+    source, out = tmp_path / "many", str(tmp_path / "data")
+    source.mkdir()
+    for number in range(3):
+        texts = [f"{number} {text}" for text in corpora.texts(60)]
+        corpora.write_jsonl(source / f"{number}.jsonl", texts)
+    command = ("prepare", str(source), "--out", out, "--tokenizer", "byte")
+    command = (*command, "--window-len", "32", "--heldout-fraction", "0.2")
+    command = (*command, "--calibration-fraction", "0.2", "--dedup")
+    # The files are of one unit, so shard 1 has nothing to do and shard 0 everything.
+    assert "shard 1/2 is done" in _said(capsys, *command, "--shard", "1/2")
+    assert f"data: {out}" in _said(capsys, *command, "--shard", "0/2")
+    assert f"data: {out}" in _said(capsys, "prepare", "--verify", out)
+    path = tmp_path / "data.json"
+    said = _said(capsys, "inspect", out, "--json", str(path))
+    assert "documents" in said and str(path) in said
+    assert json.loads(path.read_text())["splits"]["train"]["samples"][0]["text"]
+    shard = next((tmp_path / "data").glob("train-*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    assert "is corrupt" in _refused(capsys, "prepare", "--verify", out)
+    assert "must be i/n" in _refused(capsys, *command, "--shard", "2")
+    assert "needs SOURCE" in _refused(capsys, "prepare")

@@ -24,6 +24,12 @@ from rfq.errors import InputError
 EMBEDDED_CORPUS = pathlib.Path(__file__).parent / "embedded" / "sotu.jsonl.xz"
 TFDS_PREFIX = "tfds:"
 
+# Page by page: by default a row group is read whole, however large it is.
+_STREAMED = {
+    "pre_buffer": False,
+    "buffer_size": 1 << 20,
+    "page_checksum_verification": True,
+}
 # Rows that are decoded at once, and examples of a TFDS split in a piece.
 _PARQUET_ROWS = 64
 _TFDS_EXAMPLES = 10_000
@@ -274,7 +280,7 @@ def _row_group(
     path: pathlib.Path, number: int, rows: range, num_bytes: int, columns: list[str]
 ) -> Piece:
     def read() -> Iterator[tuple[str | None, Any]]:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with parquet.ParquetFile(path, **_STREAMED) as file:
             for batch in file.iter_batches(
                 _PARQUET_ROWS, row_groups=[number], columns=columns, use_threads=False
             ):

@@ -4,9 +4,12 @@ import itertools
 import json
 import math
 import os
+import random
 import resource
+import shutil
 import subprocess
 import sys
+import time
 
 import chex
 import hypothesis
@@ -470,3 +473,62 @@ def test_a_document_of_ten_megabytes_is_one_document(tmp_path):
     )  # fmt: skip
     assert sum(part.num_documents for part in made.splits.values()) == 101
     assert sum(part.num_tokens for part in made.splits.values()) > 11_000_000
+
+
+_PREPARE = """
+import pathlib, sys
+from rfq.data import prepare, tokenize
+prepare.prepare(sys.argv[1], sys.argv[2], tokenizer=tokenize.load("byte"),
+                window_len=256, part_bytes=150_000, dedup=True)
+"""
+
+
+def _phase(partial) -> str:
+    """What a killed process was at, by what it left."""
+    if not partial.exists():
+        return "before or after all parts"
+    names = [path.name for path in (partial / "parts").iterdir()]
+    if any(".array_record." in name for name in names):
+        return "writing a shard"
+    if any(".json." in name for name in names):
+        return "writing a record"
+    parts = [name for name in names if name[0].isdigit()]
+    if not parts:
+        return "finding duplicates"
+    shards = len(list(partial.glob("*.array_record")))
+    return "between shards" if shards > 3 * len(parts) else "reading and tokenizing"
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_no_byte(tmp_path, record_property):
+    """One preparation is killed ten times and goes on each time."""
+    texts = [text * 40 for text in corpora.texts(400)]
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(20):
+        chosen = [f"{number} {text}" for text in texts[number * 20 : number * 20 + 20]]
+        corpora.write_jsonl(folder / f"{number:02d}.jsonl", chosen)
+    command = [sys.executable, "-c", _PREPARE, str(folder)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    rng = random.Random(0)
+    partial, phases, survived = tmp_path / ".x.partial", [], 0
+    while len(phases) < 10:
+        records = len(list((partial / "parts").glob("[0-9]*.json")))
+        process = subprocess.Popen([*command, str(tmp_path / "x")])
+        # From the first trace of work on, at most about two parts further.
+        wanted, deadline = records + rng.randrange(3), time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if len(list((partial / "parts").glob("[0-9]*.json"))) >= wanted:
+                break
+        time.sleep(rng.random() * 0.05 + (1.0 if rng.random() < 0.1 else 0.0))
+        process.kill()
+        survived += process.wait() == 0
+        phases.append(_phase(partial))
+        if (tmp_path / "x").exists():
+            assert _files(tmp_path / "x") == _files(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "x")
+    record_property("phases", phases)
+    print(phases)
+    subprocess.run([*command, str(tmp_path / "x")], check=True)
+    assert _files(tmp_path / "x") == _files(tmp_path / "whole")
+    assert len(set(phases)) >= 3 and survived < 3
