@@ -156,7 +156,7 @@ def test_a_mixture_has_its_shares_and_goes_through_every_set_in_epochs(mixed):
     sets = [pipeline.open_split(d, "train", SEQ_LEN) for d in mixed.directories]
     rows = [(row, (k, i)) for k, one in enumerate(sets) for i, row in enumerate(one)]
     place = {row.tobytes(): where for row, where in rows}
-    taken = np.concatenate(_take(_batches(mixed), 80))
+    taken = np.concatenate(_take(_batches(mixed), 100))
     drawn = [place[row.tobytes()] for row in taken]
     counts = [sum(k == which for which, _ in drawn) for k in (0, 1)]
     assert counts[0] == pytest.approx(0.75 * len(taken), abs=1)
