@@ -1,56 +1,159 @@
 """Checkpoints: parameters, optimizer state and position, saved whole or not at all.
 
-Orbax writes into a temporary directory and renames it when every array has landed, so
-a kill at any moment leaves the previous checkpoint the newest. Parameters are an item
-of their own, so that quantization and evaluation read nothing else.
+Orbax writes into a temporary directory, and renames it when every array has landed and
+the SHA-256 of every file is written beside them. So a kill at any moment leaves the
+previous checkpoint the newest, and what was damaged later is found before it is used.
+Parameters are an item of their own, so that quantization and evaluation read nothing
+else.
+
+    checkpoints/STEP/           params/, opt_state/, meta/ and SHA256SUMS, as
+                                `sha256sum --check` reads it
+    checkpoints/damaged-STEP/   what did not match its sums, out of the way
 """
 
+import concurrent.futures
+import hashlib
 import pathlib
+import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
 
-from rfq.errors import InputError
+from rfq import distributed, metrics
+from rfq.errors import Diverged, InputError, Preempted
 
 _ITEMS = ("params", "opt_state", "meta")
+_SUMS = "SHA256SUMS"
+_NUM_THREADS = 8  # Hashing lets go of the interpreter lock.
 
 
 class Checkpoints:
-    """The checkpoints of one run directory; use as a context manager."""
+    """The checkpoints of one run directory; use as a context manager.
 
-    def __init__(self, run_dir: pathlib.Path, *, keep: int = 2):
+    Args:
+        run_dir: The run directory.
+        keep: How many to keep; None only reads and writes nothing.
+
+    Raises:
+        InputError: the directory cannot be written; `save`, the next `save` or leaving
+            the context says so of the files.
+    """
+
+    def __init__(self, run_dir: pathlib.Path, *, keep: int | None = None):
         self._directory = run_dir.absolute() / "checkpoints"
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            item_names=_ITEMS,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=True
-            ),
-        )
+        self._saving: int | None = None
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                item_names=_ITEMS,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep,
+                    read_only=keep is None,
+                    # What a kill left unfinished would otherwise fill the disk.
+                    cleanup_tmp_directories=keep is not None,
+                    enable_async_checkpointing=True,
+                    async_options=ocp.AsyncOptions(
+                        post_finalization_callback=self._write_sums
+                    ),
+                ),
+            )
+        except OSError as error:
+            raise self._unwritten(error) from error
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        together = kind is None or issubclass(kind, Diverged | Preempted)
+        if not together and not distributed.alone():
+            return  # The others are not on their way to the same barrier.
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        except Exception as error:
+            if kind is None or kind is Preempted:
+                raise self._unwritten(error) from error
 
     def save(self, step: int, params, opt_state, meta: dict[str, Any]) -> None:
-        """Saves asynchronously; `meta` is JSON."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                opt_state=ocp.args.StandardSave(opt_state),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        """Saves asynchronously; `meta` is JSON.
+
+        Raises:
+            InputError: this or the previous checkpoint cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._saving = step
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    opt_state=ocp.args.StandardSave(opt_state),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(error) from error
 
     def latest_step(self) -> int | None:
-        """Step of the newest whole checkpoint, if there is one."""
+        """Step of the newest checkpoint, if there is one."""
         return self._manager.latest_step()
+
+    def latest_whole_step(self) -> int | None:
+        """Step of the newest checkpoint whose files are what was saved.
+
+        A damaged one is said and moved aside, so that its step can be saved again.
+        """
+        while (step := distributed.told("newest", self.latest_step)) is not None:
+            found = distributed.told("damage", lambda step=step: self.damage(step))
+            if found is None:
+                return step
+            distributed.told("aside", lambda step=step: self._set_aside(step))
+            self._manager.reload()
+            before = distributed.told("before", self.latest_step)
+            instead = "the beginning" if before is None else f"step {before}"
+            metrics.say(
+                f"warning: checkpoint {self._directory / str(step)} is damaged "
+                f"({found}); it is moved to damaged-{step}, and training goes on from "
+                f"{instead}"
+            )
+        return None
+
+    def damage(self, step: int, items: tuple[str, ...] = _ITEMS) -> str | None:
+        """What is wrong with the files of a checkpoint, or None.
+
+        Reads every byte of these items. A checkpoint without sums, as rfq wrote them
+        before it had any, passes.
+        """
+        folder = self._directory / str(step)
+        try:
+            text = (folder / _SUMS).read_text("utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            return f"{_SUMS}: {error}"
+        lines = [line.partition("  ") for line in text.splitlines()]
+        wanted = {name: digest for digest, _, name in lines if _item(name) in items}
+        names = [name for name in _files(folder) if _item(name) in items]
+        for name in sorted(set(names) ^ set(wanted)):
+            return f"{name} is {'missing' if name in wanted else 'not in ' + _SUMS}"
+        for name, digest in _sums(folder, names).items():
+            if digest != wanted[name]:
+                return f"the bytes of {name} are not those that were saved"
+        return None
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON saved with a checkpoint."""
@@ -70,9 +173,66 @@ class Checkpoints:
             return self._manager.restore(step, args=args)[item]
         except Exception as error:
             # Orbax and TensorStore raise many types for a damaged or foreign file.
-            first_line = str(error).splitlines()[0] if str(error) else ""
             raise InputError(
                 f"checkpoint {self._directory / str(step)} cannot be read "
-                f"({type(error).__name__}: {first_line[:200]}); if it is damaged, "
+                f"({type(error).__name__}: {_first_line(error)}); if it is damaged, "
                 "delete that directory to fall back on the one before it"
             ) from error
+
+    def _write_sums(self) -> None:
+        """Called by orbax on process 0, when all files but its own marks are there.
+
+        Orbax 0.12 calls before the rename; a later one may call after it.
+        """
+        name = str(self._saving)
+        folder = self._directory / name
+        if not folder.exists():
+            (folder,) = self._directory.glob(f"{name}.*")
+        sums = _sums(folder, _files(folder))
+        lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
+        (folder / _SUMS).write_text("".join(lines), "utf-8")
+
+    def _set_aside(self, step: int) -> None:
+        aside = self._directory / f"damaged-{step}"
+        if aside.exists():
+            shutil.rmtree(aside)
+        try:
+            (self._directory / str(step)).rename(aside)
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: Exception) -> InputError:
+        step = "" if self._saving is None else f" of step {self._saving}"
+        return InputError(
+            f"the checkpoint{step} cannot be written to {self._directory} "
+            f"({_first_line(error)}); make room or make it writable, and the same "
+            "command goes on from the checkpoint before"
+        )
+
+
+def _item(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+    """The files of all items, relative; orbax marks the folder itself afterwards."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in found if path.parts[0] in _ITEMS)
+
+
+def _sums(folder: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of files, hexadecimal; of one that cannot be read, why not."""
+
+    def digest(name: str) -> str:
+        try:
+            with (folder / name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            return f"{error}"
+
+    with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

@@ -32,7 +32,7 @@ from rfq.data import inspect, tokenize
 from rfq.data import manifest as manifest_lib
 from rfq.data import prepare as prepare_lib
 from rfq.data.manifest import Manifest
-from rfq.errors import Diverged, InputError, lookup
+from rfq.errors import Diverged, InputError, Preempted, lookup
 from rfq.experiment import Experiment
 
 Parsed = TypeVar("Parsed")
@@ -414,19 +414,35 @@ COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status (0, 1 diverged, 2 bad input)."""
+    """Runs one command; returns the exit status.
+
+    0 done, 1 diverged, 2 bad input, 75 told to end and saved, 130 interrupted.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(argv)
+        status = _dispatch(argv)
     except InputError as error:
-        sys.stderr.write(f"rfq: {error}\n")
-        return 2
+        distributed.abandon(2, error)
+        status = _said(2, str(error))
     except Diverged as error:
-        sys.stderr.write(f"rfq: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("rfq: interrupted; the same command goes on from here\n")
-        return 130
+        status = _said(1, str(error))
+    except Preempted as error:
+        status = _said(distributed.REQUEUE, str(error))
+    except KeyboardInterrupt as error:
+        distributed.abandon(130, error)
+        status = _said(130, "interrupted; the same command goes on from here")
+    except Exception as error:
+        distributed.abandon(1, error)
+        raise
+    distributed.part()
+    return status
+
+
+def _said(status: int, text: str) -> int:
+    """Tells why, once for all processes that end together."""
+    if distributed.speaks():
+        metrics.alarm(text)
+    return status
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -569,7 +585,8 @@ def _of_run(run_dir: pathlib.Path, data_dir: str | None) -> Experiment:
 
 
 def _banner() -> None:
-    """Says what this process runs on, and what it does not."""
+    """Joins the other processes; says what they run on, and what they do not."""
+    distributed.start()
     metrics.say(f"rfq {__version__} on {distributed.devices()}")
     warning = distributed.unused_accelerator()
     if warning:

@@ -42,3 +42,7 @@ def check_choices(config: object, section: str) -> None:
 
 class Diverged(RuntimeError):
     """Training met a non-finite loss or gradient; the message says where."""
+
+
+class Preempted(RuntimeError):
+    """Training was told to end, and saved; the message says where."""

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -33,6 +34,12 @@ def say(text: str) -> None:
     """Prints a line on process 0, without interpreting it as markup."""
     if is_writer():
         _console.print(text, markup=False)
+
+
+def alarm(text: str) -> None:
+    """Writes a line to stderr from any process, at once and without looking at jax."""
+    sys.stderr.write(f"rfq: {text}\n")
+    sys.stderr.flush()
 
 
 # --- JSON lines ---------------------------------------------------------------------

@@ -100,7 +100,10 @@ def claim(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
         "versions": distributed.versions(),
         "device": distributed.devices(),
     }
+    code = {"code": distributed.code(), "out": str(run_dir)}
+    distributed.agree("experiment, data, code or versions", described | code)
     metrics.make_directory(run_dir)
+    distributed.meet("the run directory")
     if (run_dir / "config.json").exists():
         match(described, _read_config(run_dir), str(run_dir))
     if not is_finished(run_dir):
@@ -111,7 +114,7 @@ def claim(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
 
 def is_finished(run_dir: pathlib.Path) -> bool:
     """True once training has reached its last step."""
-    return (run_dir / "done.json").exists()
+    return distributed.told("finished", (run_dir / "done.json").exists)
 
 
 def match(ours: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
@@ -167,11 +170,15 @@ def final_params(experiment: Experiment, run_dir: pathlib.Path, target: Params):
     """
     require_finished(experiment, run_dir)
     last = experiment.train.num_steps
-    with checkpoint.Checkpoints(run_dir) as saved:
+    with checkpoint.Checkpoints(run_dir, keep=None) as saved:
         if saved.latest_step() != last:
+            damage = "it is gone"
+        else:
+            damage = distributed.told("damage", lambda: saved.damage(last, ("params",)))
+        if damage is not None:
             raise InputError(
-                f"{run_dir} is finished but its checkpoint of step {last} is gone; "
-                "delete its done.json and run `rfq train` again"
+                f"{run_dir} is finished but its checkpoint of step {last} cannot be "
+                f"used: {damage}; delete its done.json and run `rfq train` again"
             )
         return saved.params(last, target)
 

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rfq import checkpoint, metrics, runs, sharding, steps
+from rfq import checkpoint, distributed, metrics, runs, sharding, steps
 from rfq import taps as tap_lib
-from rfq.errors import Diverged
+from rfq.errors import Diverged, Preempted
 from rfq.evals import heldout
 from rfq.experiment import Experiment
 
@@ -25,6 +25,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
     Raises:
         InputError: the data, the directory or its checkpoint do not fit the experiment.
         Diverged: a loss or gradient norm is not finite.
+        Preempted: SIGTERM or SIGUSR1 came; the step in flight is done and saved.
     """
     runs.check(experiment)
     described = runs.claim(experiment, run_dir)
@@ -43,7 +44,10 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
     )
     num_steps, every = experiment.train.num_steps, experiment.log
     name = f"train {experiment.arm} seed {experiment.seed}"
-    with checkpoint.Checkpoints(run_dir, keep=every.keep_checkpoints) as saved:
+    with (
+        checkpoint.Checkpoints(run_dir, keep=every.keep_checkpoints) as saved,
+        distributed.preemption() as told_to_end,
+    ):
         state, start, seconds = _restore(compiled, saved, described, run_dir)
         batches.set_state(start)
         log = _Log(experiment, run_dir, start, seconds, saved.latest_step)
@@ -60,14 +64,21 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
                 if step % every.measure_every == 0 or step == num_steps:
                     log.drain()
                     log.measured(step, _measure(compiled, state.params, held_out))
-                if step % every.checkpoint_every == 0 or step == num_steps:
+                ends_here = told_to_end()
+                if step % every.checkpoint_every == 0 or step == num_steps or ends_here:
                     log.drain()
                     log.require_finite(step, {"state": compiled.finite(state)})
                     meta = {"step": step, "seconds": log.seconds, **described}
                     saved.save(step, state.params, state.opt_state, meta)
+                if ends_here and step < num_steps:
+                    raise Preempted(
+                        f"told to end: saved at step {step} of {num_steps} in "
+                        f"{run_dir}; the same command goes on from there"
+                    )
     (run_dir / "failed.json").unlink(missing_ok=True)
     finished = {"num_steps": num_steps, "loss": log.loss, "seconds": log.seconds}
     metrics.write_text(run_dir / "done.json", metrics.to_json(finished) + "\n")
+    distributed.meet("the end of training")
 
 
 class _Log:
@@ -172,7 +183,7 @@ def _restore(
     run_dir: pathlib.Path,
 ) -> tuple[steps.TrainState, int, float]:
     """The newest checkpoint's state, step and seconds, or a fresh state and zeros."""
-    start = saved.latest_step()
+    start = saved.latest_whole_step()
     if start is None:
         seed = described["experiment"]["seed"]
         return compiled.init(jax.random.key(seed)), 0, 0.0

@@ -257,7 +257,7 @@ def fabricated(
     )
     params = change(params)
     described = runs.claim(given, runs.check(given), run_dir)
-    with checkpoint.Checkpoints(run_dir) as saved:
+    with checkpoint.Checkpoints(run_dir, keep=2) as saved:
         meta = {"step": given.train.num_steps, "seconds": 0.0, **described}
         saved.save(given.train.num_steps, params, {"count": np.int32(1)}, meta)
     (run_dir / "done.json").write_text('{"num_steps": 1, "loss": 1.0, "seconds": 0.0}')
