@@ -33,7 +33,7 @@ class Checkpoints:
 
     Args:
         run_dir: The run directory.
-        keep: How many to keep; None only reads and writes nothing.
+        keep: How many to keep; None where nothing will be saved.
 
     Raises:
         InputError: the directory cannot be written; `save`, the next `save` or leaving
@@ -49,12 +49,13 @@ class Checkpoints:
                 item_names=_ITEMS,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=keep,
-                    read_only=keep is None,
                     # What a kill left unfinished would otherwise fill the disk.
                     cleanup_tmp_directories=keep is not None,
                     enable_async_checkpointing=True,
                     async_options=ocp.AsyncOptions(
-                        post_finalization_callback=self._write_sums
+                        post_finalization_callback=self._write_sums,
+                        # Where one cannot be made, its users would wait for minutes.
+                        create_directories_asynchronously=False,
                     ),
                 ),
             )

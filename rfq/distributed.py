@@ -342,6 +342,10 @@ def start() -> None:
     lost_seconds = _seconds("RFQ_LOST_SECONDS", 30)
     explicit = launch.coordinator is not None
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if jax.config.jax_platforms == "cpu":
+        # Gloo waits 30 s for the last process; a cache, which only process 0 writes,
+        # would let it run ahead of the others by all that they compile.
+        jax.config.update("jax_enable_compilation_cache", False)
     # Past its own limit jax aborts with a stack trace, and without a sentence.
     impatient = threading.Timer(start_seconds, _nobody_came, (launch, start_seconds))
     impatient.daemon = True

@@ -1,5 +1,9 @@
+import os
 import pathlib
+import resource
 import shutil
+import subprocess
+import sys
 
 import chex
 import jax
@@ -9,6 +13,8 @@ import pytest
 from rfq import checkpoint
 from rfq.errors import InputError
 
+ROOT = pathlib.Path(__file__).parents[1]
+ITEMS = ("params", "opt_state", "meta")
 PARAMS = {
     "w": np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32),
     "g": np.array([0.1, 1e-42, 3e37], np.float32),
@@ -59,7 +65,7 @@ def test_the_newest_are_kept(tmp_path):
 
 
 def test_a_fresh_directory_has_no_step(tmp_path):
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with checkpoint.Checkpoints(tmp_path, keep=2) as saved:
         assert saved.latest_step() is None
 
 
@@ -116,6 +122,138 @@ def test_a_damaged_checkpoint_is_a_sentence_that_names_it(two, tmp_path, item, d
     shutil.rmtree(run_dir / "checkpoints" / "4")
     with checkpoint.Checkpoints(run_dir) as saved:
         assert saved.latest_step() == 1
+
+
+def _one_byte_less(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _one_bit_flipped(path: pathlib.Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _one_file_more(path: pathlib.Path) -> None:
+    path.with_name("more").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "damage", [_one_byte_less, _one_bit_flipped, pathlib.Path.unlink, _one_file_more]
+)
+def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_used(
+    two, tmp_path, damage, capsys
+):
+    run_dir = shutil.copytree(two, tmp_path / "run")
+    folder = run_dir / "checkpoints" / "4"
+    # Orbax writes its own marks last; they say nothing about the numbers.
+    marks = {"SHA256SUMS", "_CHECKPOINT_METADATA", "commit_success.txt"}
+    assert {path.name for path in folder.iterdir()} - marks <= set(ITEMS)
+    with checkpoint.Checkpoints(run_dir, keep=2) as saved:
+        for path in _data_files(folder):
+            if path.parent == folder:
+                continue
+            content = path.read_bytes()
+            damage(path)
+            found = saved.damage(4)
+            assert found is not None
+            more = path.with_name("more")
+            assert (more.name if more.exists() else path.name) in found
+            assert saved.damage(1) is None
+            more.unlink(missing_ok=True)
+            path.write_bytes(content)
+            assert saved.damage(4) is None
+        damage(path)
+        assert saved.latest_whole_step() == 1
+        saved.save(4, PARAMS, OPT_STATE, {**META, "step": 4})
+        saved.wait()
+        assert saved.latest_whole_step() == 4
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"checkpoint {run_dir / 'checkpoints' / '4'} is damaged" in said
+    assert "goes on from step 1" in said
+    assert (run_dir / "checkpoints" / "damaged-4").is_dir()
+
+
+def test_damaged_sums_are_damage(two, tmp_path):
+    run_dir = shutil.copytree(two, tmp_path / "run")
+    sums = run_dir / "checkpoints" / "4" / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    with checkpoint.Checkpoints(run_dir) as saved:
+        assert saved.damage(4) is None
+        for text in ("", "".join(lines[:-1]), "x" + "".join(lines)[1:], "\xff" * 9):
+            sums.write_text(text, "latin-1")
+            assert saved.damage(4) is not None
+
+
+def test_all_checkpoints_damaged_is_a_fresh_start(two, tmp_path, capsys):
+    run_dir = shutil.copytree(two, tmp_path / "run")
+    for step in ("1", "4"):
+        _truncate(run_dir / "checkpoints" / step / "params")
+    with checkpoint.Checkpoints(run_dir, keep=2) as saved:
+        assert saved.latest_whole_step() is None
+    assert "goes on from the beginning" in " ".join(capsys.readouterr().out.split())
+
+
+def test_sums_are_those_of_the_usual_tool(two):
+    tool = shutil.which("sha256sum")
+    if tool is None:
+        pytest.skip("sha256sum is not installed")
+    done = subprocess.run(
+        [tool, "--check", "--strict", "--quiet", "SHA256SUMS"],
+        cwd=two / "checkpoints" / "4",
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+_SAVING = """
+import pathlib, sys
+import numpy as np
+from rfq import checkpoint
+from rfq.errors import InputError
+try:
+    with checkpoint.Checkpoints(pathlib.Path(sys.argv[1]), keep=2) as saved:
+        params = {"w": np.random.default_rng(0).normal(size=(64, 64))}
+        saved.save(5, params, {"count": np.zeros(3)}, {"step": 5})
+except InputError as error:
+    sys.exit(f"caught {error}")
+"""
+
+
+def _no_file_above_4_kb():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+
+def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(two, tmp_path):
+    run_dir = shutil.copytree(two, tmp_path / "run")
+    run = subprocess.run(
+        [sys.executable, "-c", _SAVING, run_dir],
+        preexec_fn=_no_file_above_4_kb,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert run.returncode == 1
+    said = run.stderr[run.stderr.index("caught ") :].strip()
+    assert "the checkpoint of step 5 cannot be written" in said
+    assert "make room" in said
+    assert "\n" not in said
+    with checkpoint.Checkpoints(run_dir, keep=2) as saved:
+        assert saved.latest_whole_step() == 4
+
+
+def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path):
+    # A file in the directory's place: permissions do not stop root.
+    with (
+        pytest.raises(InputError, match="cannot be written to") as caught,
+        checkpoint.Checkpoints(tmp_path, keep=2) as saved,
+    ):
+        (tmp_path / "checkpoints").rmdir()
+        (tmp_path / "checkpoints").write_text("")
+        saved.save(4, PARAMS, OPT_STATE, META)
+        saved.wait()
+    assert "\n" not in str(caught.value)
 
 
 def test_parameters_of_other_shapes_are_refused(two):
