@@ -342,7 +342,7 @@ def start() -> None:
     lost_seconds = _seconds("RFQ_LOST_SECONDS", 30)
     explicit = launch.coordinator is not None
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if jax.config.jax_platforms == "cpu":
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
         # Gloo waits 30 s for the last process; a cache, which only process 0 writes,
         # would let it run ahead of the others by all that they compile.
         jax.config.update("jax_enable_compilation_cache", False)
