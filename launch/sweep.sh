@@ -98,6 +98,6 @@ for run in "${runs[@]}"; do
   else
     loss=diverged
   fi
-  printf '%-10.7s %s\n' "$loss" "$run"
+  printf '%-10.10s %s\n' "$loss" "$run"
 done
 exit "$worst"

@@ -206,7 +206,8 @@ class _Job:
         self.client.key_value_set(f"rfq/host/{self.process_id}", me)
         self.meet("start")
         self._hosts = self.read("rfq/host/")
-        threading.Thread(target=self._watch, name="rfq watch", daemon=True).start()
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._watching.start()
 
     def read(self, prefix: str) -> dict[int, str]:
         """What every process wrote under a prefix, by process."""
@@ -244,6 +245,8 @@ class _Job:
     def leave(self) -> None:
         """Ends the watch: from now on neither silence nor a gone process 0 is news."""
         self._leaving.set()
+        # An interpreter that ends while a thread is inside a call of jax aborts.
+        self._watching.join()
         self.client.key_value_set(
             f"rfq/alive/{self.process_id}", _LEFT, allow_overwrite=True
         )

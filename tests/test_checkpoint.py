@@ -224,6 +224,7 @@ def _no_file_above_4_kb():
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(two, tmp_path):
     run_dir = shutil.copytree(two, tmp_path / "run")
     run = subprocess.run(

@@ -1,0 +1,293 @@
+"""The scripts that start rfq on machines and clusters, over tools that pretend.
+
+`rfq` is a shell script that logs how it was called and ends as it is told; srun,
+scontrol and gcloud do what the real ones are documented to do, as far as scripts see.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPTS = ("local.sh", "gpu_node.sh", "slurm.sh", "tpu_pod.sh", "sweep.sh")
+
+RFQ = """#!/bin/bash
+echo "rfq $* [${RFQ_PROCESS_ID:-}/${RFQ_NUM_PROCESSES:-} $XLA_FLAGS]" >>"$CALLS"
+echo "hello from ${RFQ_PROCESS_ID:-0}"
+number=$(grep -c "\\[${RFQ_PROCESS_ID:-}/" "$CALLS")
+trap 'exit 75' TERM USR1
+eval "$(sed -n "${number}p" "$PLANS.${RFQ_PROCESS_ID:-0}" 2>/dev/null)"
+"""
+# Gives every task its variables and the highest status, as srun does.
+SRUN = """#!/bin/bash
+echo "srun $*" >>"$CALLS"
+shift
+"$@"
+"""
+SCONTROL = """#!/bin/bash
+echo "scontrol $*" >>"$CALLS"
+[ "$1" = requeue ] || echo "   JobState=${JOB_STATE:-RUNNING} Reason=None"
+"""
+GCLOUD = """#!/bin/bash
+echo gcloud >>"$CALLS"
+printf '<%s>' "$@" >>"$CALLS"
+"""
+
+
+class Place:
+    """A repository of launch scripts beside a pretended environment."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self.calls = folder / "calls"
+        self.calls.touch()
+        shutil.copytree(ROOT / "launch", folder / "launch")
+        (folder / "launch" / "setup.sh").write_text("exit 0\n")
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        self._write(".venv/bin/rfq", RFQ)
+        self._write(".venv/bin/python", "#!/bin/bash\necho 4711\n")
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("gcloud", GCLOUD)):
+            self._write(f"bin/{name}", text)
+
+    def _write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def plan(self, process: int, *ends: str) -> None:
+        """What a process of rfq does in its first, second ... start."""
+        self.folder.joinpath(f"plans.{process}").write_text("\n".join(ends) + "\n")
+
+    def start(self, script: str, *args: str, **env: str) -> subprocess.Popen[str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RFQ_", "SLURM_", "XLA_", "JAX_"))
+        }
+        paths = {
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "CALLS": str(self.calls),
+            "PLANS": str(self.folder / "plans"),
+        }
+        return subprocess.Popen(
+            ["bash", str(self.folder / "launch" / script), *args],
+            cwd=self.folder,
+            env={**kept, **paths, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script: str, *args: str, **env: str) -> tuple[int, str, str]:
+        process = self.start(script, *args, **env)
+        out, said = process.communicate(timeout=60)
+        return process.returncode, out, said
+
+    def called(self) -> list[str]:
+        return self.calls.read_text().splitlines()
+
+    def wait_for(self, num_calls: int) -> None:
+        deadline = time.monotonic() + 30
+        while len(self.called()) < num_calls:
+            assert time.monotonic() < deadline, self.called()
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_explains_and_starts_nothing(place, script):
+    status, out, _ = place.run(script, "--help")
+    assert status == 0
+    assert out.startswith("usage: ")
+    assert f"launch/{script}" in out
+    assert place.called() == []
+
+
+WRONG = {
+    "local": ("local.sh", ("-n", "2"), "nothing to run"),
+    "local, no number": ("local.sh", ("-n", "two"), "-n needs a number"),
+    "local, no count": ("local.sh", ("--", "train"), "-n PROCESSES is missing"),
+    "local, unknown": ("local.sh", ("-p", "2"), "unknown argument -p"),
+    "gpu": ("gpu_node.sh", ("--gpus", "all"), "--gpus needs a list"),
+    "slurm, nothing": ("slurm.sh", (), "nothing to run"),
+    "slurm, no job": ("slurm.sh", ("train", "x.py"), "submit it with sbatch"),
+    "tpu": ("tpu_pod.sh", ("--name", "a", "--", "train"), "--name and --zone"),
+    "sweep": ("sweep.sh", ("x.py", "--out", "o"), "nothing to sweep"),
+    "sweep, no config": ("sweep.sh", ("--over", "seed", "1"), "a CONFIG and --out"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_started_is_a_sentence(place, name):
+    script, args, says = WRONG[name]
+    status, _, said = place.run(script, *args)
+    assert status == 2
+    assert says in said
+    assert said.startswith(f"launch/{script}: ")
+    assert place.called() == []
+
+
+def test_local_starts_processes_that_know_each_other(place):
+    status, out, _ = place.run("local.sh", "-n", "3", "-d", "2", "--", "train", "x.py")
+    assert status == 0
+    flags = " --xla_force_host_platform_device_count=2"
+    assert sorted(place.called()) == [
+        f"rfq train x.py [{i}/3 {flags}]" for i in range(3)
+    ]
+    assert sorted(out.splitlines()) == [f"[{i}] hello from {i}" for i in range(3)]
+
+
+@pytest.mark.parametrize(("status", "starts"), [(1, 1), (2, 1), (75, 3), (134, 3)])
+def test_local_starts_again_what_a_new_start_can_mend(place, status, starts):
+    place.plan(1, f"exit {status}", f"exit {status}")
+    ended, _, said = place.run("local.sh", "-n", "2", "--restarts", "2", "--", "train")
+    assert ended == (status if starts == 1 else 0)
+    assert len(place.called()) == 2 * starts
+    assert said.count("process 1 of 2") == min(starts, 2)  # The third start is good.
+
+
+@pytest.mark.slow  # The ten seconds that the others are given.
+def test_local_ends_the_others_in_time_when_one_is_killed(place):
+    place.plan(0, "trap '' TERM; while :; do sleep 0.1; done")
+    place.plan(1, "kill -9 $$")
+    # The loop of process 0 stands for a collective that never ends.
+    started = time.monotonic()
+    status, _, said = place.run(
+        "local.sh", "-n", "2", "--", "train", RFQ_LOST_SECONDS="0"
+    )
+    assert status == 75
+    assert re.search(r"process 1 of 2 on \S+ was ended by signal 9", said)
+    assert 9 < time.monotonic() - started < 20
+
+
+def test_local_passes_sigterm_on_and_does_not_start_again(place):
+    for index in range(2):
+        place.plan(index, "while :; do sleep 0.1; done")
+    process = place.start("local.sh", "-n", "2", "--restarts", "5", "--", "train")
+    place.wait_for(2)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert len(place.called()) == 2
+
+
+def test_a_gpu_node_starts_again_too(place):
+    place.plan(0, "exit 75", "exit 139")
+    args = ("--gpus", "0,2", "--restarts", "3", "--", "train", "x.py")
+    status, _, _ = place.run("gpu_node.sh", *args)
+    assert status == 0
+    assert len(place.called()) == 3
+
+
+JOB = {
+    "SLURM_JOB_ID": "70003",
+    "SLURM_ARRAY_JOB_ID": "70001",
+    "SLURM_ARRAY_TASK_ID": "2",
+}
+
+
+def test_a_batch_job_runs_under_srun_and_knows_its_place_in_the_array(place):
+    args = ("train", "x.py", "--seed", "{task}", "--out", "runs/a b/{task}")
+    status, _, _ = place.run("slurm.sh", *args, **JOB)
+    assert status == 0
+    assert place.called() == [
+        "srun --kill-on-bad-exit=1 .venv/bin/rfq train x.py --seed 2 --out runs/a b/2",
+        "rfq train x.py --seed 2 --out runs/a b/2 [/ ]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("end", "env", "requeued"),
+    [
+        ("exit 75", {}, True),
+        ("kill -9 $$", {}, True),
+        ("exit 1", {}, False),
+        ("exit 2", {}, False),
+        ("exit 75", {"JOB_STATE": "CANCELLED"}, False),
+        ("exit 75", {"SLURM_RESTART_COUNT": "3", "RFQ_MAX_REQUEUES": "3"}, False),
+        ("exit 75", {"SLURM_RESTART_COUNT": "2", "RFQ_MAX_REQUEUES": "3"}, True),
+    ],
+    ids=["saved", "killed", "diverged", "bad", "cancelled", "too-often", "once-more"],
+)
+def test_a_batch_job_goes_back_into_the_queue_where_that_helps(
+    place, end, env, requeued
+):
+    place.plan(0, end)
+    status, _, _ = place.run("slurm.sh", "train", "x.py", **JOB, **env)
+    assert status != 0
+    # The task's own number: the array's would requeue all of it.
+    assert ("scontrol requeue 70003" in place.called()) == requeued
+
+
+def test_a_batch_job_waits_for_its_processes_when_it_is_signalled(place):
+    place.plan(0, "while :; do sleep 0.1; [ -e saved ] && exit 75; done")
+    process = place.start("slurm.sh", "train", "x.py", **JOB)
+    place.wait_for(2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    (place.folder / "saved").touch()
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert place.called()[-1] == "scontrol requeue 70003"
+
+
+def test_a_tpu_pod_gets_one_command_on_all_hosts(place):
+    args = ("--name", "pod", "--zone", "z", "--dir", "my rfq", "--", "train", "a b.py")
+    status, _, _ = place.run("tpu_pod.sh", *args)
+    assert status == 0
+    assert place.called() == [
+        "gcloud",
+        "<compute><tpus><tpu-vm><ssh><pod><--zone><z><--worker><all><--command>"
+        "<cd my\\ rfq && RFQ_LAUNCHER=cloud_tpu JAX_PLATFORMS=tpu "
+        ".venv/bin/rfq train a\\ b.py>",
+    ]
+    status, out, _ = place.run("tpu_pod.sh", "--dry-run", *args)
+    assert status == 0
+    assert out.startswith("gcloud compute tpus tpu-vm ssh pod")
+    assert len(place.called()) == 2
+
+
+def test_a_sweep_is_every_combination(place):
+    place.plan(0, "", "exit 1")
+    over = ("--over", "optimizer.learning-rate", "1e-3,3e-3", "--over", "seed", "0,1")
+    args = ("x.py", "--out", "o", *over, "--", "--train.num-steps", "9")
+    status, out, _ = place.run("sweep.sh", *args)
+    assert status == 1
+    runs = [(rate, seed) for rate in ("1e-3", "3e-3") for seed in "01"]
+    expected = [
+        f"rfq train x.py --out o/optimizer.learning-rate={rate},seed={seed} "
+        f"--optimizer.learning-rate {rate} --seed {seed} --train.num-steps 9"
+        for rate, seed in runs
+    ]
+    assert [call.removesuffix(" [/ ]") for call in place.called()] == expected
+    assert out.count("diverged") == 4  # No run here says that it is done.
+    place.calls.write_text("")
+    _, out, _ = place.run("sweep.sh", "--list", *args)
+    assert out.splitlines() == expected
+    assert place.called() == []
+
+
+def test_a_jobset_numbers_its_processes():
+    text = (ROOT / "launch" / "gke_jobset.yaml").read_text()
+    for variable in ("RFQ_COORDINATOR", "RFQ_NUM_PROCESSES", "RFQ_PROCESS_ID"):
+        assert f"- name: {variable}\n" in text
+    count = re.search(r"parallelism: (\d+)", text).group(1)
+    assert f"completions: {count}" in text
+    assert f'value: "{count}"' in text
+    # Process 0 of job 0 of the set, at the set's own subdomain.
+    assert "value: rfq-train-0-0.rfq:4711" in text
+    assert "- name: train\n" in text and "name: rfq\n" in text
