@@ -34,7 +34,7 @@ _LOST_SECONDS = 5  # Silence after which the other process is declared gone.
 PHASES = {
     "step": (metrics.Progress, "update", (3, 12), 0.05),
     "checkpoint write": (checkpoint.Checkpoints, "save", (1, 3), 0.3),
-    "data prefetch": (pipeline.Sequences, "read", (6, 16), 0.0),
+    "data prefetch": (pipeline._Concatenated, "read", (6, 16), 0.0),
     "evaluation": (train, "_measure", (1, 2), 0.05),
 }
 HOST_LOSS = "host loss"
