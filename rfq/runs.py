@@ -172,13 +172,14 @@ def final_params(experiment: Experiment, run_dir: pathlib.Path, target: Params):
     last = experiment.train.num_steps
     with checkpoint.Checkpoints(run_dir, keep=None) as saved:
         if saved.latest_step() != last:
-            damage = "it is gone"
+            damage = "is gone"
         else:
             damage = distributed.told("damage", lambda: saved.damage(last, ("params",)))
+            damage = damage and f"is damaged ({damage})"
         if damage is not None:
             raise InputError(
-                f"{run_dir} is finished but its checkpoint of step {last} cannot be "
-                f"used: {damage}; delete its done.json and run `rfq train` again"
+                f"{run_dir} is finished but its checkpoint of step {last} {damage}; "
+                "delete its done.json and run `rfq train` again"
             )
         return saved.params(last, target)
 

@@ -342,7 +342,7 @@ def test_a_damaged_checkpoint_is_a_sentence(unswept, given):
     for path in (unswept / "checkpoints" / "12" / "params").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    assert "checkpoints/12 cannot be read" in _refused(given, unswept)
+    assert "checkpoint of step 12 is damaged (" in _refused(given, unswept)
 
 
 def test_another_experiment_is_a_sentence(unswept, given):
