@@ -256,7 +256,7 @@ def fabricated(
         transformer.shapes(given.model),
     )
     params = change(params)
-    described = runs.claim(given, runs.check(given), run_dir)
+    described = runs.claim(given, run_dir)
     with checkpoint.Checkpoints(run_dir, keep=2) as saved:
         meta = {"step": given.train.num_steps, "seconds": 0.0, **described}
         saved.save(given.train.num_steps, params, {"count": np.int32(1)}, meta)

@@ -170,10 +170,10 @@ def _last_step(run_dir: pathlib.Path) -> int:
     return rows[-1]["step"] if rows else 0
 
 
-def _alone(folder, data, num_kills, num_terms, rng) -> Iterator[tuple]:
+def _alone(folder, data, num_steps, num_kills, num_terms, rng) -> Iterator[tuple]:
     """One process: a chain of kills, each run going on where the last one ended."""
     config, whole = folder / "alone.py", folder / "whole"
-    config.write_text(CONFIG.format(data=str(data), num_steps=200))
+    config.write_text(CONFIG.format(data=str(data), num_steps=num_steps))
     env = _environment()
     process = _start(env, config, whole)
     said = process.communicate(timeout=_SECONDS)[0]
@@ -251,12 +251,19 @@ def _in_company(folder, data, num_kills, rng) -> Iterator[tuple]:
 
 
 def run(
-    folder: pathlib.Path, *, kills: int, host_kills: int, terms: int, seed: int
+    folder: pathlib.Path,
+    *,
+    num_steps: int,
+    kills: int,
+    host_kills: int,
+    terms: int,
+    seed: int,
 ) -> list[tuple]:
     """Prints the table while it grows; returns its rows, `same` last.
 
     Args:
         folder: An empty directory.
+        num_steps: Of the run of a process that is alone.
         kills: SIGKILLs of a process that is alone, dealt to the phases.
         host_kills: SIGKILLs of one of two processes.
         terms: SIGTERMs of a process that is alone.
@@ -268,7 +275,9 @@ def run(
     print("| moment | began at step | reached step | seconds to the end | same bits |")
     print("|---|---|---|---|---|")
     rows = []
-    parts = [_alone(folder, data, kills, terms, rng)] if kills + terms else []
+    parts = (
+        [_alone(folder, data, num_steps, kills, terms, rng)] if kills + terms else []
+    )
     if host_kills:
         parts.append(_in_company(folder, data, host_kills, rng))
     for row in itertools.chain(*parts):
@@ -286,6 +295,7 @@ def main(argv: Sequence[str]) -> int:
         return _work(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m tests.smoke.kill_matrix")
     parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--num-steps", type=int, default=200)
     parser.add_argument("--kills", type=int, default=17)
     parser.add_argument("--host-kills", type=int, default=3)
     parser.add_argument("--terms", type=int, default=5)
@@ -295,6 +305,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"--out {args.out} is not empty")
     rows = run(
         args.out,
+        num_steps=args.num_steps,
         kills=args.kills,
         host_kills=args.host_kills,
         terms=args.terms,
