@@ -71,7 +71,7 @@ def batches():
 @functools.cache
 def compiled(optimizer="adamw", num_devices=1, strategy="ddp"):
     config = experiment(optimizer, sharding=ShardingConfig(strategy=strategy))
-    return steps.compile_train(config, sharding.make_mesh(num_devices))
+    return steps.compile_train(config, sharding.make_mesh(num_devices, config.sharding))
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def trained(optimizer, num_devices=1, strategy="ddp", *, reverse=False):
     """Metrics of every step, and the last state."""
     functions = compiled(optimizer, num_devices, strategy)
     state = place(initial(optimizer, num_devices), functions.state)
-    mesh = sharding.make_mesh(num_devices)
+    mesh = sharding.make_mesh(num_devices, ShardingConfig(strategy=strategy))
     rows = []
     for batch in batches():
         rows_in_order = np.ascontiguousarray(batch[::-1]) if reverse else batch
@@ -255,7 +255,7 @@ def stacks(opt_state):
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("strategy", sorted(sharding.RULES))
+@pytest.mark.parametrize("strategy", sorted(sharding.STRATEGIES))
 @pytest.mark.parametrize("optimizer", ["kl_shampoo", "muon", "shampoo", "soap"])
 def test_each_device_keeps_its_share_of_the_optimizer(optimizer, strategy):
     """Whole matrices of 4 layers: 16 square and 8 oblong ones on up to 8 devices."""
@@ -266,7 +266,7 @@ def test_each_device_keeps_its_share_of_the_optimizer(optimizer, strategy):
     )
     found = {}
     for num_devices in (1, 2, 8):
-        mesh = sharding.make_mesh(num_devices)
+        mesh = sharding.make_mesh(num_devices, given.sharding)
         state = steps.compile_train(given, mesh).state.opt_state
         assert jax.tree.leaves(stacks(state))
         found[num_devices] = sharding.bytes_per_device(stacks(state))

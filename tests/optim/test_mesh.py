@@ -56,7 +56,7 @@ def replicated(mesh):
 def compiled(name: str, num_layers: int, width: int, mesh):
     """The compiled update, and the state's shapes with their shardings."""
     scale_by, config = SCALE_BY[name]
-    tx = scale_by(config, axes=AXES, mesh=mesh)
+    tx = scale_by(config, axes=AXES, placement=replicated(mesh))
     grads = {
         key: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh))
         for key, shape in shapes(num_layers, width).items()
@@ -89,7 +89,7 @@ def test_eight_devices_do_what_one_does(name, num_layers):
         for _ in range(50)
     ]
     for mesh in (None, make_mesh(8)):
-        tx = scale_by(config, axes=AXES, mesh=mesh)
+        tx = scale_by(config, axes=AXES, placement=replicated(mesh))
         state = jax.jit(tx.init, compiler_options=QUICK)(grads[0])
         update = jax.jit(tx.update, compiler_options=QUICK)
         params = {key: np.zeros(size, np.float32) for key, size in sizes.items()}
