@@ -13,6 +13,7 @@ import pytest
 
 from rfq import optim, sharding, steps, taps
 from rfq import params as params_lib
+from rfq.errors import InputError
 from rfq.experiment import Experiment, LogConfig, QuantizeConfig, TrainConfig
 from rfq.model import init as init_lib
 from rfq.model import layers, transformer
@@ -217,13 +218,8 @@ def test_one_bad_number_makes_a_state_not_finite():
 @pytest.mark.mesh
 @pytest.mark.parametrize(
     ("optimizer", "strategy"),
-    [
-        ("adamw", "ddp"),
-        pytest.param("adamw", "fsdp", marks=pytest.mark.slow),
-        # Not KL-Shampoo: its float32 closed loop moves by 4e-4 when sums are reordered.
-        pytest.param("muon", "ddp", marks=pytest.mark.slow),
-        pytest.param("muon", "fsdp", marks=pytest.mark.slow),
-    ],
+    # Others, with real processes, are in `tests/multihost/test_training.py`.
+    [("adamw", "ddp"), pytest.param("muon", "fsdp", marks=pytest.mark.slow)],
 )
 def test_eight_devices_train_as_one(optimizer, strategy):
     one, _ = trained(optimizer)
@@ -243,6 +239,44 @@ def test_eight_devices_train_as_one(optimizer, strategy):
     assert w_up.sharding.is_fully_replicated == (strategy == "ddp")
     for leaf in jax.tree.leaves(stacks(state.opt_state)):
         assert leaf.addressable_shards[0].data.shape[0] * 8 == leaf.shape[0]
+
+
+@functools.cache
+def gradient(num_microbatches, num_devices=1):
+    """Loss and gradient of a batch in so many parts."""
+
+    def loss(params, batch):
+        return jnp.mean(transformer.token_losses(params, batch, MODEL)[0])
+
+    mesh = sharding.make_mesh(num_devices)
+    accumulated = functools.partial(
+        steps._accumulated, loss, num_microbatches=num_microbatches
+    )
+    compiled = jax.jit(accumulated, compiler_options=QUICK)
+    return jax.device_get(compiled(PARAMS, sharding.to_global(batches()[0], mesh)))
+
+
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+@pytest.mark.parametrize(
+    "num_microbatches", [4, pytest.param(BATCH_SIZE, marks=pytest.mark.slow)]
+)
+def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole(num_microbatches):
+    loss, grads = gradient(num_microbatches)
+    expected_loss, expected = gradient(1)
+    # Means of parts of one size: a few roundings of float32, of sums of 128 terms.
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for ours, theirs in zip(
+        jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True
+    ):
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours / scale, theirs / scale, rtol=0, atol=1e-6)
+
+
+def test_a_batch_must_divide_into_its_parts():
+    with pytest.raises(InputError, match=r"train\.batch_size=8 .*microbatches=3"):
+        experiment(sharding=ShardingConfig(microbatches=3))
 
 
 def stacks(opt_state):
