@@ -283,3 +283,42 @@ def test_a_leaf_that_cannot_be_dealt_is_named(where, message):
     )
     with pytest.raises(InputError, match=message):
         jax.eval_shape(tx.init, {"w": jax.ShapeDtypeStruct((2, 8, 8), np.float32)})
+
+
+@pytest.mark.slow
+@pytest.mark.mesh
+@pytest.mark.parametrize("name", sorted(SCALE_BY))
+def test_a_state_goes_on_with_padding_of_zeros(name):
+    """From one device to eight between two refreshes, as a restored checkpoint does."""
+    scale_by, config = SCALE_BY[name]
+    rng = np.random.default_rng(0)
+    sizes = shapes(3, 4)
+    grads = [
+        {key: rng.normal(size=size).astype(np.float32) for key, size in sizes.items()}
+        for _ in range(24)
+    ]
+
+    def made(mesh):
+        tx = scale_by(config, axes=AXES, placement=replicated(mesh))
+        return jax.jit(tx.update, compiler_options=QUICK), tx.init
+
+    (update, init), (update_on_8, init_on_8) = made(None), made(make_mesh(8))
+    state = init(grads[0])
+    for g in grads[:12]:
+        _, state = update(g, state)
+    longer = jax.tree.map(
+        lambda x, like: np.resize(
+            np.append(x, np.zeros(like.size, x.dtype)), like.shape
+        ),
+        state,
+        jax.eval_shape(init_on_8, grads[0]),
+    )
+    for g in grads[12:]:
+        expected, state = update(g, state)
+        found, longer = update_on_8(g, longer)
+    for key in sizes:
+        np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(longer))
+    ours, theirs = optim.diagnostics(longer), optim.diagnostics(state)
+    assert ours["nonfinite_skips"] == theirs["nonfinite_skips"] == 0
+    np.testing.assert_allclose(ours["update_rms"], theirs["update_rms"], rtol=1e-4)
