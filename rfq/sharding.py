@@ -14,6 +14,7 @@ program:
 
     all-gather  c (m k W + E) / t + 4 B T / r            if f > 1: weights, token ids
     all-reduce  m c (W + E) / t                          if r f > 1: gradients
+                + m c W / (f t)                          if r, f > 1: between copies
                 + m 4 E / (f t)                          if r > 1: of the lookup
                 + (L (5 + k) c + c + 4) A                if t > 1: the stream
     all-to-all  2 c A                                    if f > 1: the lookup

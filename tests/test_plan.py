@@ -90,6 +90,7 @@ def formula(given: Experiment) -> dict[str, float]:
     c, k, m = 4, 2, config.microbatches
     gather = (f > 1) * (c * (m * k * matrices + embedding) / t + 4 * tokens / r)
     reduce = (r * f > 1) * m * c * (matrices + embedding) / t
+    reduce += (r > 1 and f > 1) * m * c * matrices / (f * t)
     reduce += (r > 1) * m * 4 * embedding / (f * t)
     reduce += (t > 1) * (model.num_layers * (5 + k) * c + c + 4) * stream
     exchange = (f > 1) * 2 * c * stream
