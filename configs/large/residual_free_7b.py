@@ -1,8 +1,8 @@
 """Seven billion parameters with the paper's recipe, for a pod of 256 devices.
 
-rfq train configs/large/residual_free_7b.py --dry-run --devices 256
-34 layers of width 4,096 with 32 heads; parameters are cut 32 times along the width and
-8 times over heads, MLP and vocabulary, and a batch is taken in four parts.
+rfq train configs/large/residual_free_7b.py --dry-run --devices 256 --sharding.tensor 8
+34 layers of width 4,096 with 32 heads; parameters are cut along the width over one mesh
+axis and over heads, MLP and vocabulary over another; a batch is taken in four parts.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from rfq.sharding import ShardingConfig
 
 
 def config() -> experiment.Experiment:
-    """The paper's base, larger; on fewer devices set --sharding.tensor."""
+    """The paper's residual-free arm, larger."""
     base = experiment.load(pathlib.Path(__file__).parents[1] / "paper_base.py")
     return dataclasses.replace(
         base,
@@ -31,5 +31,5 @@ def config() -> experiment.Experiment:
         ),
         init=InitConfig(recipe="orthogonal"),
         optimizer=KLShampooConfig(learning_rate=5e-4),
-        sharding=ShardingConfig(strategy="fsdp_tp", tensor=8, microbatches=4),
+        sharding=ShardingConfig(strategy="fsdp_tp", microbatches=4),
     )
