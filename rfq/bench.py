@@ -7,7 +7,6 @@ does hits all alike; ratios are taken within a turn.
 import dataclasses
 import functools
 import pathlib
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq import distributed, metrics, optim, sharding, steps
+from rfq import distributed, hlo, metrics, optim, sharding, steps
 from rfq import experiment as experiment_lib
 from rfq import params as params_lib
 from rfq import taps as tap_lib
@@ -94,7 +93,8 @@ def run_optim(
         A row for each optimizer and number of devices with "what": "step", and one for
         each optimizer in `WORK` with "what": "update". Units are in the names;
         "median" and its like are over steps of "ms", "flops" and bytes are one
-        device's. The compiler counts the body of a loop once and knows no LAPACK call.
+        device's. The compiler counts the operations of a loop's body once and knows no
+        LAPACK call.
 
     Raises:
         InputError: an optimizer is unknown, or the batch does not divide.
@@ -110,7 +110,7 @@ def run_optim(
         counts = counts[-1:]
     rows = []
     for num_devices in counts:
-        mesh = sharding.make_mesh(num_devices)
+        mesh = sharding.make_mesh(num_devices, experiment.sharding)
         sharding.check(experiment.train.batch_size, "train.batch_size", mesh)
         rows += _train_steps(experiment, configs, num_steps, mesh)
     _say_steps(rows)
@@ -141,7 +141,7 @@ def run_quantize(
     """
     if num_rounds < 1:
         raise InputError(f"--rounds={num_rounds} must be >= 1")
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(config=experiment.sharding)
     size = experiment.quantize.batch_size
     sharding.check(size, "quantize.batch_size", mesh)
     tokens = _random_tokens(experiment, size)
@@ -256,7 +256,7 @@ def _train_steps(
         start = time.perf_counter()
         program = compiled.train.lower(compiled.state, batch).compile()
         compile_seconds = time.perf_counter() - start
-        moved = collective_bytes(program.as_text() or "")
+        moved = hlo.collective_bytes(program.as_text() or "")
         rows[name] = {
             "what": "step",
             "optimizer": name,
@@ -440,55 +440,6 @@ def _gemms(sizes: Mapping[tuple[int, int], int]) -> Iterator[None]:
 
     compiled = jax.jit(products)
     return _repeated(lambda _: [compiled(*three) for three in operands], None)
-
-
-# --- Reading a compiled program -----------------------------------------------------
-
-_DTYPE_BITS = {"pred": 8, "token": 0}
-_SHAPE = re.compile(r"\b([a-z]+[0-9]*(?:[a-z][a-z0-9]*)?)\[([0-9,]*)\]")
-_COLLECTIVE = re.compile(
-    r"= (?P<result>[^%=]*?) (?P<op>all-gather|all-reduce|reduce-scatter|all-to-all|"
-    r"collective-permute|ragged-all-to-all|collective-broadcast)(?P<start>-start)?\("
-)
-
-
-def collective_bytes(hlo: str) -> dict[str, int]:
-    """Bytes of the results of each kind of collective in a compiled program.
-
-    Of one device, which is what the text of a partitioned program describes. An
-    operation in a loop counts once. What travels is less for an all-gather, of whose
-    result a device already holds its part, and more for a reduce-scatter.
-
-    Args:
-        hlo: `Compiled.as_text()`.
-
-    Returns:
-        Operation, for example "all-gather", to bytes; only those that occur.
-    """
-    found: dict[str, int] = {}
-    for line in re.sub(r"/\*.*?\*/", "", hlo).splitlines():
-        match = _COLLECTIVE.search(line)
-        if match is None:
-            continue
-        sizes = [_bytes(*shape) for shape in _SHAPE.findall(match["result"])]
-        op = match["op"]
-        if match["start"] and op in ("all-gather", "collective-permute"):
-            # (operands, results, contexts): contexts are scalars, the rest come in
-            # pairs.
-            shapes = _SHAPE.findall(match["result"])
-            sizes = [_bytes(*shape) for shape in shapes if shape != ("u32", "")]
-            sizes = sizes[len(sizes) // 2 :]
-        found[op] = found.get(op, 0) + sum(sizes)
-    return found
-
-
-def _bytes(dtype: str, dims: str) -> int:
-    """Bytes of an array such as bf16[8,128]."""
-    if dtype not in _DTYPE_BITS:
-        digits = re.search(r"[0-9]+", dtype)
-        _DTYPE_BITS[dtype] = int(digits[0]) if digits else 0
-    size = int(np.prod([int(dim) for dim in dims.split(",") if dim], dtype=np.int64))
-    return -(-size * _DTYPE_BITS[dtype] // 8)
 
 
 # --- What a person sees -------------------------------------------------------------

@@ -165,8 +165,13 @@ class Checkpoints:
         return self._restore(step, "params", ocp.args.StandardRestore(target))
 
     def opt_state(self, step: int, target):
-        """Optimizer state alone, with the shapes, dtypes and shardings of `target`."""
-        return self._restore(step, "opt_state", ocp.args.StandardRestore(target))
+        """Optimizer state alone, with the shapes, dtypes and shardings of `target`.
+
+        Stacks of matrices are padded with zeros to a multiple of the devices, so what
+        was saved on another number of them is cut short or continued with zeros.
+        """
+        how = ocp.args.StandardRestore(target, strict=False)
+        return self._restore(step, "opt_state", how)
 
     def _restore(self, step: int, item: str, how: ocp.args.CheckpointArgs):
         try:

@@ -166,12 +166,20 @@ class Train:
     config: Positional[pathlib.Path]
     # The run directory; with --dry-run it may be left out.
     out: pathlib.Path | None = None
-    # Print parameters, FLOPs, memory and placement; allocate and train nothing.
+    # Print parameters, FLOPs, memory, placement and collectives; train nothing.
     dry_run: bool = False
+    # With --dry-run, plan for that many devices instead of those of this machine.
+    devices: int | None = None
 
 
 def _train(args: Train, overrides: Sequence[str]) -> None:
     experiment = _overridden("rfq train", args.config, overrides)
+    if args.devices is not None:
+        if not args.dry_run:
+            raise InputError(
+                "--devices is of --dry-run; a run takes all devices it has"
+            )
+        plan.pretend(args.devices)
     _banner()
     if args.dry_run:
         plan.run(experiment)

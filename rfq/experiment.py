@@ -169,6 +169,11 @@ class Experiment:
                 f"schedule.warmup_steps={self.schedule.warmup_steps} must be less than "
                 f"train.num_steps={self.train.num_steps}"
             )
+        if self.train.batch_size % self.sharding.microbatches:
+            raise InputError(
+                f"train.batch_size={self.train.batch_size} must be a multiple of "
+                f"sharding.microbatches={self.sharding.microbatches}"
+            )
         if self.init.w_down == "centered" and self.model.mlp_ratio < 2:
             raise InputError(
                 "init.w_down='centered' needs model.mlp_ratio >= 2: the columns of W_D "

@@ -81,7 +81,8 @@ def run(
         InputError: a setting cannot run on integers, the run is not finished or its
             data do not fit, or safetensors is not installed.
     """
-    config, mesh = experiment.quantize, sharding.make_mesh()
+    config = experiment.quantize
+    mesh = sharding.make_mesh(config=experiment.sharding)
     specs = [_checked(text, experiment.model) for text in dict.fromkeys(config.specs)]
     _safetensors()
     manifest = runs.check(experiment)
@@ -198,7 +199,8 @@ def evaluate(directory: pathlib.Path, data_dir: str | None = None) -> dict[str, 
         vocab_size=experiment.model.vocab_size,
         tokenizer_fingerprint=described["tokenizer_fingerprint"],
     )
-    mesh, config = sharding.make_mesh(), experiment.quantize
+    config = experiment.quantize
+    mesh = sharding.make_mesh(config=experiment.sharding)
     sharding.check(config.batch_size, "quantize.batch_size", mesh)
     batches = heldout.batches(
         experiment,

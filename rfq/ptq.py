@@ -145,7 +145,7 @@ class _Sweep:
     def __init__(self, experiment: Experiment, run_dir: pathlib.Path):
         self._experiment = experiment
         self._run_dir = run_dir
-        self._mesh = sharding.make_mesh()
+        self._mesh = sharding.make_mesh(config=experiment.sharding)
         config = experiment.quantize
         self.heldout = self._batches("heldout", config.eval_tokens)
         # On the class the caches would keep every sweep and its arrays forever.

@@ -42,12 +42,18 @@ def check(experiment: Experiment) -> Manifest:
             vocab_size=experiment.model.vocab_size,
             tokenizer_fingerprint=tokenizer.fingerprint,
         )
-    mesh, grid, log = sharding.make_mesh(), experiment.quantize, experiment.log
-    sharding.check(experiment.train.batch_size, "train.batch_size", mesh)
+    mesh = sharding.make_mesh(config=experiment.sharding)
+    grid, log = experiment.quantize, experiment.log
+    sharding.check(
+        experiment.train.batch_size,
+        "train.batch_size",
+        mesh,
+        experiment.sharding.microbatches,
+    )
     sharding.check(grid.batch_size, "quantize.batch_size", mesh)
     sharding.check(log.measure_sequences, "log.measure_sequences", mesh)
     shapes = transformer.shapes(experiment.model)
-    sharding.params_shardings(experiment.sharding, mesh, shapes)
+    sharding.params_shardings(mesh, shapes)
     train_batches(experiment)
     sequence = experiment.model.seq_len
     for split, num_tokens, batch_size in (

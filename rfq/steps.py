@@ -72,6 +72,8 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
     """The functions of a training run; each compiles at its first call."""
     config = experiment.model
     shapes = transformer.shapes(config)
+    placing = sharding.placing(mesh)
+    params_placed = sharding.params_shardings(mesh, shapes)
     rate = schedule.make(
         experiment.schedule,
         experiment.optimizer.learning_rate,
@@ -84,19 +86,22 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
         axes=params_lib.matrix_axes(shapes),
         decay_mask=params_lib.decayed(shapes),
         clip_norm=experiment.train.clip_norm,
-        mesh=mesh if mesh.size > 1 else None,
+        placement=params_placed if mesh.size > 1 else None,
     )
+    plain = transformer.Seams(placing=placing)
 
     def init(key: Array) -> TrainState:
         params = init_lib.init(experiment.init, config, key=key)
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-    def train(state: TrainState, batch: Batch):
-        def mean_loss(params: Params) -> Array:
-            return jnp.mean(transformer.token_losses(params, batch, config)[0])
+    def mean_loss(params: Params, batch: Batch) -> Array:
+        return jnp.mean(transformer.token_losses(params, batch, config, plain)[0])
 
+    def train(state: TrainState, batch: Batch):
         with _matmul_precision(config):
-            loss, grads = jax.value_and_grad(mean_loss)(state.params)
+            loss, grads = _accumulated(
+                mean_loss, state.params, batch, experiment.sharding.microbatches
+            )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": loss,
@@ -108,7 +113,9 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
 
     log = experiment.log
     tap = taps.Measure(log.statistics, log.sample_tokens)
-    measured = transformer.Seams(taps.Taps(tap, (*BLOCK_SITES, "final_norm_in")))
+    measured = transformer.Seams(
+        taps.Taps(tap, (*BLOCK_SITES, "final_norm_in")), placing=placing
+    )
 
     def measure(params: Params, batch: Batch):
         return _sequence_losses(params, batch, _rolled(config), measured)
@@ -119,7 +126,7 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
         )
 
     abstract = jax.eval_shape(init, jax.random.key(0))
-    placed = sharding.state_shardings(experiment.sharding, mesh, abstract, shapes)
+    placed = sharding.state_shardings(mesh, abstract, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return TrainSteps(
         state=_declared(abstract, placed),
@@ -190,9 +197,12 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
     trained = _rolled(experiment.model)
     config = _in_float32(trained)
     tapped = TAP_SETS[tap_set]
+    plain = transformer.Seams(placing=sharding.placing(mesh))
 
     def seams(tap, sites, stream: str = "branch") -> transformer.Seams:
-        return transformer.Seams(taps.Taps(tap, sites), layers.STREAMS[stream])
+        return dataclasses.replace(
+            plain, taps=taps.Taps(tap, sites), stream=layers.STREAMS[stream]
+        )
 
     def grids(ranges: Ranges, act_bits: Array) -> dict[str, grid.Grid]:
         return {
@@ -248,10 +258,10 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
         return records(params, batch, tap, tuple(binnings), binnings)
 
     def score(params: Params, batch: Batch) -> Array:
-        return _sequence_losses(params, batch, config, transformer.PLAIN)[0]
+        return _sequence_losses(params, batch, config, plain)[0]
 
     def score_as_trained(params: Params, batch: Batch) -> Array:
-        return _sequence_losses(params, batch, trained, transformer.PLAIN)[0]
+        return _sequence_losses(params, batch, trained, plain)[0]
 
     def score_quantized(stream: str):
         fake = seams(taps.fake_quantize, tapped, stream)
@@ -263,7 +273,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
         return score
 
     shapes = transformer.shapes(config)
-    placed = sharding.params_shardings(experiment.sharding, mesh, shapes)
+    placed = sharding.params_shardings(mesh, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
     def compiled(function, *more):
@@ -323,12 +333,15 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
     """The functions of a model whose hidden matrices are integers."""
     config = _in_float32(_rolled(experiment.model))
     shapes = transformer.shapes(config)
-    placed = sharding.params_shardings(experiment.sharding, mesh, shapes)
+    placed = sharding.params_shardings(mesh, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
     def compiled(dot: layers.Dot, tap):
         seams = transformer.Seams(
-            taps.Taps(tap, TAP_SETS["full"]), layers.STREAMS[stream], dot
+            taps.Taps(tap, TAP_SETS["full"]),
+            layers.STREAMS[stream],
+            dot,
+            sharding.placing(mesh),
         )
 
         def score(params: Params, batch: Batch, states: dict[str, SiteState]) -> Array:
@@ -349,6 +362,30 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
         score=compiled(layers.integer_matmul, taps.fake_quantize),
         score_weights_only=compiled(layers.dequantized_matmul, taps.identity),
     )
+
+
+def _accumulated(
+    loss: Callable[[Params, Batch], Array],
+    params: Params,
+    batch: Batch,
+    num_microbatches: int,
+) -> tuple[Array, Params]:
+    """Mean loss of a batch and its gradient, a microbatch at a time.
+
+    Microbatch i has the rows i, i + A, i + 2A, ... of the batch, so that each device
+    takes them from its own rows whatever the mesh. Sums are float32 and live where the
+    parameters do.
+    """
+    if num_microbatches == 1:
+        return jax.value_and_grad(loss)(params, batch)
+    parts = batch.reshape(-1, num_microbatches, batch.shape[1]).swapaxes(0, 1)
+
+    def add(sums: tuple[Array, Params], part: Batch):
+        return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss)(params, part)), None
+
+    zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    sums, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda total: total / num_microbatches, sums)
 
 
 def _weight_statistics(params: Params) -> dict[str, dict[str, Array]]:

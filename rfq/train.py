@@ -32,7 +32,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
     if runs.is_finished(run_dir):
         metrics.say(f"{experiment.arm} seed {experiment.seed}: training is finished")
         return
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(config=experiment.sharding)
     compiled = steps.compile_train(experiment, mesh)
     batches = runs.train_batches(experiment)
     held_out = heldout.batches(

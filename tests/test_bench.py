@@ -4,12 +4,9 @@ import json
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from rfq import bench, cli, optim, sharding
+from rfq import bench, cli, optim
 from rfq.errors import InputError
 from rfq.model import init as init_lib
 from rfq.model import transformer
@@ -143,59 +140,6 @@ def test_the_command_passes_on_what_was_said(monkeypatch, tmp_path):
     assert cli.main(["bench", "optim", str(path), *words.split()]) == 0
     assert seen.pop("json_path").name == "out.jsonl"
     assert seen == {"optimizers": ("muon", "soap"), "num_steps": 7, "width": 32}
-
-
-# --- Collectives --------------------------------------------------------------------
-
-# As XLA prints them on CPU, GPU (asynchronous, "-start" and "-done") and TPU (tiles).
-HLO = """
-HloModule jit_train, entry_computation_layout={(f32[8,4]{1,0})->f32[8,4]{1,0}}
-%body (p: f32[4]) -> f32[4] {
-  ROOT %rs = bf16[2,4]{1,0} reduce-scatter(%x), dimensions={0}, to_apply=%add
-}
-ENTRY %main {
-  %all-reduce.1 = (f32[32]{0}, f32[], /*index=2*/bf16[4,2]{1,0}) all-reduce(%a, %b, %c)
-  %ag-start = (f32[1,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%d), dimensions={0}
-  %ag-done = f32[8,4]{1,0} all-gather-done(%ag-start)
-  %cp = (s8[16]{0}, s8[16]{0}, u32[], u32[]) collective-permute-start(%e)
-  %a2a = f32[8,128]{1,0:T(8,128)} all-to-all(%f), metadata={op_name="all-reduce(x)"}
-  %flags = pred[24]{0} all-gather(%g), dimensions={0}
-  %none = f32[1000]{0} add(%h, %i), metadata={op_name="jit(f)/ all-gather(y)"}
-}
-"""
-
-
-def test_collectives_of_a_program_are_counted_by_kind():
-    assert bench.collective_bytes(HLO) == {
-        "reduce-scatter": 2 * 4 * 2,
-        "all-reduce": 32 * 4 + 4 + 4 * 2 * 2,
-        "all-gather": 8 * 4 * 4 + 24,
-        "collective-permute": 16,
-        "all-to-all": 8 * 128 * 4,
-    }
-
-
-@pytest.mark.mesh
-def test_collectives_of_a_compiled_program_are_found():
-    mesh = sharding.make_mesh(8)
-    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-
-    def program(x, w):
-        # The sum over rows that are dealt out, and rows that everybody wants.
-        return jnp.einsum("bd,bf->df", x, w), jnp.sin(x)
-
-    compiled = jax.jit(program, in_shardings=rows, out_shardings=(whole, whole))
-    x, w = (jax.ShapeDtypeStruct((16, size), np.float32) for size in (3, 5))
-    text = compiled.lower(x, w).compile().as_text()
-    assert bench.collective_bytes(text) == {
-        "all-reduce": 3 * 5 * 4,
-        "all-gather": 16 * 3 * 4,
-    }
-
-
-def test_a_program_of_one_device_has_no_collectives():
-    text = jax.jit(lambda x: x @ x).lower(np.ones((4, 4))).compile().as_text()
-    assert bench.collective_bytes(text) == {}
 
 
 def test_the_work_of_a_rotated_step_is_the_floor():

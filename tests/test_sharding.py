@@ -18,14 +18,16 @@ from tests.model import examples
 
 MODEL = examples.config(width=48, num_heads=3, vocab_size=40)
 SHAPES = transformer.shapes(MODEL)
-STRATEGIES = sorted(sharding.RULES)
+STRATEGIES = sorted(sharding.STRATEGIES)
 
 
-def placed(strategy, mesh, shapes=SHAPES):
+def mesh_for(strategy, num_devices=8, **sizes):
+    return sharding.make_mesh(num_devices, ShardingConfig(strategy=strategy, **sizes))
+
+
+def placed(mesh, shapes=SHAPES):
     """{path: (shape, sharding)} of the parameters."""
-    shardings = sharding.params_shardings(
-        ShardingConfig(strategy=strategy), mesh, shapes
-    )
+    shardings = sharding.params_shardings(mesh, shapes)
     return {
         jax.tree_util.keystr(path): (leaf.shape, where)
         for (path, leaf), where in zip(
@@ -36,54 +38,117 @@ def placed(strategy, mesh, shapes=SHAPES):
     }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_logical_axis_of_the_table_has_a_rule(strategy):
-    rules = sharding.RULES[strategy]
+def test_every_logical_axis_of_the_table_has_a_rule_of_mesh_axes():
     axes = {axis for row in params_lib.TABLE.values() for axis in row.logical}
-    assert axes | {"batch"} == set(rules)
-    assert rules["batch"] == "data"
+    assert axes <= set(sharding.RULES)
+    for mesh_axes in sharding.RULES.values():
+        assert set(mesh_axes) <= set(sharding.AXES)
 
 
 def test_logical_axes_become_mesh_axes():
-    rules = {"embed": "data", "heads": None}
-    assert sharding.spec_for(("embed", None, "heads"), rules) == P("data", None, None)
+    spec = sharding.spec_for(("batch", "embed", "position", "heads"))
+    assert spec == P(("data", "fsdp"), "fsdp", None, "tensor")
 
 
 def test_a_logical_axis_without_a_rule_is_named():
     with pytest.raises(InputError, match=r"\['depth'\].*embed"):
-        sharding.spec_for(("embed", "depth"), {"embed": "data"})
+        sharding.spec_for(("embed", "depth"))
 
 
-@pytest.mark.mesh
-def test_a_batch_must_divide_over_the_devices():
-    sharding.check(7, "train.batch_size", sharding.make_mesh(1))
-    mesh = sharding.make_mesh(8)
-    sharding.check(16, "train.batch_size", mesh)
-    with pytest.raises(InputError, match=r"train\.batch_size=12 .*8 devices"):
-        sharding.check(12, "train.batch_size", mesh)
+@pytest.mark.parametrize(
+    ("strategy", "num_devices", "num_hosts", "shape"),
+    [
+        ("ddp", 8, 2, (8, 1, 1)),
+        ("fsdp", 8, 2, (1, 8, 1)),
+        ("fsdp_tp", 8, 2, (1, 4, 2)),
+        ("fsdp_tp", 3, 1, (1, 3, 1)),  # Nothing to pair.
+        ("hybrid", 8, 2, (2, 4, 1)),
+    ],
+)
+def test_a_strategy_takes_all_devices(strategy, num_devices, num_hosts, shape):
+    config = ShardingConfig(strategy=strategy)
+    assert sharding.mesh_shape(config, num_devices, num_hosts) == shape
 
 
-@pytest.mark.mesh
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_ddp_copies_and_fsdp_cuts_every_parameter_along_the_width(strategy):
-    mesh = sharding.make_mesh(8)
-    for path, (shape, where) in placed(strategy, mesh).items():
-        share = math.prod(shape) // math.prod(where.shard_shape(shape))
-        assert share == {"ddp": 1, "fsdp": 8}[strategy], path
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 6, 8, 256])
+def test_defaults_work_for_any_number_of_devices(strategy, num_devices):
+    shape = sharding.mesh_shape(ShardingConfig(strategy=strategy), num_devices, 1)
+    assert math.prod(shape) == num_devices
+
+
+def test_given_sizes_are_taken_and_the_rest_is_the_strategys():
+    config = ShardingConfig(strategy="fsdp", data=2, tensor=4)
+    assert sharding.mesh_shape(config, 16, 1) == (2, 2, 4)
+
+
+@pytest.mark.parametrize("sizes", [{"tensor": 3}, {"data": 16}, {"fsdp": 4, "data": 4}])
+def test_a_mesh_that_is_not_the_devices_is_spelled_out(sizes):
+    config = ShardingConfig(strategy="fsdp", **sizes)
+    with pytest.raises(InputError, match=r"the mesh data=.* not the 8 devices"):
+        sharding.mesh_shape(config, 8, 1)
+
+
+@pytest.mark.parametrize("field", ["data", "fsdp", "tensor", "microbatches"])
+def test_sizes_are_positive(field):
+    with pytest.raises(InputError, match=rf"sharding\.{field}=0 must be >= 1"):
+        ShardingConfig(**{field: 0})
 
 
 @pytest.mark.mesh
-def test_a_parameter_that_does_not_divide_is_named_with_its_axis():
-    mesh = sharding.make_mesh(8)
+def test_a_batch_must_divide_over_the_devices_that_share_it():
+    sharding.check(7, "train.batch_size", sharding.make_mesh(1))
+    mesh = mesh_for("fsdp_tp")
+    sharding.check(12, "train.batch_size", mesh)
+    with pytest.raises(InputError, match=r"train\.batch_size=6 .*4 devices"):
+        sharding.check(6, "train.batch_size", mesh)
+    with pytest.raises(InputError, match=r"=12 .*4 devices .* times 2 microbatches"):
+        sharding.check(12, "train.batch_size", mesh, 2)
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    ("strategy", "shares"),
+    [
+        ("ddp", {1}),
+        ("fsdp", {8}),
+        # Gains have nothing that "tensor" would cut.
+        ("fsdp_tp", {4, 8}),
+        ("hybrid", {8}),
+    ],
+)
+def test_each_device_has_its_share_of_every_parameter(strategy, shares):
+    model = examples.config(width=48, num_heads=2, vocab_size=40)
+    found = {
+        math.prod(shape) // math.prod(where.shard_shape(shape))
+        for shape, where in placed(
+            mesh_for(strategy), transformer.shapes(model)
+        ).values()
+    }
+    assert found == shares
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    ("strategy", "sizes", "message"),
+    [
+        ("fsdp", {}, r"parameter \['.*'embed' of size 12 .*8 dev.*sharding\.fsdp"),
+        ("fsdp_tp", {}, r"parameter \['.*'heads' of size 3 .*2 dev.*'tensor'"),
+        ("ddp", {"tensor": 4}, r"parameter \['.*'heads' of size 3 .*4 dev.*'tensor'"),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_does_not_divide_is_named_with_its_axis(
+    strategy, sizes, message
+):
     shapes = transformer.shapes(examples.config(width=12, num_heads=3))
-    with pytest.raises(InputError, match=r"parameter \['.*'embed' of size 12 .*8 dev"):
-        placed("fsdp", mesh, shapes)
-    placed("ddp", mesh, shapes)
+    with pytest.raises(InputError, match=message):
+        placed(mesh_for(strategy, **sizes), shapes)
+    placed(mesh_for("ddp"), shapes)
 
 
 @pytest.mark.mesh
 def test_moments_live_where_their_parameters_do():
-    mesh = sharding.make_mesh(8)
+    mesh = mesh_for("fsdp")
     optimizer = build.build(
         optim.AdamWConfig(),
         ScheduleConfig(warmup_steps=1),
@@ -93,9 +158,8 @@ def test_moments_live_where_their_parameters_do():
         clip_norm=1.0,
     )
     state = jax.eval_shape(optimizer.init, SHAPES)
-    config = ShardingConfig(strategy="fsdp")
-    where = sharding.state_shardings(config, mesh, state, SHAPES)
-    params = placed("fsdp", mesh)
+    where = sharding.state_shardings(mesh, state, SHAPES)
+    params = placed(mesh)
     found = {path: 0 for path in params}
     for (path, leaf), sharded in zip(
         jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(where), strict=True
@@ -129,4 +193,4 @@ def test_rows_of_a_batch_are_dealt_in_order():
 @pytest.mark.mesh
 def test_a_mesh_takes_the_first_devices():
     assert sharding.make_mesh().size == jax.device_count()
-    assert sharding.make_mesh(2).devices.tolist() == jax.devices()[:2]
+    assert sharding.make_mesh(2).devices.ravel().tolist() == jax.devices()[:2]

@@ -13,6 +13,7 @@ import pytest
 
 from rfq import optim, sharding, steps, taps
 from rfq import params as params_lib
+from rfq.errors import InputError
 from rfq.experiment import Experiment, LogConfig, QuantizeConfig, TrainConfig
 from rfq.model import init as init_lib
 from rfq.model import layers, transformer
@@ -71,7 +72,7 @@ def batches():
 @functools.cache
 def compiled(optimizer="adamw", num_devices=1, strategy="ddp"):
     config = experiment(optimizer, sharding=ShardingConfig(strategy=strategy))
-    return steps.compile_train(config, sharding.make_mesh(num_devices))
+    return steps.compile_train(config, sharding.make_mesh(num_devices, config.sharding))
 
 
 @functools.cache
@@ -97,7 +98,7 @@ def trained(optimizer, num_devices=1, strategy="ddp", *, reverse=False):
     """Metrics of every step, and the last state."""
     functions = compiled(optimizer, num_devices, strategy)
     state = place(initial(optimizer, num_devices), functions.state)
-    mesh = sharding.make_mesh(num_devices)
+    mesh = sharding.make_mesh(num_devices, ShardingConfig(strategy=strategy))
     rows = []
     for batch in batches():
         rows_in_order = np.ascontiguousarray(batch[::-1]) if reverse else batch
@@ -217,13 +218,8 @@ def test_one_bad_number_makes_a_state_not_finite():
 @pytest.mark.mesh
 @pytest.mark.parametrize(
     ("optimizer", "strategy"),
-    [
-        ("adamw", "ddp"),
-        pytest.param("adamw", "fsdp", marks=pytest.mark.slow),
-        # Not KL-Shampoo: its float32 closed loop moves by 4e-4 when sums are reordered.
-        pytest.param("muon", "ddp", marks=pytest.mark.slow),
-        pytest.param("muon", "fsdp", marks=pytest.mark.slow),
-    ],
+    # Others, with real processes, are in `tests/multihost/test_training.py`.
+    [("adamw", "ddp"), pytest.param("muon", "fsdp", marks=pytest.mark.slow)],
 )
 def test_eight_devices_train_as_one(optimizer, strategy):
     one, _ = trained(optimizer)
@@ -245,6 +241,44 @@ def test_eight_devices_train_as_one(optimizer, strategy):
         assert leaf.addressable_shards[0].data.shape[0] * 8 == leaf.shape[0]
 
 
+@functools.cache
+def gradient(num_microbatches, num_devices=1):
+    """Loss and gradient of a batch in so many parts."""
+
+    def loss(params, batch):
+        return jnp.mean(transformer.token_losses(params, batch, MODEL)[0])
+
+    mesh = sharding.make_mesh(num_devices)
+    accumulated = functools.partial(
+        steps._accumulated, loss, num_microbatches=num_microbatches
+    )
+    compiled = jax.jit(accumulated, compiler_options=QUICK)
+    return jax.device_get(compiled(PARAMS, sharding.to_global(batches()[0], mesh)))
+
+
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+@pytest.mark.parametrize(
+    "num_microbatches", [4, pytest.param(BATCH_SIZE, marks=pytest.mark.slow)]
+)
+def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole(num_microbatches):
+    loss, grads = gradient(num_microbatches)
+    expected_loss, expected = gradient(1)
+    # Means of parts of one size: a few roundings of float32, of sums of 128 terms.
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for ours, theirs in zip(
+        jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True
+    ):
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours / scale, theirs / scale, rtol=0, atol=1e-6)
+
+
+def test_a_batch_must_divide_into_its_parts():
+    with pytest.raises(InputError, match=r"train\.batch_size=8 .*microbatches=3"):
+        experiment(sharding=ShardingConfig(microbatches=3))
+
+
 def stacks(opt_state):
     """The stacks of the matrix optimizers in an optimizer state."""
     return [
@@ -255,7 +289,7 @@ def stacks(opt_state):
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("strategy", sorted(sharding.RULES))
+@pytest.mark.parametrize("strategy", sorted(sharding.STRATEGIES))
 @pytest.mark.parametrize("optimizer", ["kl_shampoo", "muon", "shampoo", "soap"])
 def test_each_device_keeps_its_share_of_the_optimizer(optimizer, strategy):
     """Whole matrices of 4 layers: 16 square and 8 oblong ones on up to 8 devices."""
@@ -266,7 +300,7 @@ def test_each_device_keeps_its_share_of_the_optimizer(optimizer, strategy):
     )
     found = {}
     for num_devices in (1, 2, 8):
-        mesh = sharding.make_mesh(num_devices)
+        mesh = sharding.make_mesh(num_devices, given.sharding)
         state = steps.compile_train(given, mesh).state.opt_state
         assert jax.tree.leaves(stacks(state))
         found[num_devices] = sharding.bytes_per_device(stacks(state))

@@ -62,7 +62,11 @@ def quick(patch: pytest.MonkeyPatch) -> None:
         only = dataclasses.replace(_ANY, model=given.model, sharding=given.sharding)
         return _compile_quant(only, mesh, tap_set)
 
-    patch.setattr(sharding, "make_mesh", lambda num_devices=1: _make_mesh(num_devices))
+    patch.setattr(
+        sharding,
+        "make_mesh",
+        lambda num_devices=1, config=None: _make_mesh(num_devices, config),
+    )
     patch.setattr(steps, "compile_train", compile_train)
     patch.setattr(steps, "compile_quant", compile_quant)
     patch.setattr(jax, "clear_caches", lambda: None)

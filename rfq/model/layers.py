@@ -6,7 +6,7 @@ Softmax, norms and the loss are computed in float32 whatever the carrier.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,28 @@ Norm = Callable[[Array, Array], Array]
 Skip = Callable[[Array, Array], Array]
 # (clean stream, the same after its tap) -> what the skip path carries.
 Stream = Callable[[Array, Array], Array]
+
+
+class Placing(NamedTuple):
+    """How arrays are spread over devices, told by the names of their axes.
+
+    Attributes:
+        activation: (x, its logical axes) -> x.
+        weight: (w, its logical axes as in `params.TABLE`) -> w where it is used.
+        num_shares: parts of the batch that lie on different devices.
+    """
+
+    activation: Callable[[Array, tuple[str, ...]], Array]
+    weight: Callable[[Array, tuple[str, ...]], Array]
+    num_shares: int
+
+
+def _as_it_is(x: Array, axes: tuple[str, ...]) -> Array:
+    del axes
+    return x
+
+
+ANYWHERE = Placing(_as_it_is, _as_it_is, 1)
 
 _EPS = 1e-6
 

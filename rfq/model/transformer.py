@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rfq import params as params_lib
 from rfq import taps as taps_lib
 from rfq.errors import InputError
 from rfq.model import layers
@@ -33,11 +34,13 @@ class Seams:
         stream: What a residual skip carries past a tapped norm input.
         dot: How activations meet weights; what it needs beside them is in the states
             under the parameter's name.
+        placing: Where activations, and weights in use, are.
     """
 
     taps: taps_lib.Taps = taps_lib.NO_TAPS
     stream: layers.Stream = layers.branch
     dot: layers.Dot = layers.matmul
+    placing: layers.Placing = layers.ANYWHERE
 
     def __post_init__(self):
         unknown = sorted(set(self.taps.sites) - set(SITES))
@@ -74,8 +77,14 @@ class _Block(nn.Module):
             x_out, records[name] = self.seams.taps.at(name, x, states.get(name))
             return x_out
 
-        def dot(x: Array, w: Array, name: str) -> Array:
-            return self.seams.dot(x, w, name, states.get(name))
+        place = self.seams.placing.activation
+
+        def dot(x: Array, w: Array, name: str, *axes: str) -> Array:
+            """A product whose result has these axes behind batch and position."""
+            logical = params_lib.TABLE[name].logical[1:]
+            w = _in_use(w, logical, self.seams, c.compute_dtype)
+            y = self.seams.dot(x, w, name, states.get(name))
+            return place(y, ("batch", "position", *axes))
 
         def connect(x_BTD: Array, tapped_BTD: Array, update_BTD: Array) -> Array:
             carried = skip(self.seams.stream(x_BTD, tapped_BTD), update_BTD)
@@ -86,18 +95,19 @@ class _Block(nn.Module):
         scale = tau / math.sqrt(K if c.attention_scale == "head_width" else D)
         tapped = site("attn_norm_in", x_BTD)
         h_BTD = site("attn_in", norm(tapped, attn_norm)).astype(c.compute_dtype)
-        q = site("q", layers.rope(dot(h_BTD, w_q, "w_q"), c.rope_base))
-        k = site("k", layers.rope(dot(h_BTD, w_k, "w_k"), c.rope_base))
-        v = site("v", dot(h_BTD, w_v, "w_v"))
+        heads = ("heads", "head_width")
+        q = site("q", layers.rope(dot(h_BTD, w_q, "w_q", *heads), c.rope_base))
+        k = site("k", layers.rope(dot(h_BTD, w_k, "w_k", *heads), c.rope_base))
+        v = site("v", dot(h_BTD, w_v, "w_v", *heads))
         heads_BTHK = layers.causal_attention(q, k, v, scale, c.attention)
-        update = dot(site("attn_out", heads_BTHK), w_o, "w_o")
+        update = dot(site("attn_out", heads_BTHK), w_o, "w_o", "width")
         x_BTD = connect(x_BTD, tapped, update)
 
         # MLP.
         tapped = site("mlp_norm_in", x_BTD)
         h_BTD = site("mlp_in", norm(tapped, mlp_norm)).astype(c.compute_dtype)
-        hidden_BTF = jax.nn.gelu(dot(h_BTD, w_up, "w_up"), approximate=False)
-        update = dot(site("mlp_hidden", hidden_BTF), w_down, "w_down")
+        hidden_BTF = jax.nn.gelu(dot(h_BTD, w_up, "w_up", "mlp"), approximate=False)
+        update = dot(site("mlp_hidden", hidden_BTF), w_down, "w_down", "width")
         x_BTD = connect(x_BTD, tapped, update)
         return x_BTD, records
 
@@ -127,7 +137,11 @@ class _Transformer(nn.Module):
 
         # Look up, then cast: the gradient's scatter-add must run in float32, where a
         # frequent token's thousandth contribution still counts.
-        x_BTD = embedding_VD[tokens_BT].astype(c.compute_dtype)
+        # The table stays cut: tokens go to its columns, and come back as rows.
+        place = self.seams.placing.activation
+        tokens_BT = place(tokens_BT, ("copy_batch", "position"))
+        x_BTD = place(embedding_VD[tokens_BT], ("copy_batch", "position", "embed"))
+        x_BTD = place(x_BTD.astype(c.compute_dtype), ("batch", "position", "width"))
         x_BTD, records = stack(x_BTD, (layer_numbers, block_states))
 
         def site(name: str, x: Array) -> Array:
@@ -181,7 +195,7 @@ def apply(
 ) -> tuple[Array, dict[str, Record]]:
     """Logits in float32 [B, T, V], and the taps' records; arguments as `features`."""
     h_BTD, records = features(params, tokens_BT, config, seams, states)
-    logits_BTV = _head(params, seams, states)(h_BTD)
+    logits_BTV = _head(params, config, seams, states)(h_BTD)
     return logits_BTV.astype(jnp.float32), records
 
 
@@ -198,14 +212,46 @@ def token_losses(
     """
     h_BTD, records = features(params, batch[:, :-1], config, seams, states)
     losses_BT = layers.token_cross_entropy(
-        h_BTD, batch[:, 1:], config.loss_chunks, _head(params, seams, states)
+        h_BTD, batch[:, 1:], config.loss_chunks, _head(params, config, seams, states)
     )
     return losses_BT, records
 
 
 def _head(
-    params: Params, seams: Seams, states: Mapping[str, SiteState] | None
+    params: Params,
+    config: ModelConfig,
+    seams: Seams,
+    states: Mapping[str, SiteState] | None,
 ) -> Callable[[Array], Array]:
-    """The head h -> h E^T; the embedding is transposed once for all slices."""
-    head_DV, state = params["embedding"].T, (states or {}).get("embedding")
-    return lambda h_BTD: seams.dot(h_BTD, head_DV, "embedding", state)
+    """The head h -> h E^T; the embedding is transposed once for all slices.
+
+    Each share of the batch multiplies with a copy of its own, so that the gradients of
+    all slices are summed where they arise and cross devices once, not once a slice.
+    """
+    logical = params_lib.TABLE["embedding"].logical
+    embedding_VD = _in_use(params["embedding"], logical, seams, config.compute_dtype)
+    head_DV, state = embedding_VD.T, (states or {}).get("embedding")
+    place, num_shares = seams.placing.activation, seams.placing.num_shares
+
+    def dot(h_BTD: Array, head_DV: Array) -> Array:
+        return seams.dot(h_BTD, head_DV, "embedding", state)
+
+    if num_shares == 1:
+        return lambda h_BTD: place(dot(h_BTD, head_DV), ("batch", "position", "vocab"))
+    head_GDV = jnp.broadcast_to(head_DV, (num_shares, *head_DV.shape))
+    head_GDV = place(head_GDV, ("batch", "width", "vocab"))
+
+    def head(h_BTD: Array) -> Array:
+        h_GBTD = h_BTD.reshape(num_shares, -1, *h_BTD.shape[1:])
+        logits_GBTV = jax.vmap(dot)(h_GBTD, head_GDV)
+        logits_BTV = logits_GBTV.reshape(*h_BTD.shape[:-1], -1)
+        return place(logits_BTV, ("batch", "position", "vocab"))
+
+    return head
+
+
+def _in_use(w: Array, logical: tuple[str, ...], seams: Seams, dtype: str) -> Array:
+    """A weight as products see it; cast before it travels. Codes stay codes."""
+    if jnp.issubdtype(w.dtype, jnp.floating):
+        w = w.astype(dtype)
+    return seams.placing.weight(w, logical)

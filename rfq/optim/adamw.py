@@ -36,10 +36,10 @@ class AdamWConfig(build.OptimizerConfig):
         build.require(self.eps > 0, "eps", self.eps, "> 0")
 
     def directions(
-        self, axes: matrix.AxesTree, mesh: jax.sharding.Mesh | None
+        self, axes: matrix.AxesTree, placement: matrix.Placement
     ) -> build.Directions:
         """See `OptimizerConfig.directions`."""
-        del axes, mesh
+        del axes, placement
         return build.Directions(scale_by_adam(self), scale_by_adam(self))
 
 
@@ -157,5 +157,5 @@ def adamw(
         axes=lambda params: jax.tree.map(lambda _: None, params),
         mask=mask,
         clip_norm=None,
-        mesh=None,
+        placement=None,
     )

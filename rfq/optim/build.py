@@ -56,7 +56,7 @@ class OptimizerConfig:
         return self.learning_rate, self.learning_rate
 
     def directions(
-        self, axes: matrix.AxesTree, mesh: jax.sharding.Mesh | None
+        self, axes: matrix.AxesTree, placement: matrix.Placement
     ) -> Directions:
         """The two directions; `axes` covers exactly the matrix leaves."""
         raise NotImplementedError
@@ -88,7 +88,7 @@ def build(
     axes: Axes,
     decay_mask: Mask,
     clip_norm: float | None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """Builds the optimizer of an experiment.
 
@@ -100,7 +100,7 @@ def build(
         decay_mask: tree of booleans (or a function of the parameters that makes one):
             the leaves that weight decay shrinks; None decays all.
         clip_norm: largest global norm of the gradients, None for no clipping.
-        mesh: devices to deal the matrices to, None for one program.
+        placement: where the parameters live, see `rfq.optim.matrix.scale_by_rule`.
     """
     peak, other_peak = config.rates
     return assemble(
@@ -110,7 +110,7 @@ def build(
         axes=axes,
         mask=decay_mask,
         clip_norm=clip_norm,
-        mesh=mesh,
+        placement=placement,
     )
 
 
@@ -122,7 +122,7 @@ def assemble(
     axes: Axes,
     mask: Mask,
     clip_norm: float | None,
-    mesh: jax.sharding.Mesh | None,
+    placement: matrix.Placement,
 ) -> optax.GradientTransformation:
     """Chains clip and, by kind of leaf, direction and tail."""
 
@@ -134,7 +134,9 @@ def assemble(
             is_leaf=matrix.is_axes,
         )
         decays = _resolve_mask(mask, tree)
-        directions = config.directions(matrix.only(rows, rows), mesh)
+        directions = config.directions(
+            matrix.only(rows, rows), matrix.placed(placement, rows)
+        )
         branches = {
             name: with_tail(
                 direction,

@@ -56,11 +56,12 @@ class KLShampooConfig(KLConfig):
         )
 
     def directions(
-        self, axes: matrix.AxesTree, mesh: jax.sharding.Mesh | None
+        self, axes: matrix.AxesTree, placement: matrix.Placement
     ) -> build.Directions:
         """See `OptimizerConfig.directions`."""
         return build.Directions(
-            scale_by_kl_shampoo(self, axes=axes, mesh=mesh), self.other_direction()
+            scale_by_kl_shampoo(self, axes=axes, placement=placement),
+            self.other_direction(),
         )
 
 
@@ -120,7 +121,7 @@ def scale_by_kl_shampoo(
     config: KLShampooConfig,
     *,
     axes: matrix.Axes = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """KL-Shampoo's direction U; every leaf must have matrix axes."""
     reference = config.mode == "reference"
@@ -161,7 +162,7 @@ def scale_by_kl_shampoo(
             },
         ),
         axes=axes,
-        mesh=mesh,
+        placement=placement,
         leaf_scale=matrix.unscaled,
     )
 
@@ -258,14 +259,14 @@ def kl_shampoo(
     adam_eps: float = KLShampooConfig.adam_eps,
     axes: matrix.Axes = None,
     mask: build.Mask = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """KL-Shampoo on matrices, AdamW on the others; the fields are `KLConfig`'s.
 
     The rates may be schedules; `other_learning_rate` is that of the AdamW leaves, None
     for the same. `axes` says which leaves are matrices and along which axes, see
     `rfq.optim.matrix.resolve`; None is the rule for plain trees. `mask` says which
-    leaves decay, as in `optax.adamw`. `mesh` deals the matrices to devices, see
+    leaves decay, as in `optax.adamw`. `placement` says where the parameters live, see
     `rfq.optim.matrix.scale_by_rule`.
     """
     config = KLShampooConfig(
@@ -296,5 +297,5 @@ def kl_shampoo(
         axes=axes,
         mask=mask,
         clip_norm=None,
-        mesh=mesh,
+        placement=placement,
     )

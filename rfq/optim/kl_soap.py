@@ -45,11 +45,12 @@ class KLSoapConfig(KLConfig):
         return self.b2 if self.factor_b2 is None else self.factor_b2
 
     def directions(
-        self, axes: matrix.AxesTree, mesh: jax.sharding.Mesh | None
+        self, axes: matrix.AxesTree, placement: matrix.Placement
     ) -> build.Directions:
         """See `OptimizerConfig.directions`."""
         return build.Directions(
-            scale_by_kl_soap(self, axes=axes, mesh=mesh), self.other_direction()
+            scale_by_kl_soap(self, axes=axes, placement=placement),
+            self.other_direction(),
         )
 
 
@@ -87,7 +88,7 @@ def scale_by_kl_soap(
     config: KLSoapConfig,
     *,
     axes: matrix.Axes = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """KL-SOAP's direction U; every leaf must have matrix axes."""
 
@@ -125,7 +126,7 @@ def scale_by_kl_soap(
             },
         ),
         axes=axes,
-        mesh=mesh,
+        placement=placement,
         leaf_scale=matrix.unscaled,
     )
 
@@ -169,14 +170,14 @@ def kl_soap(
     adam_eps: float = KLSoapConfig.adam_eps,
     axes: matrix.Axes = None,
     mask: build.Mask = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """KL-SOAP on matrices, AdamW on the others; the fields are `KLSoapConfig`'s.
 
     The rates may be schedules; `other_learning_rate` is that of the AdamW leaves, None
     for the same. `axes` says which leaves are matrices and along which axes, see
     `rfq.optim.matrix.resolve`; None is the rule for plain trees. `mask` says which
-    leaves decay, as in `optax.adamw`. `mesh` deals the matrices to devices, see
+    leaves decay, as in `optax.adamw`. `placement` says where the parameters live, see
     `rfq.optim.matrix.scale_by_rule`.
     """
     config = KLSoapConfig(
@@ -207,5 +208,5 @@ def kl_soap(
         axes=axes,
         mask=mask,
         clip_norm=None,
-        mesh=mesh,
+        placement=placement,
     )

@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -27,6 +28,8 @@ from rfq.params import MatrixAxes
 Array = jax.Array
 AxesTree = optax.Params  # MatrixAxes | None at every leaf of the parameters.
 Axes = AxesTree | Callable[[optax.Params], AxesTree] | None
+# Where parameters live: one sharding for all or one at every leaf; None if unknown.
+Placement = NamedSharding | optax.Params | None
 
 # A squared gradient norm above max_float / HEADROOM counts as not finite: the factors
 # multiply it by squared inverse roots, which are capped near 4000**2.
@@ -60,13 +63,14 @@ class Stack(NamedTuple):
     """State of all matrices of one shape.
 
     Attributes:
-        seen: [N] finite gradients seen so far; -1 marks padding.
+        age: [N] 1 + finite gradients seen so far; 0 marks padding, so that a stack may
+            be cut short or continued with zeros for another number of devices.
         nonfinite: [N] gradients thrown away.
         update_rms: [N] root mean square of the last direction.
         inner: the optimizer's own arrays.
     """
 
-    seen: Array
+    age: Array
     nonfinite: Array
     update_rms: Array
     inner: Inner
@@ -132,6 +136,10 @@ class _Member(NamedTuple):
         return math.prod(self.batch)
 
     @property
+    def slice(self) -> slice:
+        return slice(self.start, self.start + self.count)
+
+    @property
     def transposed(self) -> bool:
         return math.prod(self.rows) > math.prod(self.cols)
 
@@ -168,7 +176,7 @@ def scale_by_rule(
     rule: Rule,
     *,
     axes: Axes,
-    mesh: jax.sharding.Mesh | None,
+    placement: Placement,
     leaf_scale: Callable[[int, int], float],
 ) -> optax.GradientTransformation:
     """Lifts a rule to a parameter tree in which every leaf holds matrices.
@@ -176,29 +184,31 @@ def scale_by_rule(
     Args:
         rule: the optimizer.
         axes: see `resolve`.
-        mesh: None, or the devices to which the stacks are dealt along N: state, step
-            and refresh of a matrix live on one device; gradients enter and directions
-            leave by one reshard each. Stacks are padded to a multiple of the devices.
+        placement: where the parameters live. The stacks are dealt to all devices of
+            the mesh along N, padded to a multiple of them: state, step and refresh of
+            a matrix live on one device. No device ever holds more than its matrices
+            and its parts: where leaves are cut, gradients enter and directions leave
+            by one all-to-all each, and only to copies are directions gathered.
         leaf_scale: (fan_in, fan_out) -> factor on the direction of that leaf.
 
     Raises:
-        InputError: a leaf has no matrix axes.
+        InputError: a leaf has no matrix axes, or is cut so that they cannot be dealt.
     """
-    num_devices = 1 if mesh is None else mesh.size
 
     def init(params: optax.Params) -> MatrixState:
         layout, stacks = _layout(params, axes), {}
         for name, group in layout.items():
-            num = _padded(group.num, num_devices)
+            deal = _deal(group, params, placement)
+            num = group.num if deal is None else deal.num
             stack = Stack(
-                seen=jnp.where(jnp.arange(num) < group.num, 0, -1).astype(jnp.int32),
+                age=(jnp.arange(num) < group.num).astype(jnp.int32),
                 nonfinite=jnp.zeros((num,), jnp.int32),
                 update_rms=jnp.zeros((num,), jnp.float32),
                 inner=_stored_as(
                     rule.init(num, group.m, group.n, group.dtype), rule.stored
                 ),
             )
-            stacks[name] = _constrain(stack, mesh)
+            stacks[name] = stack if deal is None else deal.constrain(stack)
         none = {name: jnp.zeros((g.num,), bool) for name, g in layout.items()}
         active = _flags(params, layout, none)
         return MatrixState(jnp.zeros((), jnp.int32), active, stacks)
@@ -209,15 +219,18 @@ def scale_by_rule(
         leaves, treedef = jax.tree.flatten(updates)
         stacks, active, directions = {}, {}, list(leaves)
         for name, group in layout.items():
-            g = _collect(leaves, group, _padded(group.num, num_devices))
-            run = _dealt(rule, mesh)
-            direction, flags, stacks[name] = run(
-                _whole(g, mesh), state.stacks[name], state.count
+            deal = _deal(group, updates, placement)
+            run = _together if deal is None else deal.run
+            found, active[name], stacks[name] = run(
+                rule,
+                group,
+                [leaves[member.index] for member in group.members],
+                state.stacks[name],
+                state.count,
             )
-            direction, active[name] = _whole((direction, flags), mesh)
-            for member in group.members:
+            for member, direction in zip(group.members, found, strict=True):
                 scale = leaf_scale(math.prod(member.rows), math.prod(member.cols))
-                directions[member.index] = scale * _take(direction, member)
+                directions[member.index] = scale * direction
         count = optax.safe_increment(state.count)
         state = MatrixState(count, _flags(updates, layout, active), stacks)
         return jax.tree.unflatten(treedef, directions), state
@@ -231,53 +244,43 @@ def unscaled(fan_in: int, fan_out: int) -> float:
     return 1.0
 
 
-def _whole(tree, mesh: jax.sharding.Mesh | None):
-    """Puts arrays on every device, before and after they are dealt.
-
-    Without this the partitioner shards the concatenation and the slicing of stacks,
-    and pays for it with several collectives a leaf.
-    """
-    if mesh is None:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
-
-
-def _dealt(rule: Rule, mesh: jax.sharding.Mesh | None):
-    def run(g: Array, stack: Stack, count: Array):
-        return _call(rule, g, stack, count)
-
-    if mesh is None:
-        return run
-    dealt = P(mesh.axis_names)
-    return jax.shard_map(
-        run,
-        mesh=mesh,
-        in_specs=(dealt, dealt, P()),
-        out_specs=(dealt, dealt, dealt),
-        check_vma=False,
-    )
+def _together(
+    rule: Rule, group: _Group, leaves: list[Array], stack: Stack, count: Array
+) -> tuple[list[Array], Array, Stack]:
+    """One call of a rule on leaves that are whole: (directions, active, stack)."""
+    parts = [
+        _stacked(_ordered(leaf.astype(group.dtype), member), member)
+        for leaf, member in zip(leaves, group.members, strict=True)
+    ]
+    g = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+    direction, active, stack = _call(rule, g, stack, count)
+    directions = [
+        _restore(_unstacked(direction[member.slice], member), member)
+        for member in group.members
+    ]
+    return directions, active, stack
 
 
 def _call(rule: Rule, g: Array, stack: Stack, count: Array):
     """One call of a rule on one stack: (direction, active, stack)."""
     norm2 = jnp.sum(g * g, axis=(1, 2))
-    finite = jnp.isfinite(norm2 * HEADROOM) & (stack.seen >= 0)
+    finite = jnp.isfinite(norm2 * HEADROOM) & (stack.age > 0)
     g = jnp.where(finite[:, None, None], g, 0.0)
     narrow = {field: dtype for field, dtype in rule.stored.items() if dtype}
     inner = _stored_as(stack.inner, dict.fromkeys(narrow, g.dtype))
     first = rule.first
     if first is None:
-        active, t = finite, stack.seen + 1
+        active, t = finite, stack.age
         step_index = count + 1
     else:
-        fresh = finite & (stack.seen == 0)
+        fresh = finite & (stack.age == 1)
         inner = jax.lax.cond(
             jnp.any(fresh),
             lambda inner: _select(fresh, first(g), inner),
             lambda inner: inner,
             inner,
         )
-        active, t = finite & (stack.seen > 0), stack.seen
+        active, t = finite & (stack.age > 1), stack.age - 1
         step_index = count
     new = inner
     if rule.observe is not None:
@@ -293,8 +296,8 @@ def _call(rule: Rule, g: Array, stack: Stack, count: Array):
         direction,
         active,
         Stack(
-            seen=stack.seen + finite,
-            nonfinite=stack.nonfinite + (~finite & (stack.seen >= 0)),
+            age=stack.age + finite,
+            nonfinite=stack.nonfinite + (~finite & (stack.age > 0)),
             update_rms=rms.astype(jnp.float32),
             inner=_stored_as(inner, narrow),
         ),
@@ -387,29 +390,29 @@ def _layout(tree: optax.Params, axes: Axes) -> dict[str, _Group]:
     return groups
 
 
-def _collect(leaves: list[Array], group: _Group, num: int) -> Array:
-    """Stacks the matrices of a group: [num, m, n], zeros after the last one."""
-    parts = []
-    for member in group.members:
-        x = leaves[member.index].astype(group.dtype).transpose(member.order)
-        shape = (member.count, math.prod(member.rows), math.prod(member.cols))
-        x = x.reshape(shape)
-        parts.append(x.mT if member.transposed else x)
-    if num > group.num:
-        parts.append(jnp.zeros((num - group.num, group.m, group.n), group.dtype))
-    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
-
-
-def _take(stack: Array, member: _Member) -> Array:
-    """The inverse of `_collect` for one leaf."""
-    x = stack[member.start : member.start + member.count]
-    x = x.mT if member.transposed else x
-    return _restore(x.reshape((*member.batch, *member.rows, *member.cols)), member)
+def _ordered(leaf: Array, member: _Member) -> Array:
+    """[count, rows..., cols...] of a leaf, or of a part of it that has all matrices."""
+    x = leaf.transpose(member.order)
+    return x.reshape((member.count, *x.shape[len(member.batch) :]))
 
 
 def _restore(x: Array, member: _Member) -> Array:
+    """The inverse of `_ordered`."""
+    x = x.reshape((*member.batch, *x.shape[1:]))
     inverse = sorted(range(len(member.order)), key=lambda i: member.order[i])
     return x.transpose(inverse)
+
+
+def _stacked(x: Array, member: _Member) -> Array:
+    """[n, rows..., cols...] -> [n, m, n] with m <= n."""
+    x = x.reshape((x.shape[0], math.prod(member.rows), math.prod(member.cols)))
+    return x.mT if member.transposed else x
+
+
+def _unstacked(stack: Array, member: _Member) -> Array:
+    """The inverse of `_stacked`."""
+    x = stack.mT if member.transposed else stack
+    return x.reshape((x.shape[0], *member.rows, *member.cols))
 
 
 def _flags(
@@ -420,8 +423,8 @@ def _flags(
     for name, group in layout.items():
         for member in group.members:
             ones = (1,) * (len(member.rows) + len(member.cols))
-            x = flags[name][member.start : member.start + member.count]
-            leaves[member.index] = _restore(x.reshape((*member.batch, *ones)), member)
+            x = flags[name][member.slice]
+            leaves[member.index] = _restore(x.reshape((-1, *ones)), member)
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -429,16 +432,198 @@ def _path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _padded(num: int, num_devices: int) -> int:
-    return -(-num // num_devices) * num_devices
+# --- Dealing matrices to devices ----------------------------------------------------
 
 
-def _constrain(stack: Stack, mesh: jax.sharding.Mesh | None) -> Stack:
-    if mesh is None:
-        return stack
-    return jax.lax.with_sharding_constraint(
-        stack, NamedSharding(mesh, P(mesh.axis_names))
+class _Deal(NamedTuple):
+    """How the matrices of a group travel between the parts of leaves and a stack.
+
+    A device has a part of every matrix of a leaf that is cut along its matrix axes, and
+    all of it where it has a copy. Of the stack it has `num` / devices whole matrices.
+
+    Attributes:
+        mesh: all devices.
+        specs: of each member's leaf.
+        cuts: of each member, by axis of [rows..., cols...], the mesh axes that cut it.
+        copied: mesh axes along which devices have copies; slower than `cut`.
+        cut: mesh axes along which they have parts.
+        num: N, padded to a multiple of the devices.
+    """
+
+    mesh: jax.sharding.Mesh
+    specs: tuple[P, ...]
+    cuts: tuple[tuple[tuple[str, ...], ...], ...]
+    copied: tuple[str, ...]
+    cut: tuple[str, ...]
+    num: int
+
+    def constrain(self, stack: Stack) -> Stack:
+        """Puts a stack where `run` wants it."""
+        dealt = NamedSharding(self.mesh, P(self.mesh.axis_names))
+        return jax.lax.with_sharding_constraint(stack, dealt)
+
+    def run(
+        self,
+        rule: Rule,
+        group: _Group,
+        leaves: list[Array],
+        stack: Stack,
+        count: Array,
+    ) -> tuple[list[Array], Array, Stack]:
+        """`_together` for parts of leaves and a dealt stack."""
+
+        def local(leaves: list[Array], stack: Stack, count: Array):
+            parts = [
+                _ordered(leaf.astype(group.dtype), member)
+                for leaf, member in zip(leaves, group.members, strict=True)
+            ]
+            g = self._enter(parts, group.members)
+            direction, active, stack = _call(rule, g, stack, count)
+            parts = self._leave(direction, group.members, parts)
+            directions = [
+                _restore(part, member)
+                for part, member in zip(parts, group.members, strict=True)
+            ]
+            active = jax.lax.all_gather(active, self.copied + self.cut, tiled=True)
+            return directions, active[: group.num], stack
+
+        dealt = P(self.mesh.axis_names)
+        return jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=(list(self.specs), dealt, P()),
+            out_specs=(list(self.specs), P(), dealt),
+            check_vma=False,
+        )(leaves, stack, count)
+
+    def _enter(self, parts: list[Array], members: tuple[_Member, ...]) -> Array:
+        """Parts of all matrices -> this device's whole ones, [num / devices, m, n]."""
+        flat = [part.reshape(part.shape[0], -1) for part in parts]
+        x = jnp.concatenate(flat)
+        x = jnp.pad(x, ((0, self.num - x.shape[0]), (0, 0)))
+        if self.copied:
+            share = self.num // self._size(self.copied)
+            start = jax.lax.axis_index(self.copied) * share
+            x = jax.lax.dynamic_slice_in_dim(x, start, share)
+        if self.cut:
+            x = jax.lax.all_to_all(x, self.cut, 0, 1, tiled=True)
+        made = lambda kind: self._joined(x, members[kind], kind, parts[kind])  # noqa: E731
+        return self._select(made, members)
+
+    def _leave(
+        self, stack: Array, members: tuple[_Member, ...], like: list[Array]
+    ) -> list[Array]:
+        """The inverse of `_enter`; `like` has the shapes of the parts."""
+        made = lambda kind: self._parted(stack, members[kind], kind, like[kind])  # noqa: E731
+        x = self._select(made, members)
+        if self.cut:
+            x = jax.lax.all_to_all(x, self.cut, 1, 0, tiled=True)
+        if self.copied:
+            x = jax.lax.all_gather(x, self.copied, tiled=True)
+        return [
+            x[member.slice].reshape(part.shape)
+            for member, part in zip(members, like, strict=True)
+        ]
+
+    def _joined(self, x: Array, member: _Member, kind: int, part: Array) -> Array:
+        """[n, devices of `cut` * part] -> [n, m, n]."""
+        sizes = [self.mesh.shape[axis] for axis in self.cut]
+        x = x.reshape((x.shape[0], *sizes, *part.shape[1:]))
+        return _stacked(x.transpose(self._order(kind)), member)
+
+    def _parted(self, x: Array, member: _Member, kind: int, part: Array) -> Array:
+        """The inverse of `_joined`."""
+        sizes = []
+        for axes, size in zip(self.cuts[kind], part.shape[1:], strict=True):
+            sizes += [*(self.mesh.shape[axis] for axis in axes), size]
+        x = _unstacked(x, member).reshape((x.shape[0], *sizes))
+        return x.transpose(np.argsort(self._order(kind))).reshape(x.shape[0], -1)
+
+    def _order(self, kind: int) -> tuple[int, ...]:
+        """From [n, cut..., part...] to [n, (its mesh axes, part) by axis]."""
+        order = [0]
+        for index, axes in enumerate(self.cuts[kind]):
+            order += [1 + self.cut.index(axis) for axis in axes]
+            order.append(1 + len(self.cut) + index)
+        return tuple(order)
+
+    def _select(
+        self, made: Callable[[int], Array], members: tuple[_Member, ...]
+    ) -> Array:
+        """For each of this device's matrices, what was made of it in its own way.
+
+        `made` is called once for each way in which parts make up a matrix, with the
+        first member that has it.
+        """
+        ways = [
+            (m.rows, m.cols, cut) for m, cut in zip(members, self.cuts, strict=True)
+        ]
+        which = np.zeros(self.num, np.int32)
+        for member, way in zip(members, ways, strict=True):
+            which[member.slice] = ways.index(way)
+        share = self.num // self.mesh.size
+        start = jax.lax.axis_index(self.copied + self.cut) * share
+        mine = jax.lax.dynamic_slice_in_dim(jnp.asarray(which), start, share)
+        x = made(0)
+        for kind in sorted({*which.tolist()} - {0}):
+            is_kind = (mine == kind).reshape((-1, *(1,) * (x.ndim - 1)))
+            x = jnp.where(is_kind, made(kind), x)
+        return x
+
+    def _size(self, axes: tuple[str, ...]) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+
+def _deal(group: _Group, tree: optax.Params, placement: Placement) -> _Deal | None:
+    """How a group of a tree that lives there is dealt, None for one program."""
+    if placement is None:
+        return None
+    leaves = jax.tree.leaves(tree)
+    if isinstance(placement, NamedSharding):
+        placement = jax.tree.map(lambda _: placement, tree)
+    shardings = jax.tree.leaves(placement)
+    mesh = shardings[0].mesh
+    live = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
+    specs, cuts = [], []
+    for member in group.members:
+        spec = shardings[member.index].spec
+        by_axis = [
+            tuple(a for a in ((by,) if isinstance(by, str) else by or ()) if a in live)
+            for by in (*spec, *(None,) * (leaves[member.index].ndim - len(spec)))
+        ]
+        ordered = [by_axis[axis] for axis in member.order]
+        specs.append(spec)
+        cuts.append(tuple(ordered[len(member.batch) :]))
+        cut = {axis for axes in cuts[-1] for axis in axes}
+        if any(ordered[: len(member.batch)]) or cut != set(
+            live[len(live) - len(cut) :]
+        ):
+            raise InputError(
+                f"parameter {member.path!r} with sharding {spec} cannot be dealt to "
+                f"devices matrix by matrix; cut its matrix axes {member.order} alone, "
+                f"over the last of the mesh axes {live}"
+            )
+    if len({sum(map(len, axes)) for axes in cuts}) > 1:
+        raise InputError(
+            f"parameters {[member.path for member in group.members]} have matrices of "
+            "one shape but are cut over different mesh axes; cut them over the same"
+        )
+    num_cut = sum(map(len, cuts[0]))
+    return _Deal(
+        mesh=mesh,
+        specs=tuple(specs),
+        cuts=tuple(cuts),
+        copied=live[: len(live) - num_cut],
+        cut=live[len(live) - num_cut :],
+        num=-(-group.num // mesh.size) * mesh.size,
     )
+
+
+def placed(placement: Placement, axes: AxesTree) -> Placement:
+    """Masks a placement as `only` masks parameters."""
+    if placement is None or isinstance(placement, NamedSharding):
+        return placement
+    return only(placement, axes)
 
 
 def is_state(node) -> bool:
@@ -462,7 +647,7 @@ def get_basis(
         InputError: no such parameter, or its optimizer stores no basis.
     """
     name, member = _find(params, path, axes)
-    rows = slice(member.start, member.start + member.count)
+    rows = member.slice
     found = [
         state.stacks[name].inner.basis()
         for state in jax.tree.leaves(opt_state, is_leaf=is_state)
@@ -491,7 +676,7 @@ def set_basis(
     """
     get_basis(opt_state, params, path, axes=axes)
     name, member = _find(params, path, axes)
-    rows = slice(member.start, member.start + member.count)
+    rows = member.slice
     left, right = (basis.cols, basis.rows) if member.transposed else basis
 
     def place(old: Array | None, new: Array | None) -> Array | None:
@@ -571,7 +756,7 @@ def diagnostics(opt_state: optax.OptState) -> dict[str, Array]:
                 "nonfinite_skips": stack.nonfinite,
                 **stack.inner.diagnostics(),
             }
-            real = stack.seen >= 0
+            real = stack.age > 0
             for name, values in numbers.items():
                 collected.setdefault(name, []).append(
                     (values.astype(jnp.float32), real)

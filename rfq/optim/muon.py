@@ -79,11 +79,12 @@ class MuonConfig(MatrixConfig):
         )
 
     def directions(
-        self, axes: matrix.AxesTree, mesh: jax.sharding.Mesh | None
+        self, axes: matrix.AxesTree, placement: matrix.Placement
     ) -> build.Directions:
         """See `OptimizerConfig.directions`."""
         return build.Directions(
-            scale_by_muon(self, axes=axes, mesh=mesh), self.other_direction()
+            scale_by_muon(self, axes=axes, placement=placement),
+            self.other_direction(),
         )
 
 
@@ -105,7 +106,7 @@ def scale_by_muon(
     config: MuonConfig,
     *,
     axes: matrix.Axes = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """Muon's direction, scale included; every leaf must have matrix axes."""
 
@@ -121,7 +122,7 @@ def scale_by_muon(
     return matrix.scale_by_rule(
         matrix.Rule(init=init, step=step, stored={"momentum": config.mu_dtype}),
         axes=axes,
-        mesh=mesh,
+        placement=placement,
         leaf_scale=SCALES[config.scale],
     )
 
@@ -168,14 +169,14 @@ def muon(
     adam_eps: float = MuonConfig.adam_eps,
     axes: matrix.Axes = None,
     mask: build.Mask = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """Muon on matrices, AdamW on the other leaves; the fields are `MuonConfig`'s.
 
     The rates may be schedules; `other_learning_rate` is that of the AdamW leaves, None
     for the same. `axes` says which leaves are matrices and along which axes, see
     `rfq.optim.matrix.resolve`; None is the rule for plain trees. `mask` says which
-    leaves decay, as in `optax.adamw`. `mesh` deals the matrices to devices, see
+    leaves decay, as in `optax.adamw`. `placement` says where the parameters live, see
     `rfq.optim.matrix.scale_by_rule`.
     """
     config = MuonConfig(
@@ -199,5 +200,5 @@ def muon(
         axes=axes,
         mask=mask,
         clip_norm=None,
-        mesh=mesh,
+        placement=placement,
     )

@@ -70,11 +70,12 @@ class ShampooConfig(MatrixConfig):
         )
 
     def directions(
-        self, axes: matrix.AxesTree, mesh: jax.sharding.Mesh | None
+        self, axes: matrix.AxesTree, placement: matrix.Placement
     ) -> build.Directions:
         """See `OptimizerConfig.directions`."""
         return build.Directions(
-            scale_by_shampoo(self, axes=axes, mesh=mesh), self.other_direction()
+            scale_by_shampoo(self, axes=axes, placement=placement),
+            self.other_direction(),
         )
 
 
@@ -112,7 +113,7 @@ def scale_by_shampoo(
     config: ShampooConfig,
     *,
     axes: matrix.Axes = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """Shampoo's direction U; every leaf must have matrix axes."""
 
@@ -152,7 +153,7 @@ def scale_by_shampoo(
             stored={"momentum": config.mu_dtype},
         ),
         axes=axes,
-        mesh=mesh,
+        placement=placement,
         leaf_scale=matrix.unscaled,
     )
 
@@ -235,14 +236,14 @@ def shampoo(
     adam_eps: float = ShampooConfig.adam_eps,
     axes: matrix.Axes = None,
     mask: build.Mask = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """Shampoo on matrices, AdamW on the others; the fields are `ShampooConfig`'s.
 
     The rates may be schedules; `other_learning_rate` is that of the AdamW leaves, None
     for the same. `axes` says which leaves are matrices and along which axes, see
     `rfq.optim.matrix.resolve`; None is the rule for plain trees. `mask` says which
-    leaves decay, as in `optax.adamw`. `mesh` deals the matrices to devices, see
+    leaves decay, as in `optax.adamw`. `placement` says where the parameters live, see
     `rfq.optim.matrix.scale_by_rule`.
     """
     config = ShampooConfig(
@@ -267,5 +268,5 @@ def shampoo(
         axes=axes,
         mask=mask,
         clip_norm=None,
-        mesh=mesh,
+        placement=placement,
     )

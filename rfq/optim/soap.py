@@ -88,11 +88,12 @@ class SoapConfig(MatrixConfig):
         return self.b2 if self.factor_b2 is None else self.factor_b2
 
     def directions(
-        self, axes: matrix.AxesTree, mesh: jax.sharding.Mesh | None
+        self, axes: matrix.AxesTree, placement: matrix.Placement
     ) -> build.Directions:
         """See `OptimizerConfig.directions`."""
         return build.Directions(
-            scale_by_soap(self, axes=axes, mesh=mesh), self.other_direction()
+            scale_by_soap(self, axes=axes, placement=placement),
+            self.other_direction(),
         )
 
 
@@ -141,7 +142,7 @@ def scale_by_soap(
     config: SoapConfig,
     *,
     axes: matrix.Axes = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """SOAP's direction U, bias-corrected; every leaf must have matrix axes."""
     side = config.max_precond_dim
@@ -178,7 +179,7 @@ def scale_by_soap(
             },
         ),
         axes=axes,
-        mesh=mesh,
+        placement=placement,
         leaf_scale=matrix.unscaled,
     )
 
@@ -242,14 +243,14 @@ def soap(
     adam_eps: float = SoapConfig.adam_eps,
     axes: matrix.Axes = None,
     mask: build.Mask = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """SOAP on matrices, AdamW on the others; the fields are `SoapConfig`'s.
 
     The rates may be schedules; `other_learning_rate` is that of the AdamW leaves, None
     for the same. `axes` says which leaves are matrices and along which axes, see
     `rfq.optim.matrix.resolve`; None is the rule for plain trees. `mask` says which
-    leaves decay, as in `optax.adamw`. `mesh` deals the matrices to devices, see
+    leaves decay, as in `optax.adamw`. `placement` says where the parameters live, see
     `rfq.optim.matrix.scale_by_rule`.
     """
     config = SoapConfig(
@@ -279,5 +280,5 @@ def soap(
         axes=axes,
         mask=mask,
         clip_norm=None,
-        mesh=mesh,
+        placement=placement,
     )

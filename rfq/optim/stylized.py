@@ -30,10 +30,10 @@ class SignGDConfig(build.OptimizerConfig):
     weight_decay: float = 0.0
 
     def directions(
-        self, axes: matrix.AxesTree, mesh: jax.sharding.Mesh | None
+        self, axes: matrix.AxesTree, placement: matrix.Placement
     ) -> build.Directions:
         """See `OptimizerConfig.directions`."""
-        del axes, mesh
+        del axes, placement
         return build.Directions(scale_by_sign(), scale_by_sign())
 
 
@@ -66,11 +66,11 @@ class SpectralGDConfig(build.OptimizerConfig):
         return self.learning_rate, self.other_learning_rate
 
     def directions(
-        self, axes: matrix.AxesTree, mesh: jax.sharding.Mesh | None
+        self, axes: matrix.AxesTree, placement: matrix.Placement
     ) -> build.Directions:
         """See `OptimizerConfig.directions`."""
         return build.Directions(
-            scale_by_polar(self, axes=axes, mesh=mesh), scale_by_sign()
+            scale_by_polar(self, axes=axes, placement=placement), scale_by_sign()
         )
 
 
@@ -123,7 +123,7 @@ def scale_by_polar(
     config: SpectralGDConfig,
     *,
     axes: matrix.Axes = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """The polar factor U V^T of each matrix; every leaf must have matrix axes."""
     polar = _svd if config.method == "svd" else _polar_express
@@ -139,7 +139,7 @@ def scale_by_polar(
     return matrix.scale_by_rule(
         matrix.Rule(init=init, step=step),
         axes=axes,
-        mesh=mesh,
+        placement=placement,
         leaf_scale=matrix.unscaled,
     )
 
@@ -172,7 +172,7 @@ def sign_gd(
         axes=None,
         mask=mask,
         clip_norm=None,
-        mesh=None,
+        placement=None,
     )
 
 
@@ -185,7 +185,7 @@ def spectral_gd(
     other_learning_rate: optax.ScalarOrSchedule | None = None,
     axes: matrix.Axes = None,
     mask: build.Mask = None,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
     """Spectral descent on matrices, sign descent on the others.
 
@@ -198,5 +198,5 @@ def spectral_gd(
         axes=axes,
         mask=mask,
         clip_norm=None,
-        mesh=mesh,
+        placement=placement,
     )

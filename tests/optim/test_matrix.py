@@ -32,7 +32,7 @@ def echo_rule() -> matrix.Rule:
 
 def echo(axes, rule=None):
     return matrix.scale_by_rule(
-        rule or echo_rule(), axes=axes, mesh=None, leaf_scale=matrix.unscaled
+        rule or echo_rule(), axes=axes, placement=None, leaf_scale=matrix.unscaled
     )
 
 
@@ -205,4 +205,4 @@ def test_a_matrix_that_starts_late_still_starts():
     assert state.active["w"].ravel().tolist() == [False, True]
     _, state = update({"w": g}, state)
     assert state.active["w"].ravel().tolist() == [True, True]
-    assert state.stacks["3x3"].seen.tolist() == [2, 3]
+    assert state.stacks["3x3"].age.tolist() == [3, 4]

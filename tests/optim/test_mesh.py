@@ -1,6 +1,7 @@
 """Whole matrices on each device: same numbers, no talk, a share of work and state."""
 
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rfq import optim
+from rfq.errors import InputError
+from rfq.optim import matrix
 from rfq.params import MatrixAxes
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -56,7 +59,7 @@ def replicated(mesh):
 def compiled(name: str, num_layers: int, width: int, mesh):
     """The compiled update, and the state's shapes with their shardings."""
     scale_by, config = SCALE_BY[name]
-    tx = scale_by(config, axes=AXES, mesh=mesh)
+    tx = scale_by(config, axes=AXES, placement=replicated(mesh))
     grads = {
         key: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh))
         for key, shape in shapes(num_layers, width).items()
@@ -89,7 +92,7 @@ def test_eight_devices_do_what_one_does(name, num_layers):
         for _ in range(50)
     ]
     for mesh in (None, make_mesh(8)):
-        tx = scale_by(config, axes=AXES, mesh=mesh)
+        tx = scale_by(config, axes=AXES, placement=replicated(mesh))
         state = jax.jit(tx.init, compiler_options=QUICK)(grads[0])
         update = jax.jit(tx.update, compiler_options=QUICK)
         params = {key: np.zeros(size, np.float32) for key, size in sizes.items()}
@@ -197,3 +200,125 @@ def test_the_program_does_not_grow_with_layers(name):
         for num_layers in (6, 24)
     }
     assert instructions[24] < 1.05 * instructions[6]
+
+
+MESHES = {
+    "fsdp": ((1, 8, 1), P(None, "fsdp", None), P(None, None, "fsdp")),
+    "all_axes": ((2, 2, 2), P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp")),
+    "copies": ((8, 1, 1), P(), P()),
+}
+
+
+def spread(name: str):
+    """Leaves cut as our model's are: what leads to the stream along "fsdp"."""
+    sizes, into, out = MESHES[name]
+    mesh = jax.sharding.Mesh(
+        np.asarray(jax.devices()[:8]).reshape(sizes),
+        ("data", "fsdp", "tensor"),
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    )
+    leaf = {"q": into, "o": out, "up": into, "down": out}
+    return {key: NamedSharding(mesh, spec) for key, spec in leaf.items()}
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    "name",
+    [
+        "all_axes",
+        pytest.param("fsdp", marks=pytest.mark.slow),
+        pytest.param("copies", marks=pytest.mark.slow),
+    ],
+)
+def test_parts_of_leaves_become_whole_matrices_and_parts_again(name):
+    """A rule that answers each matrix with itself times a matrix of its own place."""
+
+    class Nothing(NamedTuple):
+        def diagnostics(self):
+            return {}
+
+    def step(g, stack, t):
+        weight = 1.0 + np.arange(g[0].size, dtype=np.float32).reshape(g[:1].shape)
+        return g * weight, stack
+
+    rule = matrix.Rule(init=lambda *sizes: Nothing(), step=step)
+    axes = dict.fromkeys(("q", "o", "up", "down"), MatrixAxes((1,), (2,)))
+    rng = np.random.default_rng(0)
+    grads = {
+        key: rng.normal(size=(3, *size)).astype(np.float32)
+        for key, size in
+        {"q": (8, 8), "o": (8, 8), "up": (8, 16), "down": (16, 8)}.items()
+    }  # fmt: skip
+    found = {}
+    for placement in (None, spread(name)):
+        tx = matrix.scale_by_rule(
+            rule, axes=axes, placement=placement, leaf_scale=matrix.unscaled
+        )
+        state = jax.jit(tx.init)(grads)
+        out, state = jax.jit(tx.update, compiler_options=QUICK)(grads, state)
+        found[placement is None] = jax.device_get((out, state.active))
+        if placement is not None:
+            assert state.stacks["8x8"].age.tolist() == [2] * 6 + [0] * 2
+    jax.tree.map(np.testing.assert_array_equal, found[True], found[False])
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (P("fsdp"), "'w' with sharding .* cannot be dealt"),  # Layers.
+        (
+            P(None, "data", None),
+            "'w' with sharding .* cannot be dealt",
+        ),  # Not the last.
+    ],
+)
+def test_a_leaf_that_cannot_be_dealt_is_named(where, message):
+    mesh = spread("all_axes")["q"].mesh
+    tx = matrix.scale_by_rule(
+        matrix.Rule(init=lambda *sizes: (), step=lambda g, stack, t: (g, stack)),
+        axes={"w": MatrixAxes((1,), (2,))},
+        placement={"w": NamedSharding(mesh, where)},
+        leaf_scale=matrix.unscaled,
+    )
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(tx.init, {"w": jax.ShapeDtypeStruct((2, 8, 8), np.float32)})
+
+
+@pytest.mark.slow
+@pytest.mark.mesh
+@pytest.mark.parametrize("name", sorted(SCALE_BY))
+def test_a_state_goes_on_with_padding_of_zeros(name):
+    """From one device to eight between two refreshes, as a restored checkpoint does."""
+    scale_by, config = SCALE_BY[name]
+    rng = np.random.default_rng(0)
+    sizes = shapes(3, 4)
+    grads = [
+        {key: rng.normal(size=size).astype(np.float32) for key, size in sizes.items()}
+        for _ in range(24)
+    ]
+
+    def made(mesh):
+        tx = scale_by(config, axes=AXES, placement=replicated(mesh))
+        return jax.jit(tx.update, compiler_options=QUICK), tx.init
+
+    (update, init), (update_on_8, init_on_8) = made(None), made(make_mesh(8))
+    state = init(grads[0])
+    for g in grads[:12]:
+        _, state = update(g, state)
+    longer = jax.tree.map(
+        lambda x, like: np.resize(
+            np.append(x, np.zeros(like.size, x.dtype)), like.shape
+        ),
+        state,
+        jax.eval_shape(init_on_8, grads[0]),
+    )
+    for g in grads[12:]:
+        expected, state = update(g, state)
+        found, longer = update_on_8(g, longer)
+    for key in sizes:
+        np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(longer))
+    ours, theirs = optim.diagnostics(longer), optim.diagnostics(state)
+    assert ours["nonfinite_skips"] == theirs["nonfinite_skips"] == 0
+    np.testing.assert_allclose(ours["update_rms"], theirs["update_rms"], rtol=1e-4)
