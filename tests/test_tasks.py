@@ -9,6 +9,7 @@ import pytest
 from rfq import cli, evals, ptq
 from rfq.evals import commonsense
 from rfq.evals import task as task_lib
+from rfq.report import accuracy, load, paper, view
 from tests import tiny
 from tests.evals.documents import DOCUMENTS
 
@@ -125,3 +126,19 @@ def test_what_cannot_be_asked_is_refused(asked, tmp_path, capsys):
     ):
         assert cli.main(["evaluate", str(run_dir), *argv]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_report_sets_accuracies_beside_the_papers(asked, tmp_path):
+    _, run_dir, rows, _ = asked
+    home = tmp_path / "arms" / "residual_adamw" / "seed-0"
+    shutil.copytree(run_dir, home)
+    shown = view.of(load.load(tmp_path))
+    (table,) = accuracy.accuracy_tables(shown, paper.load())
+    assert len(table.lines) == len(rows)
+    first = {}
+    for cell in table.lines[0].cells:
+        first |= cell.data
+    assert first["precision"] == "FP, float32"
+    assert first["avg"] == rows[0]["avg"]
+    assert first["paper_avg"] == 0.449  # Table 1, residual with AdamW in BF16.
+    assert "paper's average" in table.header

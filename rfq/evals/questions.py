@@ -109,6 +109,14 @@ def load(experiment: Experiment, mesh: Mesh) -> Questions:
     )
 
 
+def check(experiment: Experiment) -> None:
+    """Raises an InputError where `load` would for a name or a file, before training."""
+    for name in names(experiment.tasks.names):
+        if name not in cloze.TASKS:
+            _, documents = benchmarks.load(experiment.tasks.dir, name)
+            task_lib.examples(evals.TASKS[name], documents)
+
+
 def _asked(name: str, experiment: Experiment, tokenizer: tokenize.Tokenizer) -> Asked:
     config = experiment.tasks
     if name in cloze.TASKS:
