@@ -17,24 +17,22 @@ def accuracy_tables(shown: View, paper: Paper) -> list[Table]:
         for run in shown.runs(arm)
         for row in run.tasks
     ]
-    asked = dict.fromkeys(tuple(load.child(row, "scores")) for row in rows)
+    asked = dict.fromkeys(load.text(row, "questions") for row in rows)
     return [
         _table(
-            [row for row in rows if tuple(load.child(row, "scores")) == tasks],
-            tasks,
+            [row for row in rows if load.text(row, "questions") == questions],
             paper,
             "tasks" if number == 0 else f"tasks_{number + 1}",
         )
-        for number, tasks in enumerate(asked)
+        for number, questions in enumerate(asked)
     ]
 
 
-def _table(
-    rows: Sequence[Record], tasks: Sequence[str], paper: Paper, name: str
-) -> Table:
+def _table(rows: Sequence[Record], paper: Paper, name: str) -> Table:
     specs = list(dict.fromkeys(load.text(row, "spec") for row in rows))
     ordered = sorted(rows, key=lambda row: specs.index(load.text(row, "spec")))
     scores = load.child(ordered[0], "scores")
+    tasks = tuple(scores)
     counts = ", ".join(
         f"{task} {load.number(load.child(scores, task), 'num_documents') or 0:,.0f} "
         f"({load.text(load.child(scores, task), 'split')}, "
