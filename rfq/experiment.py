@@ -142,6 +142,23 @@ class QuantizeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TasksConfig:
+    """Questions with right answers, and the settings under which they are asked."""
+
+    # Rows of `rfq.evals.TASKS`; "all" is the paper's eight, "cloze" needs no files.
+    names: tuple[str, ...] = ()
+    specs: tuple[str, ...] = ("FP",)  # WnAm settings; the rest is as in quantize.
+    dir: str = "data/tasks"  # The --out of `rfq prepare tasks`.
+    cloze_items: int = 200  # Of each cloze task, at most.
+
+    def __post_init__(self):
+        for text in self.specs:
+            QuantSpec.parse(text)
+        if self.cloze_items < 1:
+            raise InputError(f"tasks.cloze_items={self.cloze_items} must be >= 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that determines a run: the four factors of the paper and the rest."""
 
@@ -155,6 +172,7 @@ class Experiment:
     train: TrainConfig = TrainConfig()
     log: LogConfig = LogConfig()
     quantize: QuantizeConfig = QuantizeConfig()
+    tasks: TasksConfig = TasksConfig()
     sharding: ShardingConfig = ShardingConfig()
 
     def __post_init__(self):
@@ -198,7 +216,7 @@ class Experiment:
 
 # What does not change the trained function: a run may be named, stored, logged,
 # quantized and placed differently and still be the same run.
-FREE_SECTIONS = ("arm", "data", "log", "quantize", "sharding")
+FREE_SECTIONS = ("arm", "data", "log", "quantize", "tasks", "sharding")
 
 
 def fingerprint(experiment: Experiment) -> str:

@@ -5,11 +5,12 @@ activations are calibrated once on the weight-quantized model; the activation wi
 then share those ranges.
 """
 
+import dataclasses
 import functools
 import itertools
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,10 @@ import numpy as np
 
 from rfq import metrics, runs, sharding, steps
 from rfq import taps as tap_lib
-from rfq.evals import calibration, heldout
+from rfq.data.manifest import Manifest
+from rfq.evals import calibration, decode, heldout, questions, scoring
 from rfq.experiment import Experiment
+from rfq.model import layers, transformer
 from rfq.model.config import TAP_SETS, num_params
 from rfq.quant import distortion, grid
 from rfq.quant.spec import QuantSpec
@@ -55,37 +58,15 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the run is not finished, or its data or checkpoint do not fit.
     """
-    manifest = runs.check(experiment)
-    runs.require_finished(experiment, run_dir)
-    described = runs.claim(experiment, run_dir)
+    sweep, common, manifest = _open(experiment, run_dir)
     out = run_dir / "quantize"
-    metrics.make_directory(out)
-    sweep = _Sweep(experiment, run_dir)
-    common = {
-        "arm": experiment.arm,
-        "seed": experiment.seed,
-        "num_layers": experiment.model.num_layers,
-        "width": experiment.model.width,
-        "skip": experiment.model.skip,
-        "optimizer": described["experiment"]["optimizer"]["name"],
-        "calibration_tokens": sweep.calibration_tokens,
-        "eval_tokens": heldout.num_tokens(sweep.heldout),
-        "num_params": num_params(experiment.model),
-        "num_steps": experiment.train.num_steps,
-        "tokens_seen": experiment.train.num_steps * experiment.tokens_per_step,
-        "config_fingerprint": described["fingerprint"],
-        "data_fingerprint": described["data_fingerprint"],
-        "commit": described["commit"],
-        "versions": described["versions"],
-        "device": described["device"],
-    }
     files = ("rows.jsonl", "sites.jsonl", "losses.jsonl")
     found = {name: _kept(out / name, common) for name in files}
     seen = metrics.read(out / "statistics.json")
     if not seen or seen[0]["num_tokens"] != common["eval_tokens"]:
         metrics.rewrite(out / "statistics.json", [sweep.statistics()])
 
-    wanted = list(dict.fromkeys(_settings(experiment)))
+    wanted = _settings(experiment, experiment.quantize.specs)
     name = f"quantize {experiment.arm} seed {experiment.seed}"
     with metrics.progress(name, len(wanted)) as bar:
         for number, setting in enumerate(wanted, start=1):
@@ -107,39 +88,168 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
     return [found["rows.jsonl"][setting] for setting in wanted]
 
 
-def _settings(experiment: Experiment) -> Iterator[Setting]:
-    """The whole grid.
+def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
+    """Asks the tasks of `experiment.tasks` under its specs on a finished run.
+
+    Appends a row per `Setting` to quantize/tasks.jsonl, with the fields of
+    `questions.summarize`, and writes what was answered to each document to a file in
+    quantize/items. Rows that are already there are kept.
+
+    Returns:
+        The rows that were asked for, in the order of the settings.
+
+    Raises:
+        InputError: as `run`; a task's file is missing or wrong.
+    """
+    asked = questions.load(experiment, sharding.make_mesh())
+    sweep, common, _ = _open(experiment, run_dir)
+    common = {**common, "questions": asked.digest}
+    path, folder = run_dir / "quantize" / "tasks.jsonl", run_dir / "quantize" / "items"
+    metrics.make_directory(folder)
+    found = {
+        _setting_of(row): row
+        for row in _matching(path, common)
+        if row.get("questions") == asked.digest
+    }
+    wanted = _settings(experiment, experiment.tasks.specs)
+    missing = [setting for setting in wanted if setting not in found]
+    needed = {s: None for m in missing for s in (sweep.full(m), sweep.canonical(m))}
+    answered: dict[Setting, scoring.Answers] = {}
+    num_batches = len(asked.plan.batches)
+    name = f"tasks {experiment.arm} seed {experiment.seed}"
+    with metrics.progress(name, len(needed) * num_batches) as bar:
+        for setting in missing:
+            started = time.perf_counter()
+            full, own = sweep.full(setting), sweep.canonical(setting)
+            for each in (full, own):
+                if each not in answered:
+                    before = len(answered) * num_batches
+                    answered[each] = sweep.answer(
+                        each,
+                        asked.plan,
+                        lambda done, at=before, spec=each.spec: bar.update(
+                            at + done, spec
+                        ),
+                    )
+            spec = QuantSpec.parse(setting.spec)
+            row = {
+                **common,
+                **setting._asdict(),
+                "weight_bits": spec.weight_bits,
+                "act_bits": spec.act_bits,
+                **questions.summarize(asked, answered[own], answered[full]),
+                "seconds": time.perf_counter() - started,
+            }
+            stem = "-".join(map(str, (*setting, asked.digest)))
+            metrics.rewrite(
+                folder / f"{stem}.jsonl", questions.items(asked, answered[own])
+            )
+            metrics.append(path, row)
+            found[setting] = row
+    return [found[setting] for setting in wanted]
+
+
+def setting(experiment: Experiment, spec: str, taps: str, stream: str) -> Setting:
+    """One setting in float32, the rest as the first of the experiment's own.
+
+    Args:
+        experiment: whose.
+        spec: a WnAm setting.
+        taps: tap set, "" for the first.
+        stream: placement, "" for the first.
+
+    Raises:
+        InputError: a name is unknown.
+    """
+    config = experiment.quantize
+    given = dataclasses.replace(
+        config,
+        specs=(spec,),
+        taps=(taps or config.taps[0],),
+        streams=(stream or config.streams[0],),
+    )
+    return Setting(
+        spec,
+        "float32",
+        given.taps[0],
+        given.streams[0],
+        given.calibrators[0],
+        given.calibration_seeds[0],
+    )
+
+
+def _open(
+    experiment: Experiment, run_dir: pathlib.Path
+) -> tuple["Sweep", dict[str, Any], Manifest]:
+    """A finished run, what is common to its rows, and its data."""
+    manifest = runs.check(experiment)
+    runs.require_finished(experiment, run_dir)
+    described = runs.claim(experiment, run_dir)
+    metrics.make_directory(run_dir / "quantize")
+    sweep = Sweep(experiment, run_dir)
+    common = {
+        "arm": experiment.arm,
+        "seed": experiment.seed,
+        "num_layers": experiment.model.num_layers,
+        "width": experiment.model.width,
+        "skip": experiment.model.skip,
+        "optimizer": described["experiment"]["optimizer"]["name"],
+        "calibration_tokens": sweep.calibration_tokens,
+        "eval_tokens": heldout.num_tokens(sweep.heldout),
+        "num_params": num_params(experiment.model),
+        "num_steps": experiment.train.num_steps,
+        "tokens_seen": experiment.train.num_steps * experiment.tokens_per_step,
+        "config_fingerprint": described["fingerprint"],
+        "data_fingerprint": described["data_fingerprint"],
+        "commit": described["commit"],
+        "versions": described["versions"],
+        "device": described["device"],
+    }
+    return sweep, common, manifest
+
+
+def _settings(experiment: Experiment, specs: Sequence[str]) -> list[Setting]:
+    """The whole grid of some WnAm settings, each once.
 
     Full precision is scored in float32, which every increase is measured against, and
     as trained where that was in another dtype (D17). All else is float32 (D9).
     """
     config, trained = experiment.quantize, experiment.model.compute_dtype
+    found = []
     for spec, taps, stream, calibrator, seed in itertools.product(
-        config.specs,
+        specs,
         config.taps,
         config.streams,
         config.calibrators,
         config.calibration_seeds,
     ):
+        setting = Setting(spec, "float32", taps, stream, calibrator, seed)
         if spec == "FP" and trained != "float32":
-            yield Setting(spec, trained, taps, stream, calibrator, seed)
-        yield Setting(spec, "float32", taps, stream, calibrator, seed)
+            found.append(setting._replace(compute_dtype=trained))
+        found.append(setting)
+    return list(dict.fromkeys(found))
 
 
 def _kept(
     path: pathlib.Path, common: Mapping[str, Any]
 ) -> dict[Setting, dict[str, Any]]:
     """Rows computed under the same settings, by key; the file is left with those."""
-    rows = {
-        Setting._make(row.get(name) for name in Setting._fields): row
-        for row in metrics.read(path)
-        if all(row.get(name) == common[name] for name in _ASKED)
-    }
+    rows = {_setting_of(row): row for row in _matching(path, common)}
     metrics.rewrite(path, rows.values())
     return rows
 
 
-class _Sweep:
+def _matching(path: pathlib.Path, common: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows that answer the same question as those that are about to be made."""
+    rows = metrics.read(path)
+    return [row for row in rows if all(row.get(n) == common[n] for n in _ASKED)]
+
+
+def _setting_of(row: Mapping[str, Any]) -> Setting:
+    return Setting._make(row.get(name) for name in Setting._fields)
+
+
+class Sweep:
     """One checkpoint seen through quantizers; every intermediate is computed once."""
 
     def __init__(self, experiment: Experiment, run_dir: pathlib.Path):
@@ -228,19 +338,53 @@ class _Sweep:
             self._known_rms,
         )
 
-    def _score(self, spec: QuantSpec, setting: Setting) -> np.ndarray:
-        """Mean loss of each held-out sequence."""
-        compiled = self._steps(setting.taps)
+    def _bound(
+        self, spec: QuantSpec, setting: Setting, programs: steps.Programs
+    ) -> Callable[[Any], Any]:
+        """The program of a setting, with its weights and ranges put in."""
         params = self._quantized(spec.weight_bits)
         if spec.act_bits is None:
             as_trained = setting.compute_dtype != "float32"
-            score = compiled.score_as_trained if as_trained else compiled.score
-            return heldout.losses(lambda batch: score(params, batch), self.heldout)
+            plain = programs.as_trained if as_trained else programs.plain
+            return lambda batch: plain(params, batch)
         ranges, bits = self._ranges(spec, setting), jnp.int32(spec.act_bits)
-        quantized = compiled.score_quantized[setting.stream]
-        return heldout.losses(
-            lambda batch: quantized(params, batch, ranges, bits), self.heldout
+        quantized = programs.quantized[setting.stream]
+        return lambda batch: quantized(params, batch, ranges, bits)
+
+    def _score(self, spec: QuantSpec, setting: Setting) -> np.ndarray:
+        """Mean loss of each held-out sequence."""
+        score = self._bound(spec, setting, self._steps(setting.taps).score)
+        return heldout.losses(score, self.heldout)
+
+    def answer(
+        self,
+        setting: Setting,
+        plan: scoring.Plan,
+        progress: Callable[[int], None],
+    ) -> scoring.Answers:
+        """Log-likelihoods of requests under a setting."""
+        setting = self.canonical(setting)
+        spec = QuantSpec.parse(setting.spec)
+        programs = self._steps(setting.taps).answer
+        return scoring.answer(self._bound(spec, setting, programs), plan, progress)
+
+    def model(self, setting: Setting) -> decode.Model:
+        """The model of a setting, for decoding."""
+        setting = self.canonical(setting)
+        spec = QuantSpec.parse(setting.spec)
+        params = self._quantized(spec.weight_bits)
+        config = self._experiment.model
+        if spec.act_bits is None:
+            return decode.Model(params, config, transformer.PLAIN, {})
+        seams = transformer.Seams(
+            tap_lib.Taps(tap_lib.fake_quantize, TAP_SETS[setting.taps]),
+            layers.STREAMS[setting.stream],
         )
+        states = {
+            site: grid.grid_from_range(jnp.asarray(lo), jnp.asarray(hi), spec.act_bits)
+            for site, (lo, hi) in self._ranges(spec, setting).items()
+        }
+        return decode.Model(params, config, seams, states)
 
     def _distort(self, spec: QuantSpec, setting: Setting) -> dict[str, tap_lib.Effect]:
         """What each site's grid does to the clean model's activations, per layer."""
@@ -290,10 +434,8 @@ class _Sweep:
     ) -> tuple[dict[str, Any], dict[str, Any], list[float]]:
         """One row of the table, each site's part in it, each sequence's loss."""
         spec = QuantSpec.parse(setting.spec)
-        setting = self._canonical(spec, setting)
-        full_spec = QuantSpec.parse("FP")
-        full_setting = setting._replace(spec="FP", compute_dtype="float32")
-        full = self._losses(full_spec, self._canonical(full_spec, full_setting))
+        setting = self.canonical(setting)
+        full = self._losses(QuantSpec.parse("FP"), self.full(setting))
         losses = self._losses(spec, setting)
         lo, hi = bootstrap.paired_interval(full, losses)
         gamma = {
@@ -331,10 +473,14 @@ class _Sweep:
         row["relative_error"] = float(relative["head_in"])
         return row, sites, losses.tolist()
 
-    def _canonical(self, spec: QuantSpec, setting: Setting) -> Setting:
+    def full(self, setting: Setting) -> Setting:
+        """Full precision in float32, which a setting's changes are against."""
+        return self.canonical(setting._replace(spec="FP", compute_dtype="float32"))
+
+    def canonical(self, setting: Setting) -> Setting:
         """The one of several settings with the same result that is computed."""
         first = self._experiment.quantize
-        if spec.act_bits is None:  # Nothing is tapped.
+        if QuantSpec.parse(setting.spec).act_bits is None:  # Nothing is tapped.
             return setting._replace(
                 stream="branch",
                 calibrator=first.calibrators[0],

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from rfq import optim, sharding, taps
 from rfq import params as params_lib
+from rfq.evals import scoring
 from rfq.experiment import Experiment
 from rfq.model import init as init_lib
 from rfq.model import layers, transformer
@@ -118,7 +119,7 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
     )
 
     def measure(params: Params, batch: Batch):
-        return _sequence_losses(params, batch, _rolled(config), measured)
+        return _sequence_losses(params, batch, rolled(config), measured)
 
     def finite(state: TrainState) -> Array:
         return jnp.all(
@@ -152,8 +153,23 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
 
 
 @dataclasses.dataclass(frozen=True)
+class Programs:
+    """One function of a batch, under every kind of setting.
+
+    Attributes:
+        plain: (params, batch) -> result, no quantized activation.
+        as_trained: the same in the dtype of training.
+        quantized: stream -> (params, batch, ranges, act_bits) -> result.
+    """
+
+    plain: Callable[[Params, Any], Any]
+    as_trained: Callable[[Params, Any], Any]
+    quantized: dict[str, Callable[[Params, Any, Ranges, Array], Any]]
+
+
+@dataclasses.dataclass(frozen=True)
 class QuantSteps:
-    """What `ptq.run` calls. All but `score_as_trained` compute in float32 (D9).
+    """What `ptq` calls. All but what is `as_trained` computes in float32 (D9).
 
     Attributes:
         params: The abstract parameters, with shardings.
@@ -161,9 +177,9 @@ class QuantSteps:
         weigh: params -> {matrix: {statistic: one number a layer}}.
         calibrate: (params, batch) -> {site: (Range, {"moments", "binning"})} over the
             tap set.
-        score: (params, batch) -> losses [B], no quantized activation.
-        score_as_trained: the same in the dtype of training.
-        score_quantized: stream -> (params, batch, ranges, act_bits) -> losses [B].
+        score: batch -> losses [B].
+        answer: `scoring.Rows` -> log-probabilities of the tokens they ask for, [G, P],
+            and whether each is the likeliest.
         distort: (params, batch, ranges, bulk limits, act_bits) -> {site: Effect}.
         diverge: stream -> (clean params, quantized params, batch, ranges, act_bits) ->
             {site: Distortion} of the clean model against the quantized one, at the
@@ -178,9 +194,8 @@ class QuantSteps:
     quantize: Callable[[Params, Array], Params]
     weigh: Callable[[Params], dict[str, dict[str, Array]]]
     calibrate: Callable[[Params, Batch], dict[str, tuple[calibrate.Range, Record]]]
-    score: Callable[[Params, Batch], Array]
-    score_as_trained: Callable[[Params, Batch], Array]
-    score_quantized: dict[str, Callable[[Params, Batch, Ranges, Array], Array]]
+    score: Programs
+    answer: Programs
     distort: Callable[[Params, Batch, Ranges, Limits, Array], dict[str, taps.Effect]]
     diverge: dict[
         str,
@@ -194,8 +209,8 @@ class QuantSteps:
 
 def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantSteps:
     """The functions of a quantization sweep over one tap set."""
-    trained = _rolled(experiment.model)
-    config = _in_float32(trained)
+    trained = rolled(experiment.model)
+    config = in_float32(trained)
     tapped = TAP_SETS[tap_set]
     plain = transformer.Seams(placing=sharding.placing(mesh))
 
@@ -257,20 +272,35 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
         tap = taps.Measure(("histogram",))
         return records(params, batch, tap, tuple(binnings), binnings)
 
-    def score(params: Params, batch: Batch) -> Array:
-        return _sequence_losses(params, batch, config, plain)[0]
+    def score(params: Params, batch: Batch, *model) -> Array:
+        return _sequence_losses(params, batch, *model)[0]
 
-    def score_as_trained(params: Params, batch: Batch) -> Array:
-        return _sequence_losses(params, batch, trained, plain)[0]
+    def answer(params: Params, rows: scoring.Rows, config: ModelConfig, *model):
+        with _matmul_precision(config):
+            return transformer.target_log_probs(params, *rows, config, *model)
 
-    def score_quantized(stream: str):
-        fake = seams(taps.fake_quantize, tapped, stream)
+    def programs(of: Callable[..., Any]) -> Programs:
+        """Compiles of(params, batch, config, seams, states)."""
 
-        def score(params: Params, batch: Batch, ranges: Ranges, act_bits: Array):
-            states = grids(ranges, act_bits)
-            return _sequence_losses(params, batch, config, fake, states)[0]
+        def quantized(stream: str):
+            fake = seams(taps.fake_quantize, tapped, stream)
 
-        return score
+            def run(params: Params, batch: Any, ranges: Ranges, act_bits: Array):
+                return of(params, batch, config, fake, grids(ranges, act_bits))
+
+            return compiled(_named(run, of), everywhere, everywhere)
+
+        def unquantized(config: ModelConfig):
+            def run(params: Params, batch: Any):
+                return of(params, batch, config, plain, None)
+
+            return compiled(_named(run, of))
+
+        return Programs(
+            unquantized(config),
+            unquantized(trained),
+            {stream: quantized(stream) for stream in layers.STREAMS},
+        )
 
     shapes = transformer.shapes(config)
     placed = sharding.params_shardings(mesh, shapes)
@@ -290,12 +320,8 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             _weight_statistics, in_shardings=(placed,), out_shardings=everywhere
         ),
         calibrate=compiled(calibrate_),
-        score=compiled(score),
-        score_as_trained=compiled(score_as_trained),
-        score_quantized={
-            stream: compiled(score_quantized(stream), everywhere, everywhere)
-            for stream in layers.STREAMS
-        },
+        score=programs(score),
+        answer=programs(answer),
         distort=compiled(distort, everywhere, everywhere, everywhere),
         diverge={
             stream: jax.jit(
@@ -331,7 +357,7 @@ class IntegerSteps:
 
 def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerSteps:
     """The functions of a model whose hidden matrices are integers."""
-    config = _in_float32(_rolled(experiment.model))
+    config = in_float32(rolled(experiment.model))
     shapes = transformer.shapes(config)
     placed = sharding.params_shardings(mesh, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
@@ -422,7 +448,13 @@ def _sequence_losses(params, batch, config: ModelConfig, seams, states=None):
     return jnp.mean(losses_BT, axis=1), records
 
 
-def _rolled(config: ModelConfig) -> ModelConfig:
+def _named(function: Callable[..., Any], after: Callable[..., Any]):
+    """Gives a function the name under which profiles and caches show its program."""
+    function.__name__ = after.__name__
+    return function
+
+
+def rolled(config: ModelConfig) -> ModelConfig:
     """Layers in a loop: unrolling gains time in the backward pass alone.
 
     On CPU a forward pass of the demo takes 62 ms rolled and 95 ms unrolled, and its
@@ -431,7 +463,7 @@ def _rolled(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, scan_unroll=1)
 
 
-def _in_float32(config: ModelConfig) -> ModelConfig:
+def in_float32(config: ModelConfig) -> ModelConfig:
     """The model that quantized rows are scored on (D9)."""
     # cuDNN's attention has no float32.
     return dataclasses.replace(config, compute_dtype="float32", attention="xla")

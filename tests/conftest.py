@@ -42,6 +42,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("rfq")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--data-dir DIR`: the tasks' published validation sets, for the full check."""
+    parser.addoption("--data-dir", help="directory that `rfq prepare tasks` made")
+
+
+@pytest.fixture
+def tasks_dir(request: pytest.FixtureRequest) -> str:
+    """Where the published sets of the tasks are; without it the test is not run."""
+    directory = request.config.getoption("--data-dir")
+    if directory is None:
+        pytest.skip("not run: give the published sets with --data-dir")
+    return directory
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips `mesh` tests where somebody's XLA_FLAGS asked for fewer devices."""
     if item.get_closest_marker("mesh") and jax.device_count() < 8:

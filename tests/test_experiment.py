@@ -15,6 +15,7 @@ from rfq.experiment import (
     Experiment,
     LogConfig,
     QuantizeConfig,
+    TasksConfig,
     TrainConfig,
     fingerprint,
     from_dict,
@@ -133,6 +134,7 @@ CHANGES = {
     "train": (TrainConfig(batch_size=8), True),
     "log": (LogConfig(log_every=7), False),
     "quantize": (QuantizeConfig(specs=("FP",)), False),
+    "tasks": (TasksConfig(names=("cloze",)), False),
     "sharding": (ShardingConfig(strategy="fsdp"), False),
 }
 

@@ -177,8 +177,8 @@ def _expected_loss(run_dir, given, spec: str, stream: str) -> float:
 
     def score(batch):
         if bits.act_bits is None:
-            return compiled.score(tree, batch)
-        quantized = compiled.score_quantized[stream]
+            return compiled.score.plain(tree, batch)
+        quantized = compiled.score.quantized[stream]
         return quantized(tree, batch, ranges, jnp.int32(bits.act_bits))
 
     observed = [
@@ -305,14 +305,14 @@ def test_what_a_run_is_does_not_change_when_it_is_quantized(swept, given, tmp_pa
 def test_a_sweep_is_forgotten_when_it_is_over(unswept, given, monkeypatch):
     # Its parameters and held-out batches fill a device; the next arm needs the room.
     sweeps = []
-    inner = ptq._Sweep
+    inner = ptq.Sweep
 
     def noted(*arguments):
         sweep = inner(*arguments)
         sweeps.append(weakref.ref(sweep))
         return sweep
 
-    monkeypatch.setattr(ptq, "_Sweep", noted)
+    monkeypatch.setattr(ptq, "Sweep", noted)
     ptq.run(tiny.with_fields(given, "quantize", specs=("FP", "A4")), unswept)
     gc.collect()
     assert sweeps[0]() is None

@@ -389,7 +389,7 @@ def sweep(tap_set="paper"):
                 )
             ranges, act_bits = found.ranges[bits], jnp.int32(spec.act_bits)
             for stream in STREAMS:
-                scored = functions.score_quantized[stream](
+                scored = functions.score.quantized[stream](
                     params[bits], batch, ranges, act_bits
                 )
                 found.losses[spec, stream] = np.asarray(scored)
@@ -552,10 +552,10 @@ def test_full_precision_is_scored_as_trained_and_in_float32():
     functions = steps.compile_quant(
         experiment(model=narrow), sharding.make_mesh(1), "paper"
     )
-    full = functions.score(PARAMS, batches()[0])
+    full = functions.score.plain(PARAMS, batches()[0])
     expected = decoder.token_losses(PARAMS, batches()[0], MODEL).mean(axis=1)
     np.testing.assert_allclose(full, expected, rtol=1e-5)
-    as_trained = functions.score_as_trained(PARAMS, batches()[0])
+    as_trained = functions.score.as_trained(PARAMS, batches()[0])
     assert 0 < np.abs(as_trained - full).max() < 0.2
 
 

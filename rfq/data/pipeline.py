@@ -11,9 +11,13 @@ from absl import flags
 from rfq.data import manifest
 from rfq.data.manifest import Manifest, Shard
 from rfq.data.mixture import Mixture
+from rfq.data.tokenize import Tokenizer
 from rfq.errors import InputError, lookup
 
 load_manifest = manifest.load
+
+# Of `texts`.
+_MAX_TEXT_TOKENS = 1 << 20
 
 
 class Sequences:
@@ -102,6 +106,27 @@ def windows(
     if max_tokens is not None:
         count = min(count, max(1, max_tokens // window_len))
     return sequences.read([i * len(sequences) // count for i in range(count)])
+
+
+def texts(directory: str | pathlib.Path, name: str, tokenizer: Tokenizer) -> list[str]:
+    """The documents of a split as text again, cut where a stream ends.
+
+    Of a large split about a million tokens, in evenly spaced windows.
+
+    Raises:
+        InputError: as `open_split`.
+    """
+    found = []
+    stream: list[np.ndarray] = []
+    for window in windows(directory, name, max_tokens=_MAX_TEXT_TOKENS):
+        # A window begins with the last id of the one before, or a stream of its own.
+        if stream and stream[-1][-1] == window[0]:
+            window = window[1:]
+        stream.append(window)
+    ids = np.concatenate(stream)
+    for document in np.split(ids, np.flatnonzero(ids == tokenizer.bos_id)):
+        found.append(tokenizer.decode(document))
+    return [text for text in found if text]
 
 
 class Batches:

@@ -1,1 +1,49 @@
-"""Scores of a trained model on held-out text."""
+"""Scores of a trained model: on held-out text, and on tasks with right answers."""
+
+from collections.abc import Mapping, Sequence
+
+from rfq.errors import lookup
+from rfq.evals import cloze, commonsense
+from rfq.evals import task as task_lib
+from rfq.evals.task import Document, MultipleChoice, Request
+
+# The paper's tasks in the order of its columns, then what needs no download. A new task
+# is a function of a document, and one line in one of the two.
+TASKS: Mapping[str, MultipleChoice] = {**commonsense.TASKS, **cloze.TASKS}
+
+
+def build_requests(
+    task_name: str, documents: Sequence[Document]
+) -> list[list[Request]]:
+    """The (context, continuation) pairs of each document, in the order of its choices.
+
+    Args:
+        task_name: a row of `TASKS`.
+        documents: rows in the columns of the Hugging Face data set.
+
+    Raises:
+        InputError: an unknown task, or a document without the task's columns.
+    """
+    task = lookup(TASKS, task_name, "task")
+    return [example.requests for example in task_lib.examples(task, documents)]
+
+
+def score(
+    task_name: str,
+    documents: Sequence[Document],
+    loglikelihoods: Sequence[Sequence[float]],
+) -> dict[str, float]:
+    """Accuracies over documents: the task's metrics, and acc_bytes.
+
+    Args:
+        task_name: a row of `TASKS`.
+        documents: rows in the columns of the Hugging Face data set.
+        loglikelihoods: of each document's requests, in order.
+
+    Raises:
+        InputError: as `build_requests`.
+    """
+    task = lookup(TASKS, task_name, "task")
+    right = task_lib.correct(task_lib.examples(task, documents), loglikelihoods)
+    means = {name: float(found.mean()) for name, found in right._asdict().items()}
+    return {name: means[name] for name in (*task.metrics, "acc_bytes")}

@@ -156,15 +156,36 @@ SKIPS: Mapping[str, Skip] = {"residual": residual, "residual_free": residual_fre
 STREAMS: Mapping[str, Stream] = {"branch": branch, "in_place": in_place}
 
 
-def rope(x_BTHK: Array, base: float) -> Array:
+class Cache(NamedTuple):
+    """Keys and values of the tokens before: a block's state and record in decoding.
+
+    Attributes:
+        k_BSHK: after their rotation; S slots, of which a row's first `length` count.
+        v_BSHK: see k_BSHK.
+        length_B: int32, tokens seen by each row.
+    """
+
+    k_BSHK: Array
+    v_BSHK: Array
+    length_B: Array
+
+
+def positions(num_tokens: int, cache: Cache | None) -> Array:
+    """Where the tokens of a call stand, float32 [1, T]; [B, T] behind a cache."""
+    new_1T = jnp.arange(num_tokens, dtype=jnp.float32)[None, :]
+    if cache is None:
+        return new_1T
+    return cache.length_B[:, None].astype(jnp.float32) + new_1T
+
+
+def rope(x_BTHK: Array, base: float, positions_BT: Array) -> Array:
     """Rotary position embedding (Su et al., arXiv 2104.09864), half-split pairs.
 
     Coordinates k and k + K/2 of position t turn by the angle t * base^(-2k/K).
     """
     half = x_BTHK.shape[-1] // 2
     rates = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    positions = jnp.arange(x_BTHK.shape[1], dtype=jnp.float32)
-    angles = (positions[:, None] * rates[None, :])[None, :, None, :]
+    angles = positions_BT[:, :, None, None] * rates[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     turned = (first * cos - second * sin, first * sin + second * cos)
@@ -192,6 +213,36 @@ def causal_attention(
     return jax.nn.dot_product_attention(
         q_BTHK, k_BTHK, v_BTHK, scale=1.0, is_causal=True, implementation=implementation
     )
+
+
+def cached_attention(
+    q_BTHK: Array, k_BTHK: Array, v_BTHK: Array, scale: Array, cache: Cache
+) -> tuple[Array, Cache]:
+    """`causal_attention` of new tokens over themselves and all before them.
+
+    Returns:
+        The heads' mixes [B, T, H, K], and the cache with the new tokens in it.
+    """
+    T, S = q_BTHK.shape[1], cache.k_BSHK.shape[1]
+
+    def put(slots_SHK: Array, new_THK: Array, start: Array) -> Array:
+        zero = jnp.int32(0)
+        return jax.lax.dynamic_update_slice(slots_SHK, new_THK, (start, zero, zero))
+
+    k_BSHK = jax.vmap(put)(cache.k_BSHK, k_BTHK, cache.length_B)
+    v_BSHK = jax.vmap(put)(cache.v_BSHK, v_BTHK, cache.length_B)
+    own_BT = cache.length_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
+    slots_S = jnp.arange(S, dtype=jnp.int32)
+    seen_B1TS = slots_S[None, None, None, :] <= own_BT[:, None, :, None]
+    heads_BTHK = jax.nn.dot_product_attention(
+        (q_BTHK.astype(jnp.float32) * scale).astype(q_BTHK.dtype),
+        k_BSHK,
+        v_BSHK,
+        mask=seen_B1TS,
+        scale=1.0,
+        implementation="xla",
+    )
+    return heads_BTHK, Cache(k_BSHK, v_BSHK, cache.length_B + T)
 
 
 def token_cross_entropy(
@@ -226,3 +277,32 @@ def token_cross_entropy(
     step = jax.checkpoint(losses)
     losses_NBC = jax.lax.map(lambda chunk: step(*chunk), (h_NBCD, targets_NBC))
     return losses_NBC.swapaxes(0, 1).reshape(B, T)
+
+
+def target_log_probs(
+    h_GPD: Array, targets_GP: Array, chunk: int, head: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """log softmax(head(h))[target] at some positions, and whether it is the largest.
+
+    Args:
+        h_GPD: Features of P positions in each of G groups.
+        targets_GP: Token ids.
+        chunk: Positions of a group whose logits exist at a time; divides P.
+        head: h [G, C, D] -> logits [G, C, V].
+
+    Returns:
+        Float32 [G, P] in nats, and bool [G, P].
+    """
+
+    def of_chunk(h_GCD: Array, targets_GC: Array) -> tuple[Array, Array]:
+        logits_GCV = head(h_GCD).astype(jnp.float32)
+        picked = jnp.take_along_axis(logits_GCV, targets_GC[..., None], axis=-1)[..., 0]
+        log_prob = picked - jax.nn.logsumexp(logits_GCV, axis=-1)
+        return log_prob, picked >= jnp.max(logits_GCV, axis=-1)
+
+    G, P, D = h_GPD.shape
+    h_NGCD = h_GPD.reshape(G, P // chunk, chunk, D).swapaxes(0, 1)
+    targets_NGC = targets_GP.reshape(G, P // chunk, chunk).swapaxes(0, 1)
+    found = jax.lax.map(lambda part: of_chunk(*part), (h_NGCD, targets_NGC))
+    log_prob, is_greedy = (leaf.swapaxes(0, 1).reshape(G, P) for leaf in found)
+    return log_prob, is_greedy

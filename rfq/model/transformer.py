@@ -52,6 +52,13 @@ class Seams:
 
 PLAIN = Seams()
 
+# Under this name in the states, a `layers.Cache` with leading [L] lets tokens attend to
+# those of earlier calls; under it in the records it comes back with the new ones.
+CACHE = "cache"
+
+# Positions of a group whose logits `target_log_probs` forms at a time.
+HEAD_CHUNK = 128
+
 
 class _Block(nn.Module):
     """Attention and MLP, pre-norm, joined by the configured connection (eq. 1, 2)."""
@@ -96,10 +103,15 @@ class _Block(nn.Module):
         tapped = site("attn_norm_in", x_BTD)
         h_BTD = site("attn_in", norm(tapped, attn_norm)).astype(c.compute_dtype)
         heads = ("heads", "head_width")
-        q = site("q", layers.rope(dot(h_BTD, w_q, "w_q", *heads), c.rope_base))
-        k = site("k", layers.rope(dot(h_BTD, w_k, "w_k", *heads), c.rope_base))
+        cache = states.get(CACHE)
+        at_BT = layers.positions(h_BTD.shape[1], cache)
+        q = site("q", layers.rope(dot(h_BTD, w_q, "w_q", *heads), c.rope_base, at_BT))
+        k = site("k", layers.rope(dot(h_BTD, w_k, "w_k", *heads), c.rope_base, at_BT))
         v = site("v", dot(h_BTD, w_v, "w_v", *heads))
-        heads_BTHK = layers.causal_attention(q, k, v, scale, c.attention)
+        if cache is None:
+            heads_BTHK = layers.causal_attention(q, k, v, scale, c.attention)
+        else:
+            heads_BTHK, records[CACHE] = layers.cached_attention(q, k, v, scale, cache)
         update = dot(site("attn_out", heads_BTHK), w_o, "w_o", "width")
         x_BTD = connect(x_BTD, tapped, update)
 
@@ -195,7 +207,7 @@ def apply(
 ) -> tuple[Array, dict[str, Record]]:
     """Logits in float32 [B, T, V], and the taps' records; arguments as `features`."""
     h_BTD, records = features(params, tokens_BT, config, seams, states)
-    logits_BTV = _head(params, config, seams, states)(h_BTD)
+    logits_BTV = head(params, config, seams, states)(h_BTD)
     return logits_BTV.astype(jnp.float32), records
 
 
@@ -212,12 +224,47 @@ def token_losses(
     """
     h_BTD, records = features(params, batch[:, :-1], config, seams, states)
     losses_BT = layers.token_cross_entropy(
-        h_BTD, batch[:, 1:], config.loss_chunks, _head(params, config, seams, states)
+        h_BTD, batch[:, 1:], config.loss_chunks, head(params, config, seams, states)
     )
     return losses_BT, records
 
 
-def _head(
+def target_log_probs(
+    params: Params,
+    tokens_GRT: Array,
+    positions_GP: Array,
+    targets_GP: Array,
+    config: ModelConfig,
+    seams: Seams = PLAIN,
+    states: Mapping[str, SiteState] | None = None,
+) -> tuple[Array, Array]:
+    """Log-probabilities of some next tokens, and which of them are the likeliest.
+
+    The head sees those positions alone.
+
+    Args:
+        params: As `shapes` declares.
+        tokens_GRT: Token ids, R rows in each of G groups.
+        positions_GP: row * T + position of the inputs whose next token is asked for.
+        targets_GP: Those next tokens.
+        config: As for `features`.
+        seams: As for `features`.
+        states: As for `features`.
+
+    Returns:
+        Float32 [G, P] in nats, and bool [G, P].
+    """
+    G, R, T = tokens_GRT.shape
+    tokens_BT = tokens_GRT.reshape(G * R, T)
+    h_BTD, _ = features(params, tokens_BT, config, seams, states)
+    h_GND = h_BTD.reshape(G, R * T, config.width)
+    h_GPD = jnp.take_along_axis(h_GND, positions_GP[..., None], axis=1)
+    return layers.target_log_probs(
+        h_GPD, targets_GP, HEAD_CHUNK, head(params, config, seams, states)
+    )
+
+
+def head(
     params: Params,
     config: ModelConfig,
     seams: Seams,

@@ -26,6 +26,7 @@ class Run:
         measures: one record a measured step, with `sites`, in the order of the steps.
         sites: what quantization does per site and layer, one record a setting.
         losses: of each held-out sequence, one record a setting.
+        tasks: accuracies, one record a setting and set of questions.
     """
 
     arm: str
@@ -35,6 +36,7 @@ class Run:
     measures: Sequence[Record]
     sites: Sequence[Record]
     losses: Sequence[Record]
+    tasks: Sequence[Record]
     statistics: Record
     done: Record
     failed: Record
@@ -173,6 +175,7 @@ def _read_run(directory: pathlib.Path, seed: int, notes: list[str]) -> Run:
         measures=_by_step(read_jsonl(directory / "measures.jsonl", notes)),
         sites=read_jsonl(directory / "quantize" / "sites.jsonl", notes),
         losses=read_jsonl(directory / "quantize" / "losses.jsonl", notes),
+        tasks=read_jsonl(directory / "quantize" / "tasks.jsonl", notes),
         statistics=read_json(directory / "quantize" / "statistics.json"),
         done=read_json(directory / "done.json"),
         failed=read_json(directory / "failed.json"),

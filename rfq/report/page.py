@@ -10,6 +10,7 @@ import markupsafe
 
 from rfq.errors import InputError
 from rfq.report import (
+    accuracy,
     diagnosis,
     figures,
     findings,
@@ -35,6 +36,7 @@ def all_tables(shown: View, printed: paper.Paper) -> list[Table]:
         tables.glance_table(shown),
         tables.main_table(shown),
         tables.arms_table(shown),
+        *accuracy.accuracy_tables(shown, printed),
         *(tables.beside_table(shown, printed, weight_bits=w) for w in beside),
         tables.kurtosis_table(
             shown, sites=(*view.PAPER_SITES, *view.FINAL_SITES), name="kurtosis"

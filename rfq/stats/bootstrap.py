@@ -1,5 +1,7 @@
 """Confidence intervals by resampling, on the host."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -40,6 +42,42 @@ def paired_interval(
             for _ in range(num_resamples)
         ]
     )
+    tail = (1.0 - level) / 2.0
+    lo, hi = np.quantile(means, (tail, 1.0 - tail))
+    return float(lo), float(hi)
+
+
+def stratified_interval(
+    strata: Sequence[np.ndarray],
+    *,
+    seed: int = 0,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap of the mean of several means, each resampled by itself.
+
+    For numbers of few distinct values, as differences of right and wrong are: how often
+    each value is drawn is multinomial, so that no item is drawn by itself.
+
+    Args:
+        strata: Numbers per item, float64 [N_i], one array a stratum.
+        seed: Of the resampling.
+        num_resamples: Draws of N_i items with replacement.
+        level: Coverage in (0, 1).
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        AssertionError: there is no stratum, or an empty one.
+    """
+    assert strata and all(np.size(items) for items in strata)
+    rng = np.random.default_rng(seed)
+    means = np.zeros(num_resamples)
+    for items in strata:
+        values, counts = np.unique(items, return_counts=True)
+        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), num_resamples)
+        means += drawn @ values / counts.sum() / len(strata)
     tail = (1.0 - level) / 2.0
     lo, hi = np.quantile(means, (tail, 1.0 - tail))
     return float(lo), float(hi)

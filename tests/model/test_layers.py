@@ -22,6 +22,7 @@ FLOAT32 = 2e-6
 
 NORMS = {name: jax.jit(norm) for name, norm in layers.NORMS.items()}
 rope = jax.jit(layers.rope)
+positions = layers.positions
 attention = jax.jit(layers.causal_attention, static_argnums=4)
 
 
@@ -81,14 +82,16 @@ B, T, H, K = 2, 12, 3, 8
 
 def test_rope_is_the_identity_at_position_0():
     x = normal(B, T, H, K)
-    np.testing.assert_array_equal(rope(x, 10_000.0)[:, 0], x[:, 0])
+    np.testing.assert_array_equal(
+        rope(x, 10_000.0, positions(x.shape[1], None))[:, 0], x[:, 0]
+    )
 
 
 @hypothesis.given(base=st.floats(2.0, 1e6), seed=st.integers(0, 100))
 @hypothesis.settings(max_examples=10)
 def test_rope_turns_and_does_not_stretch(base, seed):
     x = normal(B, T, H, K, seed=seed)
-    turned = np.asarray(rope(x, base))
+    turned = np.asarray(rope(x, base, positions(x.shape[1], None)))
     np.testing.assert_allclose(
         np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=FLOAT32
     )
@@ -98,7 +101,9 @@ def test_rope_turns_and_does_not_stretch(base, seed):
 @hypothesis.settings(max_examples=10)
 def test_products_after_rope_depend_on_the_distance_alone(base, seed):
     one = normal(B, 1, H, K, seed=seed)
-    turned = np.asarray(rope(np.broadcast_to(one, (B, T, H, K)).copy(), base))
+    turned = np.asarray(
+        rope(np.broadcast_to(one, (B, T, H, K)).copy(), base, positions(T, None))
+    )
     # Two vectors that every position shares, as query and as key.
     products_TT = turned[0, :, 0] @ turned[1, :, 1].T
     for distance in range(-T + 1, T):
@@ -113,7 +118,9 @@ def test_rope_is_complex_multiplication():
     expected = np.empty(x.shape)
     for b, h in np.ndindex(B, H):
         expected[b, :, h] = decoder.rotate(x[b, :, h].astype(np.float64), 50.0)
-    np.testing.assert_allclose(rope(x, 50.0), expected, atol=2e-5)
+    np.testing.assert_allclose(
+        rope(x, 50.0, positions(x.shape[1], None)), expected, atol=2e-5
+    )
 
 
 # --- Attention ---------------------------------------------------------------------

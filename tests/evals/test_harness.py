@@ -1,0 +1,138 @@
+"""lm-evaluation-harness, where it is installed, agrees with ours: texts and numbers."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval", reason="not run: needs the extra lm-eval")
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+
+from rfq import evals, ptq
+from rfq.errors import InputError
+from rfq.evals import harness
+from tests import tiny
+from tests.evals import recorded
+from tests.evals.documents import DOCUMENTS
+
+FEW = {name: rows[:6] for name, rows in DOCUMENTS.items()}
+
+
+@pytest.fixture(autouse=True)
+def _programs(monkeypatch, tmp_path):
+    tiny.quick(monkeypatch)
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def run_dir(tmp_path_factory) -> pathlib.Path:
+    return tiny.trained(tmp_path_factory)
+
+
+def asked(kind: str, *arguments: tuple) -> list[Instance]:
+    return [Instance(kind, {}, args, number) for number, args in enumerate(arguments)]
+
+
+@pytest.mark.slow
+def test_the_harness_asks_what_we_ask_and_scores_as_we_score(tmp_path):
+    model = recorded.Recording()
+    said = recorded.evaluate(model, DOCUMENTS, tmp_path)["results"]
+    for name, rows in DOCUMENTS.items():
+        requests = evals.build_requests(name, rows)
+        assert model.asked[f"local_{name}"] == requests
+        ours = evals.score(
+            name,
+            rows,
+            [
+                [recorded.md5_loglikelihood(*pair) for pair in pairs]
+                for pairs in requests
+            ],
+        )
+        theirs = said[f"local_{name}"]
+        for metric in evals.TASKS[name].metrics:
+            assert ours[metric] == theirs[f"{metric},none"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["FP", "W8A8"])
+def test_a_run_scores_the_same_under_the_harness(tmp_path, run_dir, spec):
+    for name, rows in FEW.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    model = harness.Harness(str(run_dir), spec=spec)
+    (tmp_path / "theirs").mkdir()
+    theirs = recorded.evaluate(model, FEW, tmp_path / "theirs")
+    given = tiny.with_fields(
+        model._experiment, "tasks", names=("all",), specs=(spec,), dir=str(tmp_path)
+    )
+    own = tiny.copied(run_dir, tmp_path)
+    row = ptq.run_tasks(given, own)[0]
+    (file,) = (own / "quantize" / "items").glob(f"{spec}-float32-paper-branch-*.jsonl")
+    items = tiny.rows(file)
+    for name in FEW:
+        found = theirs["results"][f"local_{name}"]
+        for metric in evals.TASKS[name].metrics:
+            assert row["scores"][name][metric] == found[f"{metric},none"]
+        samples = sorted(
+            theirs["samples"][f"local_{name}"], key=lambda sample: sample["doc_id"]
+        )
+        mine = [item for item in items if item["task"] == name]
+        for item, sample in zip(mine, samples, strict=True):
+            scores = [float(answer[0][0]) for answer in sample["resps"]]
+            np.testing.assert_allclose(item["loglikelihoods"], scores, atol=1e-4)
+
+
+def test_texts_are_tokenized_as_the_harness_does(run_dir):
+    model = harness.Harness(str(run_dir))
+    pairs = [
+        pair
+        for name in ("winogrande", "openbookqa", "hellaswag")
+        for pairs in evals.build_requests(name, FEW[name])
+        for pair in pairs
+    ]
+    requests = asked("loglikelihood", *pairs, ("", " word"), ("two  ", "words"))
+    ours = model.loglikelihood(requests)
+    theirs = TemplateLM.loglikelihood(model, requests, disable_tqdm=True)
+    np.testing.assert_allclose([o[0] for o in ours], [t[0] for t in theirs], atol=1e-4)
+    assert [o[1] for o in ours] == [t[1] for t in theirs]
+
+
+def test_rolling_scores_every_token_once(run_dir):
+    model = harness.Harness(str(run_dir))
+    text = "the union of the states shall meet"
+    (rolled,) = model.loglikelihood_rolling(asked("loglikelihood_rolling", (text,)))
+    size, ids = model.max_length, model.tok_encode(text, add_special_tokens=False)
+    from lm_eval.utils import get_rolling_token_windows
+
+    windows = get_rolling_token_windows(ids, model.eot_token_id, size, 1)
+    parts = model._loglikelihood_tokens(
+        [
+            (("", ""), inputs[: len(inputs) + 1 - len(new)], new)
+            for inputs, new in windows
+        ]
+    )
+    assert len(parts) > 2
+    # Windows of at most 16 float32 numbers.
+    np.testing.assert_allclose(rolled, sum(part[0] for part in parts), atol=1e-4)
+
+
+def test_generation_stops_where_it_is_told(run_dir):
+    model = harness.Harness(str(run_dir))
+    free = {"until": [], "max_gen_toks": 8}
+    (whole,) = model.generate_until(asked("generate_until", ("the un", free)))
+    stop = {**free, "until": [whole[2]]}
+    (cut,) = model.generate_until(asked("generate_until", ("the un", stop)))
+    assert cut == whole[: whole.index(whole[2])]
+    with pytest.raises(InputError, match="num_beams=4"):
+        wish = {"until": [], "num_beams": 4}
+        model.generate_until(asked("generate_until", ("the", wish)))
+
+
+def test_it_is_registered():
+    from lm_eval.api.registry import get_model
+
+    assert get_model("rfq") is harness.Harness
