@@ -29,7 +29,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 
 # Of the paper's average, left out of the second one: a model that has collapsed
-# answers it with one word, and scores .38 or .62 by which (D33).
+# answers it with one word, and scores .38 or .62 by which (D56).
 _CONSTANT = "boolq"
 
 

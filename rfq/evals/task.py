@@ -48,7 +48,7 @@ class MultipleChoice:
 
     @property
     def primary(self) -> Metric:
-        """The metric of the paper's tables: acc_norm where there is one (D10)."""
+        """The metric of the paper's tables: acc_norm where there is one (D55)."""
         return self.metrics[-1]
 
 

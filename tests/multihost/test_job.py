@@ -14,7 +14,7 @@ from rfq import distributed
 from tests.multihost import job_worker
 
 ROOT = Path(__file__).parents[2]
-LOST_SECONDS = 5
+LOST_SECONDS = 10
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ class Job:
             "RFQ_NUM_PROCESSES": "2",
             "RFQ_PROCESS_ID": str(index),
             "RFQ_LOST_SECONDS": str(LOST_SECONDS),
-            "RFQ_START_SECONDS": "60",
+            "RFQ_START_SECONDS": "180",
         }
         return subprocess.Popen(
             [sys.executable, "-m", job_worker.__name__, scenario],
@@ -99,7 +99,7 @@ def test_the_others_stop_in_time_and_say_who_is_gone(one_device_env, victim):
     ended = job.end()
     status, _, said = ended[1 - victim]
     # The silence, a beat before and one behind it, and what a busy machine adds.
-    assert time.monotonic() - started < LOST_SECONDS + 10
+    assert time.monotonic() - started < LOST_SECONDS + 30
     if victim == 0 and status == -signal.SIGABRT:
         # Process 0 serves jax's own watch too, which may be first to end the others.
         assert "leader" in said
