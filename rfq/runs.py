@@ -86,6 +86,14 @@ def train_batches(experiment: Experiment) -> pipeline.Batches:
     )
 
 
+def epochs(experiment: Experiment) -> dict[str, float]:
+    """How often the whole run goes through each set of its data."""
+    mixture = experiment.data.mixture
+    num_sequences = experiment.train.num_steps * experiment.train.batch_size
+    found = pipeline.epochs(mixture, experiment.model.seq_len, num_sequences)
+    return dict(zip(mixture.directories, found, strict=True))
+
+
 def claim(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
     """Makes a run directory this experiment's, or refuses because it is another's.
 

@@ -34,7 +34,9 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
         return
     mesh = sharding.make_mesh(config=experiment.sharding)
     compiled = steps.compile_train(experiment, mesh)
-    batches = runs.train_batches(experiment)
+    batches, epochs = runs.train_batches(experiment), runs.epochs(experiment)
+    for directory, number in epochs.items():
+        metrics.say(f"data: {number:.3g} epochs of {directory}")
     held_out = heldout.batches(
         experiment,
         "heldout",
@@ -76,7 +78,12 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
                         f"{run_dir}; the same command goes on from there"
                     )
     (run_dir / "failed.json").unlink(missing_ok=True)
-    finished = {"num_steps": num_steps, "loss": log.loss, "seconds": log.seconds}
+    finished = {
+        "num_steps": num_steps,
+        "loss": log.loss,
+        "seconds": log.seconds,
+        "epochs": list(epochs.values()),
+    }
     metrics.write_text(run_dir / "done.json", metrics.to_json(finished) + "\n")
     distributed.meet("the end of training")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rfq import checkpoint, experiment, metrics, sharding, steps, train
+from rfq.data import pipeline
 from rfq.errors import Diverged, InputError, Preempted
 from rfq.model.config import BLOCK_SITES
 from rfq.optim import schedule
@@ -89,6 +90,9 @@ def test_a_run_says_whose_it_is_and_that_it_is_done(whole, given):
     assert done["num_steps"] == tiny.NUM_STEPS
     assert done["loss"] == last["loss"]
     assert done["seconds"] > 0
+    sequences = pipeline.open_split(given.data.dir, "train", given.model.seq_len)
+    seen = tiny.NUM_STEPS * given.train.batch_size
+    assert done["epochs"] == [pytest.approx(seen / len(sequences))]
     saved = sorted(int(path.name) for path in (whole / "checkpoints").iterdir())
     assert saved == [8, 12]
     assert not (whole / "failed.json").exists()

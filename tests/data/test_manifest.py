@@ -169,3 +169,24 @@ def test_manifest_rejects_nothing_it_writes(data):
     made = manifest.load(data)
     for name in made.splits:
         assert dataclasses.asdict(made.splits[name])["num_windows"] > 0
+
+
+def test_a_shard_that_is_listed_twice_is_refused(data):
+    path = data / manifest.FILE_NAME
+    row = json.loads(path.read_text())
+    train = row["splits"]["train"]
+    train["num_windows"] += train["shards"][0]["num_windows"]
+    train["shards"].append(train["shards"][0])
+    path.write_text(json.dumps(row))
+    with pytest.raises(InputError) as caught:
+        manifest.load(data)
+    corpora.assert_one_sentence(caught, "hold one twice")
+
+
+def test_verify_finds_a_shard_that_the_manifest_does_not_name(data):
+    extra = data / "train-00099-000.array_record"
+    extra.write_bytes(_shard(data).read_bytes())
+    manifest.load(data)
+    with pytest.raises(InputError) as caught:
+        manifest.verify(data)
+    corpora.assert_one_sentence(caught, extra.name, "not in its manifest")
