@@ -134,7 +134,8 @@ def test_the_report_sets_accuracies_beside_the_papers(asked, tmp_path):
     shutil.copytree(run_dir, home)
     shown = view.of(load.load(tmp_path))
     (table,) = accuracy.accuracy_tables(shown, paper.load())
-    assert len(table.lines) == len(rows)
+    # Other tests may have asked the run for settings of their own.
+    assert len(table.lines) == len(tiny.lines(home / "quantize" / "tasks.jsonl"))
     first = {}
     for cell in table.lines[0].cells:
         first |= cell.data
