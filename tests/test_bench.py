@@ -46,6 +46,7 @@ def measured(rows, what):
 TIMES = ("median_ms", "p99_ms", "mean_ms", "compile_seconds")
 
 
+@pytest.mark.slow
 def test_optimizers_are_measured_beside_adamw(quickly, tmp_path, capsys):
     quickly.setattr(jax, "device_count", lambda: 1)
     path = tmp_path / "new" / "rows.jsonl"

@@ -195,6 +195,7 @@ def test_what_is_no_run_is_one_sentence(tmp_path, capsys, command):
     assert "is not a run directory" in _refused(capsys, command, "absent")
 
 
+@pytest.mark.slow
 def test_a_grid_that_cannot_be_is_one_sentence(tmp_path_factory, tmp_path, capsys):
     run_dir = str(tiny.copied(tiny.trained(tmp_path_factory), tmp_path))
     for words, says in (

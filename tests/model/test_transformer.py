@@ -347,6 +347,7 @@ def test_integers_are_what_is_multiplied():
     assert sorted(products) == 3 * [("float32",) * 3] + 6 * [("int8", "int8", "int32")]
 
 
+@pytest.mark.slow
 def test_weights_alone_on_integers_are_rounded_weights():
     model, params, batch = example(skip="residual")
     codes, w_grids = weights.encode(params, 3)

@@ -47,6 +47,7 @@ def leaves(draw):
     return tuple(sizes), row
 
 
+@pytest.mark.slow
 # Every example compiles its own shapes.
 @settings(max_examples=8)
 @given(st.lists(leaves(), min_size=1, max_size=3))

@@ -75,7 +75,12 @@ def compiled(name: str, num_layers: int, width: int, mesh):
 
 @pytest.mark.mesh
 @pytest.mark.parametrize(
-    "name", [pytest.param("kl_shampoo", marks=pytest.mark.slow), "soap", "muon"]
+    "name",
+    [
+        pytest.param("kl_shampoo", marks=pytest.mark.slow),
+        pytest.param("soap", marks=pytest.mark.slow),
+        "muon",
+    ],
 )
 @pytest.mark.parametrize("num_layers", [pytest.param(4, marks=pytest.mark.slow), 3])
 def test_eight_devices_do_what_one_does(name, num_layers):
@@ -163,7 +168,7 @@ def test_the_refresh_does_not_communicate(name):
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("kl_shampoo", (8,)),
+        pytest.param("kl_shampoo", (8,), marks=pytest.mark.slow),
         pytest.param("kl_shampoo", (2, 4), marks=pytest.mark.slow),
         pytest.param("soap", (2, 4, 8), marks=pytest.mark.slow),
     ],
