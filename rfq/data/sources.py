@@ -140,7 +140,7 @@ def _packed_piece(path: pathlib.Path, read: "_Reader", unpack: "_Opener") -> Pie
             raw = path.open("rb")
             file = unpack(raw)
         except _DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
         with raw, file:
             for id, text in read(path, file):
                 yield Document(id, text, raw.tell())
@@ -152,7 +152,7 @@ def _num_bytes(path: pathlib.Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def _read_text(
@@ -162,7 +162,7 @@ def _read_text(
     try:
         data = file.read()
     except _DAMAGED as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     try:
         yield path.name, data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -181,7 +181,7 @@ def _read_jsonl(
         except StopIteration:
             return
         except _DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
         if line.strip():
             yield _parse_line(path, number, line)
 
@@ -241,7 +241,7 @@ def _parquet_pieces(path: pathlib.Path) -> tuple[Piece, ...]:
         with parquet.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
     except _DAMAGED as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     kinds = dict(zip(schema.names, schema.types, strict=True))
     if not _is_text(kinds.get("text")):
         raise InputError(
@@ -299,7 +299,7 @@ def _row_group(
             except UnicodeDecodeError as error:
                 raise _not_utf8(where, error) from error
             except _DAMAGED as error:
-                raise _damaged(path, error) from error
+                raise damaged(path, error) from error
             if text is None:
                 raise InputError(
                     f"{where} has no text (null); repair the row or remove it"
@@ -359,7 +359,7 @@ def _tfds_piece(name: str, examples: Any, start: int, each: float) -> Piece:
             except UnicodeDecodeError as error:
                 raise _not_utf8(where, error) from error
             except RuntimeError as error:
-                raise _damaged(where, error) from error
+                raise damaged(where, error) from error
             num_bytes = round(each * (index + 1 - start))
             yield Document(f"{name}:{index}", text, num_bytes)
 
@@ -421,7 +421,8 @@ def _not_utf8(where: str, error: UnicodeDecodeError) -> InputError:
     )
 
 
-def _damaged(where: pathlib.Path | str, error: Exception) -> InputError:
+def damaged(where: pathlib.Path | str, error: Exception) -> InputError:
+    """What to say of a file that a reader refused."""
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(
         f"{where} cannot be read ({first_line}); the file is damaged, protected or not "
