@@ -124,7 +124,8 @@ def texts(directory: str | pathlib.Path, name: str, tokenizer: Tokenizer) -> lis
             window = window[1:]
         stream.append(window)
     ids = np.concatenate(stream)
-    for document in np.split(ids, np.flatnonzero(ids == tokenizer.bos_id)):
+    ends = np.isin(ids, (tokenizer.bos_id, tokenizer.eos_id))
+    for document in np.split(ids, np.flatnonzero(ends)):
         found.append(tokenizer.decode(document))
     return [text for text in found if text]
 

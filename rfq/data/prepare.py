@@ -123,18 +123,18 @@ def prepare(
     work = _Work(out, recipe, tokenizer, _units(opened.pieces, part_bytes))
     try:
         work.claim()
+    except OSError as error:
+        raise work.unwritten(error) from error
+    try:
         duplicates = work.duplicates(progress) if dedup else {}
         work.write(range(index, len(work.units), count), duplicates, progress)
         return work.publish()
     except OSError as error:
-        raise InputError(
-            f"out directory {out} cannot be written ({error.strerror}); make room or "
-            f"choose another: finished parts are kept in {work.directory}, and the "
-            "same command goes on with them"
-        ) from error
-    except InputError:
-        # The source is about to change, or another one to be chosen.
-        if count == 1:
+        raise work.unwritten(error) from error
+    except InputError as error:
+        # What cannot be read may be readable again; of text that must change, parts
+        # are worth nothing.
+        if count == 1 and not isinstance(error.__cause__, OSError):
             shutil.rmtree(work.directory, ignore_errors=True)
         raise
 
@@ -252,6 +252,14 @@ class _Work:
             existing = manifest.recipe_from_json(path.read_text(encoding="utf-8"))
             what = f"{self.directory} holds an unfinished preparation"
             _match(existing, self._recipe, what)
+
+    def unwritten(self, error: OSError) -> InputError:
+        """What to say of a directory or disk that takes no more."""
+        return InputError(
+            f"out directory {self._out} cannot be written ({error.strerror}); make "
+            f"room or choose another: finished parts are kept in {self.directory}, and "
+            "the same command goes on with them"
+        )
 
     def duplicates(self, progress: Progress) -> dict[int, np.ndarray]:
         """By unit: which documents, in order, have the text of an earlier one."""

@@ -281,3 +281,12 @@ def test_reading_batches_starts_no_accelerator_and_needs_no_tensorflow(data):
         "    assert name not in sys.modules, name\n"
     )
     subprocess.run([sys.executable, "-c", program, str(data)], check=True)
+
+
+@pytest.mark.parametrize("boundary", ["bos", "eos", "bos_eos"])
+def test_texts_are_the_documents_whatever_stands_between_them(tmp_path, boundary):
+    out = corpora.prepared(tmp_path, boundary=boundary, part_bytes=1 << 20)
+    found = pipeline.texts(out, "heldout", tokenize.load("byte"))
+    given = corpora.texts(120)
+    # The last may be cut where no window was full.
+    assert len(found) > 10 and all(text in given for text in found[:-1])

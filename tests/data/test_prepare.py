@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import pathlib
 import random
 import resource
 import shutil
@@ -389,6 +390,10 @@ def test_an_unfinished_run_of_another_recipe_is_not_mixed_in(tmp_path, many_file
     with pytest.raises(InputError) as caught:
         _prepared_shard(tmp_path, many_files, (1, 2), boundary="eos")
     corpora.assert_one_sentence(caught, "another boundary", ".out.partial")
+    # Nor is it thrown away by who would do all of it in another way.
+    with pytest.raises(InputError):
+        _prepared_shard(tmp_path, many_files, (0, 1), boundary="eos")
+    assert list((tmp_path / ".out.partial").glob("train-*"))
     _prepared_shard(tmp_path, many_files, (1, 2))
     manifest.verify(tmp_path / "out")
 
@@ -532,3 +537,22 @@ def test_ten_kills_at_random_moments_change_no_byte(tmp_path, record_property):
     subprocess.run([*command, str(tmp_path / "x")], check=True)
     assert _files(tmp_path / "x") == _files(tmp_path / "whole")
     assert len(set(phases)) >= 3 and survived < 3
+
+
+def test_a_source_that_cannot_be_read_for_a_while_costs_nothing(
+    tmp_path, many_files, monkeypatch
+):
+    """As on a network disk: what is finished stays, and the same command goes on."""
+    original, opened = pathlib.Path.open, []
+
+    def failing(self, *arguments, **options):
+        if self.name == "11.jsonl" and not opened.append(self) and len(opened) == 1:
+            raise OSError(5, "Input/output error")
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(pathlib.Path, "open", failing)
+    with pytest.raises(InputError) as caught:
+        _prepared_shard(tmp_path, many_files, (0, 1))
+    corpora.assert_one_sentence(caught, "11.jsonl cannot be read")
+    assert list((tmp_path / ".out.partial").glob("train-*"))
+    assert _prepared_shard(tmp_path, many_files, (0, 1)) is not None
