@@ -101,7 +101,7 @@ def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
     Raises:
         InputError: as `run`; a task's file is missing or wrong.
     """
-    asked = questions.load(experiment, sharding.make_mesh())
+    asked = questions.load(experiment, sharding.make_mesh(config=experiment.sharding))
     sweep, common, _ = _open(experiment, run_dir)
     common = {**common, "questions": asked.digest}
     path, folder = run_dir / "quantize" / "tasks.jsonl", run_dir / "quantize" / "items"

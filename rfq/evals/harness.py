@@ -139,7 +139,7 @@ class Harness(TemplateLM):
             spans,
             seq_len=config.model.seq_len,
             batch_tokens=config.quantize.batch_size * config.model.seq_len,
-            mesh=sharding.make_mesh(),
+            mesh=sharding.make_mesh(config=config.sharding),
         )
         with metrics.progress("requests", len(planned.batches)) as bar:
             found = self._sweep.answer(self._setting, planned, bar.update)

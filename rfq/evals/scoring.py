@@ -30,7 +30,7 @@ _LENGTH_SHARES = 16
 
 
 class Rows(NamedTuple):
-    """One call of a compiled step: G groups, over the data axis, of R rows each.
+    """One call of a compiled step: G groups, one a share of the batch, of R rows each.
 
     Attributes:
         tokens: ids [G, R, T], padded on the right: later positions change nothing.
@@ -154,7 +154,7 @@ def plan(spans: Sequence[Span], *, seq_len: int, batch_tokens: int, mesh: Mesh) 
         spans: tokenized requests.
         seq_len: longest input; of a longer context the end is kept.
         batch_tokens: tokens of a batch, padding included; at least a row a device.
-        mesh: where they go; each device of the data axis gets a group.
+        mesh: where they go; each share of a batch is a group.
     """
     assert spans, "nothing is asked"
     rows, parts = _rows(spans, seq_len)
@@ -163,7 +163,7 @@ def plan(spans: Sequence[Span], *, seq_len: int, batch_tokens: int, mesh: Mesh) 
         for part in found:
             asked[part.row].append((request, part))
     num_targets = [sum(len(part.targets) for _, part in found) for found in asked]
-    num_groups = mesh.shape["data"]
+    num_groups = sharding.num_shares(mesh)
 
     batches: list[Rows] = []
     places: list[list[_Place]] = [[] for _ in spans]

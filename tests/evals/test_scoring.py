@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from rfq import evals, sharding, steps
 from rfq.data import tokenize
@@ -44,30 +45,26 @@ REQUESTS = [
 ]
 
 
+ONE = sharding.make_mesh(1)
+
+
 @functools.cache
-def compiled(num_devices: int = 1) -> steps.QuantSteps:
-    return steps.compile_quant(EXPERIMENT, sharding.make_mesh(num_devices), "paper")
+def compiled(mesh: Mesh) -> steps.QuantSteps:
+    return steps.compile_quant(EXPERIMENT, mesh, "paper")
 
 
 def laid_out(
-    spans: list[scoring.Span], num_devices: int = 1, batch_tokens: int = 512
+    spans: list[scoring.Span], mesh: Mesh = ONE, batch_tokens: int = 512
 ) -> scoring.Plan:
-    return scoring.plan(
-        spans,
-        seq_len=SEQ_LEN,
-        batch_tokens=batch_tokens,
-        mesh=sharding.make_mesh(num_devices),
-    )
+    return scoring.plan(spans, seq_len=SEQ_LEN, batch_tokens=batch_tokens, mesh=mesh)
 
 
 def answered(
-    spans: list[scoring.Span], num_devices: int = 1, batch_tokens: int = 512
+    spans: list[scoring.Span], mesh: Mesh = ONE, batch_tokens: int = 512
 ) -> scoring.Answers:
-    step = compiled(num_devices).answer.plain
-    params = jax.device_put(
-        PARAMS, sharding.replicated(sharding.make_mesh(num_devices))
-    )
-    planned = laid_out(spans, num_devices, batch_tokens)
+    step = compiled(mesh).answer.plain
+    params = jax.device_put(PARAMS, sharding.params_shardings(mesh, PARAMS))
+    planned = laid_out(spans, mesh, batch_tokens)
     return scoring.answer(lambda rows: step(params, rows), planned, lambda done: None)
 
 
@@ -122,8 +119,10 @@ def test_a_request_alone_in_a_batch_or_another_length_scores_the_same(spans, tog
 
 @pytest.mark.slow
 @pytest.mark.mesh
-def test_eight_devices_score_as_one_does(spans, together):
-    spread = answered(spans, num_devices=8)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_eight_devices_score_as_one_does(spans, together, strategy):
+    mesh = sharding.make_mesh(8, sharding.ShardingConfig(strategy=strategy))
+    spread = answered(spans, mesh)
     np.testing.assert_allclose(spread.loglikelihood, together.loglikelihood, atol=1e-3)
     np.testing.assert_array_equal(spread.is_greedy, together.is_greedy)
 
