@@ -516,7 +516,7 @@ def test_ten_kills_at_random_moments_change_no_byte(tmp_path, record_property):
     command = [sys.executable, "-c", _PREPARE, str(folder)]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
     rng = random.Random(0)
-    partial, phases, survived = tmp_path / ".x.partial", [], 0
+    partial, phases = tmp_path / ".x.partial", []
     while len(phases) < 10:
         records = len(list((partial / "parts").glob("[0-9]*.json")))
         process = subprocess.Popen([*command, str(tmp_path / "x")])
@@ -527,8 +527,8 @@ def test_ten_kills_at_random_moments_change_no_byte(tmp_path, record_property):
                 break
         time.sleep(rng.random() * 0.05 + (1.0 if rng.random() < 0.1 else 0.0))
         process.kill()
-        survived += process.wait() == 0
-        phases.append(_phase(partial))
+        if process.wait() != 0:  # Else it had ended before.
+            phases.append(_phase(partial))
         if (tmp_path / "x").exists():
             # Killed after all was published, records may be left; a call clears them.
             subprocess.run([*command, str(tmp_path / "x")], check=True)
@@ -538,7 +538,8 @@ def test_ten_kills_at_random_moments_change_no_byte(tmp_path, record_property):
     print(phases)
     subprocess.run([*command, str(tmp_path / "x")], check=True)
     assert _files(tmp_path / "x") == _files(tmp_path / "whole")
-    assert len(set(phases)) >= 3 and survived < 3
+    # When a kill hits is luck; that most hit unfinished work is not.
+    assert sum(phase != "before or after all parts" for phase in phases) >= 3
 
 
 def test_a_source_that_cannot_be_read_for_a_while_costs_nothing(
