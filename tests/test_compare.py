@@ -113,7 +113,7 @@ def test_a_second_compare_does_nothing_twice(
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_compare_killed_inside_an_arm_ends_with_the_same_rows(
     compared, arms, tmp_path, monkeypatch, plain_report, seed
 ):

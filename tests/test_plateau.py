@@ -17,6 +17,9 @@ from tests import tiny
 TOKEN, CHANNEL, MASSIVE = tokenize.load("byte").bos_id, 5, 4000.0
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     tiny.quick(monkeypatch)

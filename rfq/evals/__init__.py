@@ -7,6 +7,8 @@ from rfq.evals import cloze, commonsense
 from rfq.evals import task as task_lib
 from rfq.evals.task import Document, MultipleChoice, Request
 
+__all__ = ["TASKS", "build_requests", "score"]
+
 # The paper's tasks in the order of its columns, then what needs no download. A new task
 # is a function of a document, and one line in one of the two.
 TASKS: Mapping[str, MultipleChoice] = {**commonsense.TASKS, **cloze.TASKS}
@@ -23,6 +25,13 @@ def build_requests(
 
     Raises:
         InputError: an unknown task, or a document without the task's columns.
+
+    Examples:
+        >>> from rfq import evals
+        >>> document = {"goal": "Open", "sol1": "Turn.", "sol2": "Sing.", "label": 0}
+        >>> (pairs,) = evals.build_requests("piqa", [document])
+        >>> [continuation for context, continuation in pairs]
+        [' Turn.', ' Sing.']
     """
     task = lookup(TASKS, task_name, "task")
     return [example.requests for example in task_lib.examples(task, documents)]
@@ -42,6 +51,12 @@ def score(
 
     Raises:
         InputError: as `build_requests`.
+
+    Examples:
+        >>> from rfq import evals
+        >>> document = {"goal": "Open", "sol1": "Turn.", "sol2": "Sing.", "label": 0}
+        >>> evals.score("piqa", [document], [[-3.0, -5.0]])["acc"]
+        1.0
     """
     task = lookup(TASKS, task_name, "task")
     right = task_lib.correct(task_lib.examples(task, documents), loglikelihoods)

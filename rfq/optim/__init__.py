@@ -51,6 +51,7 @@ __all__ = [
     "get_basis",
     "kl_shampoo",
     "kl_soap",
+    "matrix",
     "muon",
     "scale_by_adam",
     "scale_by_kl_shampoo",

@@ -101,6 +101,14 @@ def scale_by_adam(config: AdamWConfig) -> optax.GradientTransformation:
 
     Its moments then stay as they are and its state says so; the step count, which all
     leaves share, goes on.
+
+    Examples:
+        >>> import optax
+        >>> from rfq import optim
+        >>> optimizer = optax.chain(
+        ...     optim.scale_by_adam(optim.AdamWConfig(b2=0.95)),
+        ...     optax.scale_by_learning_rate(1e-3),
+        ... )
     """
     inner = optax.scale_by_adam(config.b1, config.b2, config.eps)
 
@@ -148,6 +156,16 @@ def adamw(
 
     Differs from `optax.adamw` in its defaults (b2, weight decay) and in throwing away
     gradients that are not finite.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import optim
+        >>> params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+        >>> optimizer = optim.adamw(1e-3, weight_decay=0.1)
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> updates["w"].shape
+        (4, 3)
     """
     config = AdamWConfig(b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, decay=decay)
     return build.assemble(

@@ -123,7 +123,16 @@ def scale_by_kl_shampoo(
     axes: matrix.Axes = None,
     placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
-    """KL-Shampoo's direction U; every leaf must have matrix axes."""
+    """KL-Shampoo's direction U; every leaf must have matrix axes.
+
+    Examples:
+        >>> import optax
+        >>> from rfq import optim
+        >>> optimizer = optax.chain(
+        ...     optim.scale_by_kl_shampoo(optim.KLShampooConfig(b1=0.95)),
+        ...     optax.scale_by_learning_rate(1e-3),
+        ... )
+    """
     reference = config.mode == "reference"
     stack_type = ReferenceStack if reference else RotatedStack
     one_first = _reference_first if reference else kl_factors.first
@@ -268,6 +277,16 @@ def kl_shampoo(
     `rfq.optim.matrix.resolve`; None is the rule for plain trees. `mask` says which
     leaves decay, as in `optax.adamw`. `placement` says where the parameters live, see
     `rfq.optim.matrix.scale_by_rule`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import optim
+        >>> params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+        >>> optimizer = optim.kl_shampoo(1e-3, precondition_frequency=10)
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> updates["w"].shape
+        (4, 3)
     """
     config = KLShampooConfig(
         b1=b1,

@@ -90,7 +90,16 @@ def scale_by_kl_soap(
     axes: matrix.Axes = None,
     placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
-    """KL-SOAP's direction U; every leaf must have matrix axes."""
+    """KL-SOAP's direction U; every leaf must have matrix axes.
+
+    Examples:
+        >>> import optax
+        >>> from rfq import optim
+        >>> optimizer = optax.chain(
+        ...     optim.scale_by_kl_soap(optim.KLSoapConfig()),
+        ...     optax.scale_by_learning_rate(1e-3),
+        ... )
+    """
 
     def init(num: int, m: int, n: int, dtype: jnp.dtype) -> KLSoapStack:
         zero = jnp.zeros((num, m, n), dtype)
@@ -179,6 +188,16 @@ def kl_soap(
     `rfq.optim.matrix.resolve`; None is the rule for plain trees. `mask` says which
     leaves decay, as in `optax.adamw`. `placement` says where the parameters live, see
     `rfq.optim.matrix.scale_by_rule`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import optim
+        >>> params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+        >>> optimizer = optim.kl_soap(1e-3)
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> updates["w"].shape
+        (4, 3)
     """
     config = KLSoapConfig(
         b1=b1,

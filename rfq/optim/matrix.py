@@ -645,6 +645,16 @@ def get_basis(
 
     Raises:
         InputError: no such parameter, or its optimizer stores no basis.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import optim
+        >>> params = {"w": jnp.eye(4, 3)}
+        >>> optimizer = optim.soap(1e-3)
+        >>> state = optimizer.init(params)
+        >>> basis = optim.get_basis(state, params, "w", axes=None)
+        >>> basis.rows.shape, basis.cols.shape
+        ((4, 4), (3, 3))
     """
     name, member = _find(params, path, axes)
     rows = member.slice
@@ -673,6 +683,16 @@ def set_basis(
     """Replaces the stored eigenbasis of one parameter; the rest is re-expressed in it.
 
     Arguments and errors are those of `get_basis`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import optim
+        >>> params = {"w": jnp.eye(4, 3)}
+        >>> state = optim.soap(1e-3).init(params)
+        >>> turned = optim.Basis(rows=jnp.eye(4)[::-1], cols=jnp.eye(3))
+        >>> state = optim.set_basis(state, params, "w", turned, axes=None)
+        >>> optim.get_basis(state, params, "w", axes=None).rows[0].tolist()
+        [0.0, 0.0, 0.0, 1.0]
     """
     get_basis(opt_state, params, path, axes=axes)
     name, member = _find(params, path, axes)
@@ -745,6 +765,15 @@ def diagnostics(opt_state: optax.OptState) -> dict[str, Array]:
     optimizer has them, `clamped_fraction` (of inverse-root eigenvalues),
     `eigenvalue_min`, `eigenvalue_max`, `basis_error` (max |Q^T Q - I|) and
     `refresh_failures` (so far).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import optim
+        >>> params = {"w": jnp.eye(4, 3)}
+        >>> optimizer = optim.muon(1e-3)
+        >>> _, state = optimizer.update(params, optimizer.init(params), params)
+        >>> sorted(optim.diagnostics(state))
+        ['nonfinite_skips', 'update_rms']
     """
     collected: dict[str, list[tuple[Array, Array]]] = {}
     for state in jax.tree.leaves(opt_state, is_leaf=is_state):

@@ -108,7 +108,16 @@ def scale_by_muon(
     axes: matrix.Axes = None,
     placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
-    """Muon's direction, scale included; every leaf must have matrix axes."""
+    """Muon's direction, scale included; every leaf must have matrix axes.
+
+    Examples:
+        >>> import optax
+        >>> from rfq import optim
+        >>> optimizer = optax.chain(
+        ...     optim.scale_by_muon(optim.MuonConfig(scale="keller")),
+        ...     optax.scale_by_learning_rate(1e-3),
+        ... )
+    """
 
     def init(num: int, m: int, n: int, dtype: jnp.dtype) -> MuonStack:
         return MuonStack(jnp.zeros((num, m, n), dtype))
@@ -178,6 +187,16 @@ def muon(
     `rfq.optim.matrix.resolve`; None is the rule for plain trees. `mask` says which
     leaves decay, as in `optax.adamw`. `placement` says where the parameters live, see
     `rfq.optim.matrix.scale_by_rule`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import optim
+        >>> params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+        >>> optimizer = optim.muon(1e-3, method="polar_express")
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> updates["w"].shape
+        (4, 3)
     """
     config = MuonConfig(
         b1=b1,

@@ -115,7 +115,16 @@ def scale_by_shampoo(
     axes: matrix.Axes = None,
     placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
-    """Shampoo's direction U; every leaf must have matrix axes."""
+    """Shampoo's direction U; every leaf must have matrix axes.
+
+    Examples:
+        >>> import optax
+        >>> from rfq import optim
+        >>> optimizer = optax.chain(
+        ...     optim.scale_by_shampoo(optim.ShampooConfig()),
+        ...     optax.scale_by_learning_rate(1e-3),
+        ... )
+    """
 
     def init(num: int, m: int, n: int, dtype: jnp.dtype) -> ShampooStack:
         def side(size: int) -> Array | None:
@@ -245,6 +254,16 @@ def shampoo(
     `rfq.optim.matrix.resolve`; None is the rule for plain trees. `mask` says which
     leaves decay, as in `optax.adamw`. `placement` says where the parameters live, see
     `rfq.optim.matrix.scale_by_rule`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import optim
+        >>> params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+        >>> optimizer = optim.shampoo(1e-3)
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> updates["w"].shape
+        (4, 3)
     """
     config = ShampooConfig(
         b1=b1,

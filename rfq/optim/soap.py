@@ -144,7 +144,16 @@ def scale_by_soap(
     axes: matrix.Axes = None,
     placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
-    """SOAP's direction U, bias-corrected; every leaf must have matrix axes."""
+    """SOAP's direction U, bias-corrected; every leaf must have matrix axes.
+
+    Examples:
+        >>> import optax
+        >>> from rfq import optim
+        >>> optimizer = optax.chain(
+        ...     optim.scale_by_soap(optim.SoapConfig()),
+        ...     optax.scale_by_learning_rate(1e-3),
+        ... )
+    """
     side = config.max_precond_dim
 
     def init(num: int, m: int, n: int, dtype: jnp.dtype) -> SoapStack:
@@ -252,6 +261,16 @@ def soap(
     `rfq.optim.matrix.resolve`; None is the rule for plain trees. `mask` says which
     leaves decay, as in `optax.adamw`. `placement` says where the parameters live, see
     `rfq.optim.matrix.scale_by_rule`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import optim
+        >>> params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+        >>> optimizer = optim.soap(1e-3)
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> updates["w"].shape
+        (4, 3)
     """
     config = SoapConfig(
         b1=b1,

@@ -87,7 +87,16 @@ class SignState(NamedTuple):
 
 
 def scale_by_sign() -> optax.GradientTransformation:
-    """sign(G), zero on a leaf that is not finite."""
+    """sign(G), zero on a leaf that is not finite.
+
+    Examples:
+        >>> import optax
+        >>> from rfq import optim
+        >>> optimizer = optax.chain(
+        ...     optim.scale_by_sign(),
+        ...     optax.scale_by_learning_rate(1e-3),
+        ... )
+    """
 
     def init(params):
         return SignState(
@@ -125,7 +134,16 @@ def scale_by_polar(
     axes: matrix.Axes = None,
     placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
-    """The polar factor U V^T of each matrix; every leaf must have matrix axes."""
+    """The polar factor U V^T of each matrix; every leaf must have matrix axes.
+
+    Examples:
+        >>> import optax
+        >>> from rfq import optim
+        >>> optimizer = optax.chain(
+        ...     optim.scale_by_polar(optim.SpectralGDConfig()),
+        ...     optax.scale_by_learning_rate(1e-3),
+        ... )
+    """
     polar = _svd if config.method == "svd" else _polar_express
 
     def init(num: int, m: int, n: int, dtype: jnp.dtype) -> PolarStack:
@@ -164,7 +182,18 @@ def sign_gd(
     decay: build.Order = SignGDConfig.decay,
     mask: build.Mask = None,
 ) -> optax.GradientTransformation:
-    """Sign descent; `mask` says which leaves decay, as in `optax.adamw`."""
+    """Sign descent; `mask` says which leaves decay, as in `optax.adamw`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import optim
+        >>> params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+        >>> optimizer = optim.sign_gd(1e-3)
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> updates["w"].shape
+        (4, 3)
+    """
     return build.assemble(
         SignGDConfig(weight_decay=weight_decay, decay=decay),
         learning_rate,
@@ -190,6 +219,16 @@ def spectral_gd(
     """Spectral descent on matrices, sign descent on the others.
 
     The arguments are those of `SpectralGDConfig` and of `rfq.optim.muon`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import optim
+        >>> params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+        >>> optimizer = optim.spectral_gd(1e-3)
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> updates["w"].shape
+        (4, 3)
     """
     return build.assemble(
         SpectralGDConfig(method=method, weight_decay=weight_decay, decay=decay),

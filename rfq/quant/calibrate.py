@@ -40,6 +40,13 @@ def observe(x: Array, *, axis: tuple[int, ...] | None = None) -> Range:
         axis: the axes that share a range, kept with size 1 so that the grid made from
             it broadcasts against x: all but the last for static ranges per channel.
             None pools the whole array into scalars.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> seen = quant.observe(jnp.array([1.0, -2.0, jnp.nan]))
+        >>> float(seen.lo), float(seen.hi), float(seen.num_nonfinite)
+        (-2.0, 1.0, 1.0)
     """
     x = x.astype(jnp.float32)
     finite = jnp.isfinite(x)
@@ -73,6 +80,13 @@ def finalize(ranges: Mapping[str, Range], sites: Iterable[str]) -> dict[str, Bou
 
     Raises:
         InputError: calibration never reached a site, or it met NaN or inf there.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> ranges = quant.finalize({"x": quant.observe(jnp.array([1.0, -2.0]))}, ["x"])
+        >>> tuple(map(float, ranges["x"]))
+        (-2.0, 1.0)
     """
     checked = {}
     for site in sites:
@@ -199,7 +213,13 @@ def gaussian(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:
 
 @functools.cache
 def gaussian_clip(num_bits: int, scheme: spec.Scheme) -> float:
-    """Half-range c of least squared error for N(0, 1), to four digits."""
+    """Half-range c of least squared error for N(0, 1), to four digits.
+
+    Examples:
+        >>> from rfq import quant
+        >>> f"{quant.gaussian_clip(4, quant.SCHEMES['symmetric_half']):.2f}"
+        '2.54'
+    """
     edges = np.linspace(-8.0, 8.0, 4097)
     below = np.array([0.5 * math.erfc(-edge / math.sqrt(2.0)) for edge in edges])
     ends = Range(*(np.array([value]) for value in (-8.0, 8.0, 0.0, 1.0)))

@@ -65,6 +65,12 @@ def nmse(reference: Array, quantized: Array) -> Array:
     """Normalized squared error |x - x_hat|^2 / |x|^2.
 
     0 when the two are identical, all zeros included; NaN when float32 overflows.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> f"{quant.nmse(jnp.array([3.0, 4.0]), jnp.array([3.0, 3.0])):.2f}"
+        '0.04'
     """
     signal, noise = measure(reference, quantized)
     ratio = jnp.where(noise == 0.0, 0.0, noise / signal)
@@ -83,6 +89,12 @@ def sqnr_db(reference: Array, quantized: Array) -> Array:
 
     Raises:
         AssertionError: the shapes differ.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> f"{quant.sqnr_db(jnp.array([3.0, 4.0]), jnp.array([3.0, 3.0])):.2f}"
+        '13.98'
     """
     return -10.0 * jnp.log10(nmse(reference, quantized))
 
@@ -123,6 +135,14 @@ def usage(x: Array, grid: grid_lib.Grid, bulk_limit: Array) -> Usage:
         grid: broadcasts against x.
         bulk_limit: magnitude up to which a value belongs to the bulk, such as the .999
             quantile of |x| in calibration; scalar.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> grid = quant.grid_from_range(-1.0, 2.0, 2)
+        >>> used = quant.usage(jnp.array([-1.0, 0.4, 9.0]), grid, bulk_limit=2.0)
+        >>> int(used.num_clipped), int(used.num_dead)
+        (1, 1)
     """
     x = x.astype(jnp.float32)
     square = (x - grid_lib.fake_quantize(x, grid)) ** 2

@@ -47,6 +47,12 @@ def grid_from_range(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
 
     Raises:
         InputError: a Python integer num_bits is not in 2..16.
+
+    Examples:
+        >>> from rfq import quant
+        >>> grid = quant.grid_from_range(-1.0, 2.0, 2)
+        >>> float(grid.step), float(grid.zero_point), float(grid.levels)
+        (1.0, 1.0, 3.0)
     """
     lo, hi = _with_zero(lo, hi)
     levels = _num_codes(num_bits) - 1.0
@@ -90,12 +96,27 @@ def encode(x: Array, grid: Grid) -> Array:
 
     Rounds, then adds z: adding first gives other codes. Divides by s: a reciprocal
     does too. NaN stays NaN; inf goes to the ends.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> grid = quant.grid_from_range(-1.0, 2.0, 2)
+        >>> quant.encode(jnp.array([-1.0, 0.4, 9.0]), grid).tolist()
+        [0.0, 1.0, 3.0]
     """
     return jnp.clip(_unclipped_codes(x, grid), 0.0, grid.levels)
 
 
 def decode(q: Array, grid: Grid) -> Array:
-    """The values x_hat = (q - z) * s of integer codes, float32."""
+    """The values x_hat = (q - z) * s of integer codes, float32.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> grid = quant.grid_from_range(-1.0, 2.0, 2)
+        >>> quant.decode(jnp.array([0.0, 1.0, 3.0]), grid).tolist()
+        [-1.0, 0.0, 2.0]
+    """
     return (q.astype(jnp.float32) - grid.zero_point) * grid.step
 
 
@@ -105,6 +126,13 @@ def fake_quantize(x: Array, grid: Grid | None) -> Array:
     NaN stays NaN, inf goes to the ends of the grid, and a grid of None (full precision)
     returns x itself. The gradient is zero almost everywhere; to train through
     quantization use `straight_through`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> grid = quant.grid_from_range(-1.0, 2.0, 2)
+        >>> quant.fake_quantize(jnp.array([-1.0, 0.4, 9.0]), grid).tolist()
+        [-1.0, 0.0, 2.0]
     """
     if grid is None:
         return x
@@ -121,6 +149,15 @@ def straight_through(x: Array, grid: Grid) -> Array:
     """`fake_quantize` whose gradient is 1 inside the grid and 0 where it clips.
 
     The value is bit for bit that of `fake_quantize`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> grid = quant.grid_from_range(-1.0, 2.0, 2)
+        >>> slope = jax.grad(lambda x: quant.straight_through(x, grid).sum())
+        >>> slope(jnp.array([-1.0, 0.4, 9.0])).tolist()
+        [1.0, 1.0, 0.0]
     """
     stopped = clips(x, grid) | jnp.isnan(x)
     passed = jnp.where(stopped, 0.0, x.astype(jnp.float32))
@@ -182,6 +219,14 @@ def fake_quantize_dynamic(
         num_bits: 2..16, data as in `grid_from_range`.
         extent: what shares a grid, for example `per_token`.
         scheme: range -> grid, one of `spec.SCHEMES`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> x = jnp.array([[0.0, 0.4, 3.0], [0.0, 0.4, 0.3]])
+        >>> rounded = quant.fake_quantize_dynamic(x, 2, extent=quant.grid.per_token)
+        >>> [[f"{value:.2f}" for value in row] for row in rounded]
+        [['0.00', '0.00', '3.00'], ['0.00', '0.40', '0.27']]
     """
     wide = x.astype(jnp.float32)
     return fake_quantize(wide, scheme(*extent(wide), num_bits))

@@ -12,7 +12,7 @@ MIN_BITS = 2
 MAX_BITS = 16
 
 # (range_lo, range_hi, num_bits) -> Grid, elementwise over groups.
-Scheme = Callable[[Array, Array, "int | Array"], grid.Grid]
+Scheme = Callable[[Array, Array, int | Array], grid.Grid]
 
 SCHEMES: Mapping[str, Scheme] = {
     "asymmetric": grid.grid_from_range,
@@ -51,6 +51,12 @@ class QuantSpec:
 
         Raises:
             InputError: the text is not in this notation, or a width is not in 2..16.
+
+        Examples:
+            >>> from rfq import quant
+            >>> spec = quant.parse("W8A6")
+            >>> spec.weight_bits, spec.act_bits, spec.name
+            (8, 6, 'W8A6')
         """
         match = re.fullmatch(r"(?:W([0-9]+))?(?:A([0-9]+))?", text)
         if text != "FP" and (match is None or not text):

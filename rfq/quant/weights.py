@@ -38,6 +38,13 @@ def quantize(
 
     Raises:
         InputError: `group_size` does not divide the inputs of a matrix.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> params = {"blocks": {"w_up": jnp.array([[[0.0, 0.4], [1.0, 3.0]]])}}
+        >>> quant.quantize(params, 2)["blocks"]["w_up"].tolist()
+        [[[0.0, 0.0], [1.0, 3.0]]]
     """
     if weight_bits is None:
         return params

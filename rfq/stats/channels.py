@@ -12,7 +12,15 @@ from rfq.types import Array
 
 
 def channel_moments(x: Array) -> moments_lib.Moments:
-    """Moments of each channel (the last axis) over all tokens; leaves `[D]`."""
+    """Moments of each channel (the last axis) over all tokens; leaves `[D]`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> m = stats.channel_moments(jnp.array([[1.0, 4.0], [3.0, 4.0]]))
+        >>> m.mean.tolist(), stats.variance(m).tolist()
+        ([2.0, 4.0], [1.0, 0.0])
+    """
     return moments_lib.moments(x.reshape(-1, x.shape[-1]), axis=0)
 
 
@@ -46,6 +54,13 @@ def he_kurtosis(m: moments_lib.Moments) -> Array:
 
     s_j^2 = E[x_j^2] over tokens. Between 1 (all channels alike) and D (one channel); no
     3 is subtracted. NaN for all zeros.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> x = jnp.array([[1.0, 1.0, 1.0, 7.0], [-1.0, 1.0, -1.0, 7.0]])
+        >>> round(float(stats.he_kurtosis(stats.channel_moments(x))), 3)
+        3.556
     """
     power = m.mean**2 + m.m2 / m.count
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -57,6 +72,13 @@ def mean_share(m: moments_lib.Moments) -> Array:
 
     Near 1 when all tokens are alike, a collapse that a kurtosis near 0 can hide. NaN
     for all zeros.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> x = jnp.array([[1.0, 1.0], [1.0, -1.0]])
+        >>> float(stats.mean_share(stats.channel_moments(x)))
+        0.5
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         return (m.mean**2).sum(-1) / (m.mean**2 + m.m2 / m.count).sum(-1)

@@ -36,6 +36,13 @@ def robust_binning(x: Array) -> Binning:
     of the values coincide it falls back on the standard deviation, and on 1 for a
     constant. Of a larger array 4,096 values are taken, the same in every call. NaN and
     inf are left out.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> binning = stats.robust_binning(jnp.arange(-50.0, 51.0))
+        >>> round(float(binning.center), 3), round(float(binning.scale), 2)
+        (0.0, 31.21)
     """
     x = x.astype(jnp.float32).ravel()
     if x.size > _NUM_SAMPLED:
@@ -67,6 +74,15 @@ def histogram(x: Array, binning: Binning) -> Histogram:
 
     The binning is two scalars, fixed before the pass (`robust_binning` of a sample, or
     a mean and a standard deviation); histograms of other binnings do not merge.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> from rfq.stats.histogram import histogram
+        >>> x = jnp.arange(-50.0, 51.0)
+        >>> h = histogram(x, stats.robust_binning(x))
+        >>> int(h.count), int(h.counts.sum())
+        (101, 101)
     """
     x = x.astype(jnp.float32)
     binning = Binning(*(jnp.asarray(leaf, jnp.float32) for leaf in binning))

@@ -13,7 +13,14 @@ from rfq.types import Array
 
 
 def singular_values(w: Array) -> Array:
-    """Singular values of `[..., m, n]`, descending, float32 `[..., min(m, n)]`."""
+    """Singular values of `[..., m, n]`, descending, float32 `[..., min(m, n)]`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> stats.singular_values(jnp.diag(jnp.array([1.0, 3.0, 2.0]))).tolist()
+        [3.0, 2.0, 1.0]
+    """
     matrices = w.astype(jnp.float32).reshape(-1, *w.shape[-2:])
     values = jax.vmap(factorize.singular_values)(matrices)
     return values.reshape(*w.shape[:-2], -1)

@@ -36,6 +36,13 @@ def moments(x: Array, *, axis: int | None = None) -> Moments:
 
     Two passes over the data. Deviations between 1e-9 and 1e7 neither underflow nor
     overflow the fourth power. NaN and inf propagate to every field but the count.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq.stats.moments import moments
+        >>> m = moments(jnp.array([1.0, 2.0, 3.0, 6.0]))
+        >>> float(m.count), float(m.mean), float(m.m2)
+        (4.0, 3.0, 14.0)
     """
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis, keepdims=True)
@@ -57,6 +64,16 @@ def merge(a: Moments, b: Moments) -> Moments:
     Only operators: it runs on float32 arrays inside a program and, as it should across
     batches, on the float64 numpy arrays that `to_float64` makes. Neither sample may be
     empty.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> from rfq.stats.moments import moments
+        >>> batches = jnp.array([[1.0, 2.0], [3.0, 6.0]])
+        >>> a, b = (stats.to_float64(moments(x)) for x in batches)
+        >>> m = stats.merge(a, b)
+        >>> float(m.count), float(m.mean), float(m.m2)
+        (4.0, 3.0, 14.0)
     """
     n = a.count + b.count
     delta = b.mean - a.mean
@@ -83,6 +100,13 @@ def to_float64(record: AnyRecord) -> AnyRecord:
 
     The door between the device, where a record is reduced in float32, and the host,
     where records are merged. Serves every record of `rfq.stats` and `rfq.quant`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> from rfq.stats.moments import moments
+        >>> stats.to_float64(moments(jnp.ones(3))).mean.dtype
+        dtype('float64')
     """
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), record)
 
@@ -93,12 +117,28 @@ def to_float32(record: AnyRecord) -> AnyRecord:
 
 
 def variance(m: Moments) -> Array:
-    """E[(x - mean)**2], the population (biased) estimate."""
+    """E[(x - mean)**2], the population (biased) estimate.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> from rfq.stats.moments import moments
+        >>> float(stats.variance(moments(jnp.array([1.0, 2.0, 3.0, 6.0]))))
+        3.5
+    """
     return m.m2 / m.count
 
 
 def rms(m: Moments) -> Array:
-    """sqrt(E[x**2]); includes the mean, as the signal of the SQNR does."""
+    """sqrt(E[x**2]); includes the mean, as the signal of the SQNR does.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> from rfq.stats.moments import moments
+        >>> float(stats.rms(moments(jnp.array([3.0, -3.0]))))
+        3.0
+    """
     return (m.mean**2 + variance(m)) ** 0.5
 
 
@@ -108,6 +148,13 @@ def excess_kurtosis(m: Moments) -> Array:
     The population estimate: 0 for a Gaussian with sampling deviation sqrt(24 / n), and
     at most n - 5 + 1 / (n - 1), so report n beside it. NaN for a constant sample, whose
     kurtosis is undefined.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> from rfq.stats.moments import moments
+        >>> float(stats.excess_kurtosis(moments(jnp.array([1.0, -1.0, 1.0, -1.0]))))
+        -2.0
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         # m4 / m2 is at most the largest squared deviation; m2**2 would overflow first.

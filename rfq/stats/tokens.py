@@ -26,6 +26,14 @@ def tokens(x: Array) -> Tokens:
     """Reduces `[..., D]` activations; every leading axis counts tokens.
 
     The median makes this the dearest of the statistics: give it a sample.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> from rfq.stats.tokens import tokens
+        >>> t = tokens(jnp.array([[1.0, 1.0, 8.0], [2.0, 2.0, 2.0]]))
+        >>> float(stats.max_over_median(t))
+        4.5
     """
     x = x.astype(jnp.float32).reshape(-1, x.shape[-1])
     m = moments_lib.moments(x, axis=-1)
@@ -62,13 +70,30 @@ def mean_excess_kurtosis(t: Tokens) -> Array:
 
 
 def max_over_median(t: Tokens) -> Array:
-    """Mean over tokens of max_j |x_j| / median_j |x_j| (He et al., 2024)."""
+    """Mean over tokens of max_j |x_j| / median_j |x_j| (He et al., 2024).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> from rfq.stats.tokens import tokens
+        >>> float(stats.max_over_median(tokens(jnp.array([[1.0, -4.0, 1.0]]))))
+        4.0
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         return t.max_over_median / t.num_with_median
 
 
 def token_cosine(t: Tokens) -> Array:
-    """Mean cosine between two different tokens, (|sum_t u_t|^2 - n) / (n (n - 1))."""
+    """Mean cosine between two different tokens, (|sum_t u_t|^2 - n) / (n (n - 1)).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import stats
+        >>> from rfq.stats.tokens import tokens
+        >>> x = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+        >>> f"{stats.token_cosine(tokens(x)):.4f}"
+        '0.7071'
+    """
     n = t.num_nonzero
     with np.errstate(divide="ignore", invalid="ignore"):
         return ((t.direction**2).sum(-1) - n) / (n * (n - 1.0))

@@ -36,9 +36,14 @@ def params():
     )
 
 
+def _alone(w, num_bits):
+    return grid.grid_from_range(jnp.min(w), jnp.max(w), num_bits)
+
+
 def test_every_output_channel_of_every_layer_has_its_own_grid(params):
     blocks = params["blocks"]
-    quantized = weights.quantize(params, 4)["blocks"]
+    quantized = jax.jit(weights.quantize)(params, 4)["blocks"]
+    rounded = jax.jit(lambda w: grid.fake_quantize(w, _alone(w, 4)))
     for layer in range(L):
         for column in (0, 5, D - 1):
             for name, channel in (
@@ -47,10 +52,7 @@ def test_every_output_channel_of_every_layer_has_its_own_grid(params):
                 ("w_q", (layer, slice(None), column % H, column % K)),
             ):
                 w = blocks[name][channel]
-                alone = grid.grid_from_range(jnp.min(w), jnp.max(w), 4)
-                np.testing.assert_array_equal(
-                    quantized[name][channel], grid.fake_quantize(w, alone)
-                )
+                np.testing.assert_array_equal(quantized[name][channel], rounded(w))
 
 
 def test_embedding_and_gains_are_left_alone(params):
@@ -107,8 +109,8 @@ def test_groups_of_inputs_have_their_own_grid(params):
     quantized = weights.quantize(params, 3, group_size=4)["blocks"]["w_o"]
     flat, flat_hat = (leaf.reshape(L, H * K, D) for leaf in (w, quantized))
     group = flat[1, 4:8, 3]
-    alone = grid.grid_from_range(jnp.min(group), jnp.max(group), 3)
-    np.testing.assert_array_equal(flat_hat[1, 4:8, 3], grid.fake_quantize(group, alone))
+    rounded = grid.fake_quantize(group, _alone(group, 3))
+    np.testing.assert_array_equal(flat_hat[1, 4:8, 3], rounded)
 
 
 @pytest.mark.parametrize("num_bits", [4, 8])
