@@ -5,20 +5,28 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 usage: launch/sweep.sh CONFIG --out DIR --over FIELD VALUES [--over ...] [-- OVERRIDES]
+       launch/sweep.sh FAMILY --scale SCALE --out DIR [--over ...] [-- OVERRIDES]
 
 Trains CONFIG once for every combination of the values, one after the other, each in
 DIR/FIELD=VALUE,...; what is finished is skipped and what was interrupted goes on. A run
 that diverges does not stop the others.
 
+With --scale, CONFIG is a family of arms (configs/ablation) and each combination is one
+`rfq compare`: all arms are trained, quantized and reported together, in DIR itself
+where there is no --over.
+
   --over FIELD VALUES   a field of the config and its values, separated by commas
+  --scale SCALE         demo (minutes an arm on two cores), small (one GPU) or paper
   --out DIR             where the runs go
   --list                print the commands, run nothing
   --help                this text
 
   launch/sweep.sh configs/demo/residual_adamw.py --out runs/rates \
     --over optimizer.learning-rate 1e-3,3e-3 --over seed 0,1,2 -- --train.num-steps 300
+  launch/sweep.sh configs/ablation/theorem1.py --scale demo --out runs/theorem1
 
-It ends with the last training loss of every run. The variables of launch/setup.sh apply.
+Without --scale it ends with the last training loss of every run. The variables of
+launch/setup.sh apply.
 TEXT
 }
 
@@ -27,7 +35,7 @@ fail() {
   exit 2
 }
 
-config="" out="" list=""
+config="" out="" list="" scale=""
 runs=("") # Each a list of "FIELD=VALUE", joined by commas.
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -47,6 +55,11 @@ while [ $# -gt 0 ]; do
       done
       runs=("${more[@]}")
       shift 3
+      ;;
+    --scale)
+      [ -n "${2:-}" ] || fail "--scale needs demo, small or paper"
+      scale="$2"
+      shift 2
       ;;
     --list)
       list=1
@@ -69,14 +82,18 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -n "$config" ] && [ -n "$out" ] || fail "a CONFIG and --out DIR are needed"
-[ -n "${runs[0]}" ] || fail "nothing to sweep; give --over FIELD VALUES"
+[ -n "${runs[0]}$scale" ] || fail "nothing to sweep; give --over FIELD VALUES"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -n "$list" ] || bash launch/setup.sh
 worst=0
 for run in "${runs[@]}"; do
   IFS=, read -r -a pairs <<<"$run"
-  words=(train "$config" --out "$out/$run")
+  if [ -n "$scale" ]; then
+    words=(compare "$config" --scale "$scale" --out "$out${run:+/$run}")
+  else
+    words=(train "$config" --out "$out/$run")
+  fi
   for pair in "${pairs[@]}"; do
     words+=("--${pair%%=*}" "${pair#*=}")
   done
@@ -91,7 +108,7 @@ for run in "${runs[@]}"; do
     *) exit "$status" ;;
   esac
 done
-[ -z "$list" ] || exit 0
+[ -z "$list$scale" ] || exit "$worst"
 for run in "${runs[@]}"; do
   if [ -f "$out/$run/done.json" ]; then
     loss="$(sed 's/.*"loss": \([^,}]*\).*/\1/' "$out/$run/done.json")"

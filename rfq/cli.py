@@ -187,6 +187,7 @@ class Train:
     Every field of the config can be overridden after the file's name, for example
     --train.num-steps 100 --optimizer.learning-rate 3e-3, and the optimizer as a whole
     by --optimizer NAME. `rfq train CONFIG --help` lists the fields with their values.
+    Of a family of arms, configs/ablation, --scale says how large and --arm which one.
 
     Example: rfq train configs/demo/residual_adamw.py --out runs/mine
     """
@@ -195,6 +196,8 @@ class Train:
     config: Positional[pathlib.Path]
     # The run directory; with --dry-run it may be left out.
     out: pathlib.Path | None = None
+    # Size of a family of arms: minutes on two cores, one GPU, the paper's.
+    scale: experiment_lib.Scale | None = None
     # Print parameters, FLOPs, memory, placement and collectives; train nothing.
     dry_run: bool = False
     # With --dry-run, plan for that many devices instead of those of this machine.
@@ -202,7 +205,7 @@ class Train:
 
 
 def _train(args: Train, overrides: Sequence[str]) -> None:
-    experiment = _overridden("rfq train", args.config, overrides)
+    experiment = _overridden("rfq train", args.config, overrides, args.scale)
     if args.devices is not None:
         if not args.dry_run:
             raise InputError(
@@ -224,7 +227,8 @@ class Compare:
     """Train several arms, quantize them over the WnAm grid, report them in one page.
 
     What is finished is skipped, what was interrupted is resumed. Overrides, as for
-    `rfq train`, apply to every arm.
+    `rfq train`, apply to every arm. A family, configs/ablation, is compared at one
+    --scale, all of its arms or the one of --arm.
 
     Example: rfq compare configs/demo/*.py --out runs/demo --train.num-steps 300
     """
@@ -233,6 +237,8 @@ class Compare:
     configs: Positional[tuple[pathlib.Path, ...]]
     # The directory for runs, rows and the report; with --dry-run it may be left out.
     out: pathlib.Path | None = None
+    # Size of the families of arms: minutes on two cores, one GPU, the paper's.
+    scale: experiment_lib.Scale | None = None
     # Train each arm once per seed; if left out, with the seed of its config.
     seeds: tuple[int, ...] = ()
     # Print parameters, FLOPs, memory and placement of each arm; train nothing.
@@ -245,7 +251,11 @@ def _compare(args: Compare, overrides: Sequence[str]) -> None:
             "rfq compare needs at least one config file, before any override; for "
             "example configs/demo/*.py"
         )
-    configs = [_overridden("rfq compare", path, overrides) for path in args.configs]
+    configs = [
+        config
+        for path in args.configs
+        for config in _arms("rfq compare", path, overrides, args.scale)
+    ]
     arms = [
         dataclasses.replace(config, seed=seed)
         for config in configs
@@ -664,8 +674,14 @@ def _help(prog: str, kind: type, rest: Sequence[str]) -> None:
     for word in rest:
         path = pathlib.Path(word)
         if path.suffix == ".py" and path.is_file():
-            experiment = experiment_lib.load(path)
+            scale = next((word for word in rest if word in experiment_lib.SCALES), None)
+            if experiment_lib.is_family(path):
+                scale = scale or experiment_lib.SCALES[0]
+            experiment, *others = experiment_lib.load_arms(path, scale)
             _show_help(f"{prog} {word}", Experiment, experiment)
+            if others:
+                names = ", ".join(arm.arm for arm in (experiment, *others))
+                sys.stdout.write(f"the values are those of the first arm of: {names}\n")
             return
         if (path / "config.json").is_file():
             experiment, _ = runs.load(path)
@@ -721,19 +737,42 @@ def _unboxed(box: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _overridden(prog: str, path: pathlib.Path, overrides: Sequence[str]) -> Experiment:
+def _overridden(
+    prog: str, path: pathlib.Path, overrides: Sequence[str], scale: str | None = None
+) -> Experiment:
+    """The experiment of a config file, or the arm of a family that --arm names."""
+    arms = _arms(prog, path, overrides, scale)
+    if len(arms) > 1:
+        raise InputError(
+            f"config {str(path)!r} has {len(arms)} arms; say which, with --arm "
+            f"{', '.join(arm.arm for arm in arms)}"
+        )
+    return arms[0]
+
+
+def _arms(
+    prog: str, path: pathlib.Path, overrides: Sequence[str], scale: str | None
+) -> list[Experiment]:
     """A config file with `--section.field value` applied; `--optimizer NAME` first."""
-    experiment = experiment_lib.load(path)
+    arms = experiment_lib.load_arms(path, scale)
     words = [part for word in overrides for part in _split_equals(word)]
+    if scale is not None and "--arm" in words:
+        named = {arm.arm: arm for arm in arms}
+        arms = (lookup(named, _taken(words, "--arm"), f"{path} --arm"),)
     if "--optimizer" in words:
-        place = words.index("--optimizer")
-        name = words[place + 1] if place + 1 < len(words) else ""
-        config = lookup(optim.OPTIMIZERS, name, "--optimizer")
-        experiment = dataclasses.replace(experiment, optimizer=config())
-        del words[place : place + 2]
+        config = lookup(optim.OPTIMIZERS, _taken(words, "--optimizer"), "--optimizer")
+        arms = [dataclasses.replace(arm, optimizer=config()) for arm in arms]
     if not words:
-        return experiment
-    return _parse(f"{prog} {path}", Experiment, words, experiment)
+        return list(arms)
+    return [_parse(f"{prog} {path}", Experiment, words, arm) for arm in arms]
+
+
+def _taken(words: list[str], option: str) -> str:
+    """The value of an option, which is removed with it; "" where there is none."""
+    place = words.index(option)
+    _, *value = words[place : place + 2]
+    del words[place : place + 2]
+    return "".join(value)
 
 
 def _split_equals(word: str) -> list[str]:

@@ -1,16 +1,22 @@
 """One experiment: the subsystems' configs, composed and checked against each other.
 
-A config file is a Python module with a function `config() -> Experiment`. Everything
-that a run depends on is in here, so that a checkpoint can describe itself.
+A config file is a Python module with a function `config() -> Experiment`, or with
+`arms(scale) -> Sequence[Experiment]` for a family that is compared at one of `SCALES`.
+Everything that a run depends on is in here, so that a checkpoint can describe itself.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import pathlib
 import re
-from typing import Any
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from rfq import optim, taps
 from rfq.data.mixture import Mixture
@@ -22,6 +28,10 @@ from rfq.optim.schedule import ScheduleConfig
 from rfq.quant.calibrate import CALIBRATORS
 from rfq.quant.spec import QuantSpec
 from rfq.sharding import ShardingConfig
+
+# Sizes of a family of arms: minutes on two CPU cores, one GPU, the paper's.
+Scale = Literal["demo", "small", "paper"]
+SCALES: tuple[str, ...] = typing.get_args(Scale)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,11 +67,22 @@ class TrainConfig:
     num_steps: int = 50_000  # Optimizer calls.
     batch_size: int = 512  # Sequences per step over all devices and hosts.
     clip_norm: float | None = 1.0  # Global gradient norm; None turns it off (D18).
+    # Added to the loss: penalty_weight times the mean over blocks of
+    # mean((|x| / penalty_threshold)^4) of their outputs x (TWEO, arXiv 2511.23225,
+    # whose values are 0.01 and 3). 0 leaves no trace in the program.
+    penalty_weight: float = 0.0
+    penalty_threshold: float = 3.0
 
     def __post_init__(self):
         for name in ("num_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name}={getattr(self, name)} must be >= 1")
+        if not 0 <= self.penalty_weight < math.inf:
+            raise InputError(f"train.penalty_weight={self.penalty_weight} must be >= 0")
+        if not self.penalty_threshold > 0:
+            raise InputError(
+                f"train.penalty_threshold={self.penalty_threshold} must be > 0"
+            )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise InputError(f"train.clip_norm={self.clip_norm} must be > 0 or None")
 
@@ -218,6 +239,13 @@ class Experiment:
 # quantized and placed differently and still be the same run.
 FREE_SECTIONS = ("arm", "data", "log", "quantize", "tasks", "sharding")
 
+# Fields that are younger than the first recorded rows, at the values that compute what
+# was computed before: a fingerprint leaves them out, so that those rows keep theirs.
+_YOUNGER: Mapping[str, Mapping[str, object]] = {
+    "model": {"first_layer": 1, "attention_gate": "none", "embedding": "plain"},
+    "train": {"penalty_weight": 0.0, "penalty_threshold": 3.0},
+}
+
 
 def fingerprint(experiment: Experiment) -> str:
     """Twelve hexadecimal digits that name the trained function and its path there.
@@ -227,6 +255,10 @@ def fingerprint(experiment: Experiment) -> str:
     described = to_dict(experiment)
     for section in FREE_SECTIONS:
         del described[section]
+    for section, neutral in _YOUNGER.items():
+        for name, value in neutral.items():
+            if described[section][name] == value:
+                del described[section][name]
     numbers = json.loads(json.dumps(described), parse_int=float)
     canonical = json.dumps(numbers, sort_keys=True).encode()
     return hashlib.sha256(canonical).hexdigest()[:12]
@@ -295,8 +327,55 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") ->
 
 
 def load(path: str | pathlib.Path) -> Experiment:
-    """Runs a config file's `config()`; the file may lie anywhere."""
+    """Runs a config file's `config()`; the file may lie anywhere.
+
+    Raises:
+        InputError: there is no such file, it holds a family, or what it makes is wrong.
+    """
+    (experiment,) = load_arms(path, None)
+    return experiment
+
+
+def load_arms(path: str | pathlib.Path, scale: str | None) -> tuple[Experiment, ...]:
+    """Runs a config file's `arms(scale)`, or `config()` where `scale` is None.
+
+    Raises:
+        InputError: as `load`; a scale is missing or of no use; two arms have one name.
+    """
     path = pathlib.Path(path)
+    with _said_of(path):
+        module = _module(path)
+        if scale is None:
+            _require(path, module, "config")
+            made = (module.config(),)
+        else:
+            _require(path, module, "arms")
+            made = tuple(module.arms(scale))
+    for experiment in made:
+        if not isinstance(experiment, Experiment):
+            raise InputError(
+                f"config {str(path)!r} made a {type(experiment).__name__}, not an "
+                "rfq.experiment.Experiment"
+            )
+    names = [experiment.arm for experiment in made]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"config {str(path)!r} has two arms called {twice[0]!r}")
+    return made
+
+
+def is_family(path: str | pathlib.Path) -> bool:
+    """True for a config file with `arms(scale)`.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    path = pathlib.Path(path)
+    with _said_of(path):
+        return hasattr(_module(path), "arms")
+
+
+def _module(path: pathlib.Path) -> types.ModuleType:
     if not path.is_file():
         raise InputError(
             f"config {str(path)!r} is not a file; give a Python file with a function "
@@ -306,21 +385,33 @@ def load(path: str | pathlib.Path) -> Experiment:
     if spec is None or spec.loader is None:
         raise InputError(f"config {str(path)!r} is not a Python file (*.py)")
     module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _said_of(path: pathlib.Path) -> Iterator[None]:
+    """Turns what a dataclass says of a field that it lacks into an InputError."""
     try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "config"):
-            raise InputError(
-                f"config {str(path)!r} has no function config() -> Experiment"
-            )
-        experiment = module.config()
+        yield
     except TypeError as error:
-        # What a dataclass says of a field that it does not have or still needs.
         if "argument" not in str(error):
             raise
         raise InputError(f"config {str(path)!r}: {error}") from error
-    if not isinstance(experiment, Experiment):
+
+
+def _require(path: pathlib.Path, module: types.ModuleType, function: str) -> None:
+    """Raises an InputError about a config file that has no such function."""
+    if hasattr(module, function):
+        return
+    if hasattr(module, "arms"):
         raise InputError(
-            f"config() in {str(path)!r} returned {type(experiment).__name__}, "
-            "not an rfq.experiment.Experiment"
+            f"config {str(path)!r} is a family of arms; say how large, with --scale "
+            f"{', '.join(SCALES[:-1])} or {SCALES[-1]}"
         )
-    return experiment
+    if hasattr(module, "config"):
+        raise InputError(
+            f"config {str(path)!r} is one experiment, no family of arms(scale); leave "
+            "--scale out"
+        )
+    raise InputError(f"config {str(path)!r} has no function config() -> Experiment")

@@ -28,13 +28,14 @@ class ParamAxes(NamedTuple):
     """One row of the table.
 
     Attributes:
-        kind: "matrix" (matrix optimizers, weight quantization), "embedding" (AdamW, the
-            tied head) or "gain" (AdamW without decay, never quantized).
+        kind: "matrix" (matrix optimizers, weight quantization), "projection" (matrix
+            optimizers; folds into the embedding, which is not quantized), "embedding"
+            (AdamW, the tied head) or "gain" (AdamW without decay, never quantized).
         logical: one name per array axis, translated to mesh axes in `sharding`.
         matrix: the matrix axes; None for gains.
     """
 
-    kind: Literal["matrix", "embedding", "gain"]
+    kind: Literal["matrix", "projection", "embedding", "gain"]
     logical: tuple[str, ...]
     matrix: MatrixAxes | None
 
@@ -42,13 +43,19 @@ class ParamAxes(NamedTuple):
 _QKV = ParamAxes(
     "matrix", ("layer", "embed", "heads", "head_width"), MatrixAxes((1,), (2, 3))
 )
+_PROJECTION = ParamAxes("projection", ("embed", "width"), MatrixAxes((0,), (1,)))
 
 TABLE: Mapping[str, ParamAxes] = {
     # As the head, logits = h E^T: the embedding maps width (in) to vocabulary (out).
     "embedding": ParamAxes("embedding", ("vocab", "embed"), MatrixAxes((1,), (0,))),
+    # Only where `model.embedding` is "projected".
+    "w_embed": _PROJECTION,
+    "w_unembed": _PROJECTION,
     "w_q": _QKV,
     "w_k": _QKV,
     "w_v": _QKV,
+    # Only where `model.attention_gate` is "head".
+    "w_gate": ParamAxes("matrix", ("layer", "embed", "heads"), MatrixAxes((1,), (2,))),
     "w_o": ParamAxes(
         "matrix", ("layer", "heads", "head_width", "embed"), MatrixAxes((1, 2), (3,))
     ),
@@ -92,11 +99,11 @@ def axes(params):
 def matrix_axes(params):
     """The `axes` argument of `rfq.optim`'s transforms, for our own models.
 
-    Same structure as `params`, with `MatrixAxes` at the hidden matrices and None at the
-    embedding and the gains, which fall back to AdamW.
+    Same structure as `params`, with `MatrixAxes` at the hidden matrices and projections
+    and None at the embedding and the gains, which fall back to AdamW.
     """
     return jax.tree.map(
-        lambda row: row.matrix if row.kind == "matrix" else None,
+        lambda row: row.matrix if row.kind in ("matrix", "projection") else None,
         axes(params),
         is_leaf=lambda row: isinstance(row, ParamAxes),
     )

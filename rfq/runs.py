@@ -142,9 +142,9 @@ def match(ours: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
     Raises:
         InputError: names the first field that differs.
     """
-    for field, mine, other in experiment_lib.differences(
-        ours["experiment"], theirs["experiment"]
-    ):
+    # What was written before a field existed has its default.
+    completed = experiment_lib.to_dict(experiment_lib.from_dict(theirs["experiment"]))
+    for field, mine, other in experiment_lib.differences(ours["experiment"], completed):
         if field.split(".")[0] not in experiment_lib.FREE_SECTIONS:
             raise InputError(
                 f"{where} holds another experiment ({field} is {other!r} there and "

@@ -39,6 +39,9 @@ class TrainState:
     opt_state: Any
 
 
+# Where the outputs of all blocks but the last, and that of the last, are seen.
+BLOCK_OUTPUTS = ("attn_norm_in", "final_norm_in")
+
 # {site: (range_lo, range_hi)}, each [L] or a scalar; host numbers enter as data.
 Ranges = dict[str, calibrate.Bounds]
 # {site: magnitude}, up to which a value belongs to the bulk; shapes as Ranges.
@@ -95,17 +98,28 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
         params = init_lib.init(experiment.init, config, key=key)
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-    def mean_loss(params: Params, batch: Batch) -> Array:
-        return jnp.mean(transformer.token_losses(params, batch, config, plain)[0])
+    weight = experiment.train.penalty_weight
+    excess = taps.Taps(taps.Excess(experiment.train.penalty_threshold), BLOCK_OUTPUTS)
+    trained = dataclasses.replace(plain, taps=excess if weight > 0 else taps.NO_TAPS)
+
+    def objective(params: Params, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        losses_BT, records = transformer.token_losses(params, batch, config, trained)
+        loss = jnp.mean(losses_BT)
+        if not records:
+            return loss, {"loss": loss}
+        # What enters the first block is no block's output.
+        into_L, last = (records[site] for site in BLOCK_OUTPUTS)
+        penalty = jnp.mean(jnp.append(into_L[1:], last))
+        return loss + weight * penalty, {"loss": loss, "penalty": penalty}
 
     def train(state: TrainState, batch: Batch):
         with _matmul_precision(config):
-            loss, grads = _accumulated(
-                mean_loss, state.params, batch, experiment.sharding.microbatches
+            values, grads = _accumulated(
+                objective, state.params, batch, experiment.sharding.microbatches
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {
-            "loss": loss,
+            **values,
             "learning_rate": rate(state.step),
             "grad_norm": _global_norm(grads),
         }
@@ -391,25 +405,35 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
 
 
 def _accumulated(
-    loss: Callable[[Params, Batch], Array],
+    objective: Callable[[Params, Batch], tuple[Array, dict[str, Array]]],
     params: Params,
     batch: Batch,
     num_microbatches: int,
-) -> tuple[Array, Params]:
-    """Mean loss of a batch and its gradient, a microbatch at a time.
+) -> tuple[dict[str, Array], Params]:
+    """What a batch's objective reports and its gradient, a microbatch at a time.
 
     Microbatch i has the rows i, i + A, i + 2A, ... of the batch, so that each device
     takes them from its own rows whatever the mesh. Sums are float32 and live where the
     parameters do.
     """
+
+    def of(part: Batch) -> tuple[dict[str, Array], Params]:
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        (_, values), grads = gradient(params, part)
+        return values, grads
+
     if num_microbatches == 1:
-        return jax.value_and_grad(loss)(params, batch)
+        return of(batch)
     parts = batch.reshape(-1, num_microbatches, batch.shape[1]).swapaxes(0, 1)
 
-    def add(sums: tuple[Array, Params], part: Batch):
-        return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss)(params, part)), None
+    def add(sums: tuple[dict[str, Array], Params], part: Batch):
+        return jax.tree.map(jnp.add, sums, of(part)), None
 
-    zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    _, values = jax.eval_shape(objective, params, parts[0])
+    zeros = (
+        {name: jnp.float32(0) for name in values},
+        jax.tree.map(jnp.zeros_like, params),
+    )
     sums, _ = jax.lax.scan(add, zeros, parts)
     return jax.tree.map(lambda total: total / num_microbatches, sums)
 

@@ -126,6 +126,22 @@ def _require_grid(state: SiteState) -> None:
     assert isinstance(state, grid_lib.Grid), "a quantized site has no grid"
 
 
+@dataclasses.dataclass(frozen=True)
+class Excess:
+    """Leaves x alone and records how far it reaches beyond a threshold t.
+
+    mean((|x| / t)^4), the term that TWEO (arXiv 2511.23225) adds to the loss for the
+    output of each block, with its power of 4.
+    """
+
+    threshold: float
+
+    def __call__(self, x: Array, state: SiteState) -> tuple[Array, Record]:
+        """Records a scalar, differentiable in x."""
+        del state
+        return x, jnp.mean((x.astype(jnp.float32) / self.threshold) ** 4)
+
+
 class Statistic(NamedTuple):
     """A row of `STATISTICS`.
 

@@ -42,6 +42,7 @@ FED_BY: Mapping[str, str] = {
     "w_q": "attn_in",
     "w_k": "attn_in",
     "w_v": "attn_in",
+    "w_gate": "attn_in",
     "w_o": "attn_out",
     "w_up": "mlp_in",
     "w_down": "mlp_hidden",
@@ -64,12 +65,21 @@ class ModelConfig:
     vocab_size: int = 32_000  # V, must be the tokenizer's.
     seq_len: int = 512  # T, must divide the window length of the data.
     skip: Literal["residual", "residual_free"] = "residual_free"  # Equation 1, 2.
-    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"  # Gain, no bias.
-    # Attention temperature tau_l = beta ** -l for l = 1..L (section 4 iii).
+    # Gain, no bias; "single_scale_norm" is "rms_norm" with one gain for all channels
+    # (SSNorm of Outlier-Safe Pre-Training, arXiv 2506.19697).
+    norm: Literal["rms_norm", "layer_norm", "single_scale_norm"] = "rms_norm"
+    # Attention temperature tau_l = beta ** -l (section 4 iii).
     beta: float = 1.1
+    first_layer: Literal[0, 1] = 1  # Where l begins to count.
     # q.k is divided by sqrt(K) per head ("head_width") or, as the paper writes it for
     # a single head, by sqrt(D) ("width").
     attention_scale: Literal["head_width", "width"] = "head_width"
+    # "head": each head's mix is multiplied by a sigmoid of what attention reads, see
+    # `layers.head_gate`.
+    attention_gate: Literal["none", "head"] = "none"
+    # "projected": a learned D x D matrix behind the lookup and one before the tied head
+    # (EmbProj of Outlier-Safe Pre-Training), which fold into the embedding.
+    embedding: Literal["plain", "projected"] = "plain"
     rope_base: float = 10_000.0  # Slowest rotation of RoPE, positions per radian.
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # Of the activations.
     # "xla" runs anywhere; "cudnn" is flash attention on NVIDIA GPUs, bfloat16 only.
@@ -91,6 +101,11 @@ class ModelConfig:
     def mlp_width(self) -> int:
         """F, the hidden width of the MLP."""
         return self.mlp_ratio * self.width
+
+    @property
+    def gain_width(self) -> int:
+        """Gains of one norm: one a channel, or one."""
+        return 1 if self.norm == "single_scale_norm" else self.width
 
     def __post_init__(self):
         check_choices(self, "model")
@@ -129,11 +144,11 @@ class ModelConfig:
 
 
 def num_params(config: ModelConfig) -> int:
-    """Number of trained parameters: 12 D^2 L + V D at F = 4 D, plus the norm gains."""
-    c = config
-    block = 4 * c.width**2 + 2 * c.width * c.mlp_width
-    gains = (2 * c.num_layers + 1) * c.width
-    return c.num_layers * block + c.vocab_size * c.width + gains
+    """Number of trained parameters: 12 D^2 L + V D at F = 4 D, plus the norm gains.
+
+    A gate adds H D a layer, a projected embedding 2 D^2.
+    """
+    return _matmul_weights(config) + (2 * config.num_layers + 1) * config.gain_width
 
 
 def flops_per_token(config: ModelConfig) -> int:
@@ -143,5 +158,13 @@ def flops_per_token(config: ModelConfig) -> int:
     half of attention, 6 L T D.
     """
     c = config
-    matmul_weights = num_params(c) - (2 * c.num_layers + 1) * c.width
-    return 6 * matmul_weights + 6 * c.num_layers * c.seq_len * c.width
+    return 6 * _matmul_weights(c) + 6 * c.num_layers * c.seq_len * c.width
+
+
+def _matmul_weights(config: ModelConfig) -> int:
+    c = config
+    block = 4 * c.width**2 + 2 * c.width * c.mlp_width
+    if c.attention_gate == "head":
+        block += c.width * c.num_heads
+    projections = 2 * c.width**2 if c.embedding == "projected" else 0
+    return c.num_layers * block + c.vocab_size * c.width + projections

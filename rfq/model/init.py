@@ -71,6 +71,11 @@ def init(config: InitConfig, model: ModelConfig, *, key: Array) -> Params:
     drawn["embedding"] = config.embedding_std * jax.random.normal(
         key_for(key, "embedding"), shapes["embedding"].shape
     )
+    if model.embedding == "projected":
+        # All recipes start as the plain model with a rotated embedding.
+        D, key_embed = model.width, key_for(key, "w_embed")
+        turn_DD = orthonormal_columns(D, D, key=key_embed)
+        drawn |= {"w_embed": turn_DD, "w_unembed": turn_DD.T}
 
     def pick(path: tuple, leaf: jax.ShapeDtypeStruct) -> Array:
         name = params_lib.leaf_name(path)
@@ -93,6 +98,7 @@ def _orthogonal_recipe(
         W_Q = W_K = sqrt(alpha_qk) S,    S^T S = I_K   so W_Q^T W_K = alpha_qk I_K
         W_V = sqrt(alpha_vo) U, W_O = sqrt(alpha_vo) U^T or a fresh orthogonal matrix
         W_U W_U^T and W_D^T W_D = `mlp_gram` times I_D
+    A gate starts at one half, W_gate = 0, which keeps the equations of W_V W_O.
     """
     D, H, K, F = model.width, model.num_heads, model.head_width, model.mlp_width
 
@@ -122,6 +128,7 @@ def _orthogonal_recipe(
         "w_q": w_qk,
         "w_k": w_qk,
         "w_v": math.sqrt(config.alpha_vo) * v,
+        "w_gate": jnp.zeros((model.num_layers, D, H)),
         "w_o": math.sqrt(config.alpha_vo) * o,
         "w_up": math.sqrt(gram_u) * up,
         "w_down": math.sqrt(gram_d) * per_layer("w_down", down),

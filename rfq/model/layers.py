@@ -151,7 +151,12 @@ def in_place(clean: Array, tapped: Array) -> Array:
     return tapped
 
 
-NORMS: Mapping[str, Norm] = {"rms_norm": rms_norm, "layer_norm": layer_norm}
+NORMS: Mapping[str, Norm] = {
+    "rms_norm": rms_norm,
+    "layer_norm": layer_norm,
+    # g sqrt(D) x / |x| with one g (arXiv 2506.19697): its gain has one element.
+    "single_scale_norm": rms_norm,
+}
 SKIPS: Mapping[str, Skip] = {"residual": residual, "residual_free": residual_free}
 STREAMS: Mapping[str, Stream] = {"branch": branch, "in_place": in_place}
 
@@ -243,6 +248,21 @@ def cached_attention(
         implementation="xla",
     )
     return heads_BTHK, Cache(k_BSHK, v_BSHK, cache.length_B + T)
+
+
+def head_gate(heads_BTHK: Array, logits_BTH: Array) -> Array:
+    """Y' = Y * sigmoid(X W_gate), one gate for each token and head.
+
+    The head-wise form of the gate behind scaled dot-product attention (G1 of Qiu et
+    al., arXiv 2505.06708; for each head also in Bondarenko et al., arXiv 2306.12929),
+    without bias. X is what attention reads, behind its norm.
+
+    Args:
+        heads_BTHK: Y, the heads' mixes.
+        logits_BTH: X W_gate.
+    """
+    gate_BTH = jax.nn.sigmoid(logits_BTH.astype(jnp.float32))
+    return heads_BTHK * gate_BTH[..., None].astype(heads_BTHK.dtype)
 
 
 def token_cross_entropy(

@@ -72,8 +72,8 @@ class _Block(nn.Module):
         layer, states = scanned
         norm, skip = layers.NORMS[c.norm], layers.SKIPS[c.skip]
         D, H, K, F = c.width, c.num_heads, c.head_width, c.mlp_width
-        attn_norm = _declare(self, "attn_norm", D)
-        mlp_norm = _declare(self, "mlp_norm", D)
+        attn_norm = _declare(self, "attn_norm", c.gain_width)
+        mlp_norm = _declare(self, "mlp_norm", c.gain_width)
         w_q, w_k, w_v = (_declare(self, n, D, H, K) for n in ("w_q", "w_k", "w_v"))
         w_o = _declare(self, "w_o", H, K, D)
         w_up, w_down = _declare(self, "w_up", D, F), _declare(self, "w_down", F, D)
@@ -97,7 +97,7 @@ class _Block(nn.Module):
             carried = skip(self.seams.stream(x_BTD, tapped_BTD), update_BTD)
             return carried.astype(c.compute_dtype)  # A tap may have made it float32.
 
-        # Attention. tau_l = beta ** -l in the paper's counting l = 1..L.
+        # Attention. tau_l = beta ** -l, in the paper's counting l = 1..L.
         tau = jnp.float32(c.beta) ** -layer
         scale = tau / math.sqrt(K if c.attention_scale == "head_width" else D)
         tapped = site("attn_norm_in", x_BTD)
@@ -112,6 +112,10 @@ class _Block(nn.Module):
             heads_BTHK = layers.causal_attention(q, k, v, scale, c.attention)
         else:
             heads_BTHK, records[CACHE] = layers.cached_attention(q, k, v, scale, cache)
+        if c.attention_gate == "head":
+            w_gate = _declare(self, "w_gate", D, H)
+            logits_BTH = dot(h_BTD, w_gate, "w_gate", "heads")
+            heads_BTHK = layers.head_gate(heads_BTHK, logits_BTH)
         update = dot(site("attn_out", heads_BTHK), w_o, "w_o", "width")
         x_BTD = connect(x_BTD, tapped, update)
 
@@ -134,7 +138,7 @@ class _Transformer(nn.Module):
     def __call__(self, tokens_BT: Array, states: dict[str, SiteState]):
         c = self.config
         embedding_VD = _declare(self, "embedding", c.vocab_size, c.width)
-        final_norm = _declare(self, "final_norm", c.width)
+        final_norm = _declare(self, "final_norm", c.gain_width)
         block = nn.remat(_Block, prevent_cse=False) if c.remat else _Block
         stack = nn.scan(
             block,
@@ -143,7 +147,8 @@ class _Transformer(nn.Module):
             length=c.num_layers,
             unroll=min(c.scan_unroll, c.num_layers),
         )(c, self.seams, name="blocks")
-        layer_numbers = jnp.arange(1, c.num_layers + 1, dtype=jnp.float32)
+        last_layer = c.first_layer + c.num_layers - 1
+        layer_numbers = jnp.arange(c.first_layer, last_layer + 1, dtype=jnp.float32)
         once = (*MODEL_SITES, "embedding")
         block_states = {name: s for name, s in states.items() if name not in once}
 
@@ -154,6 +159,12 @@ class _Transformer(nn.Module):
         tokens_BT = place(tokens_BT, ("copy_batch", "position"))
         x_BTD = place(embedding_VD[tokens_BT], ("copy_batch", "position", "embed"))
         x_BTD = place(x_BTD.astype(c.compute_dtype), ("batch", "position", "width"))
+        if c.embedding == "projected":
+            projections = {
+                name: _declare(self, name, c.width, c.width)
+                for name in ("w_embed", "w_unembed")  # The latter is `head`'s.
+            }
+            x_BTD = _project(x_BTD, projections, "w_embed", self.seams, c)
         x_BTD, records = stack(x_BTD, (layer_numbers, block_states))
 
         def site(name: str, x: Array) -> Array:
@@ -270,8 +281,9 @@ def head(
     seams: Seams,
     states: Mapping[str, SiteState] | None,
 ) -> Callable[[Array], Array]:
-    """The head h -> h E^T; the embedding is transposed once for all slices.
+    """The head h -> h E^T, or h W_unembed E^T where the embedding is projected.
 
+    The embedding is transposed once for all slices.
     Each share of the batch multiplies with a copy of its own, so that the gradients of
     all slices are summed where they arise and cross devices once, not once a slice.
     """
@@ -283,18 +295,35 @@ def head(
     def dot(h_BTD: Array, head_DV: Array) -> Array:
         return seams.dot(h_BTD, head_DV, "embedding", state)
 
+    def project(h_BTD: Array) -> Array:
+        if config.embedding == "plain":
+            return h_BTD
+        return _project(h_BTD, params, "w_unembed", seams, config)
+
     if num_shares == 1:
-        return lambda h_BTD: place(dot(h_BTD, head_DV), ("batch", "position", "vocab"))
+        return lambda h_BTD: place(
+            dot(project(h_BTD), head_DV), ("batch", "position", "vocab")
+        )
     head_GDV = jnp.broadcast_to(head_DV, (num_shares, *head_DV.shape))
     head_GDV = place(head_GDV, ("batch", "width", "vocab"))
 
     def head(h_BTD: Array) -> Array:
-        h_GBTD = h_BTD.reshape(num_shares, -1, *h_BTD.shape[1:])
+        h_GBTD = project(h_BTD).reshape(num_shares, -1, *h_BTD.shape[1:])
         logits_GBTV = jax.vmap(dot)(h_GBTD, head_GDV)
         logits_BTV = logits_GBTV.reshape(*h_BTD.shape[:-1], -1)
         return place(logits_BTV, ("batch", "position", "vocab"))
 
     return head
+
+
+def _project(
+    x_BTD: Array, params: Params, name: str, seams: Seams, config: ModelConfig
+) -> Array:
+    """x times a projection, which is never quantized: it folds into the embedding."""
+    logical = params_lib.TABLE[name].logical
+    w_DD = _in_use(params[name], logical, seams, config.compute_dtype)
+    y_BTD = seams.dot(x_BTD, w_DD, name, None)
+    return seams.placing.activation(y_BTD, ("batch", "position", "width"))
 
 
 def _in_use(w: Array, logical: tuple[str, ...], seams: Seams, dtype: str) -> Array:

@@ -1,0 +1,47 @@
+"""Residual arms with other cures for outliers, beside the paper's residual-free one.
+
+Outlier-Safe Pre-Training (arXiv 2506.19697) is Muon, one gain a norm and a projected
+embedding, here also one by one; gated attention (2505.06708) closes heads by a sigmoid;
+the penalty is TWEO's (2511.23225) at its own values; LayerNorm centres what RMSNorm
+does not. Rates are those of the scale's own arms, tuned for none of the rivals. Every
+arm is quantized with both placements of the stream, branch and in place.
+
+launch/sweep.sh configs/ablation/rivals.py --scale demo --out runs/rivals
+"""
+
+import dataclasses
+import pathlib
+
+from rfq import experiment
+
+CONFIGS = pathlib.Path(__file__).parents[1]
+
+SINGLE = {"norm": "single_scale_norm"}
+PROJECTED = {"embedding": "projected"}
+
+
+def arms(scale: str) -> list[experiment.Experiment]:
+    """The scale's residual AdamW arm, its rivals, and its residual-free arm."""
+    adamw, free, free_muon = (
+        experiment.load(CONFIGS / scale / f"{name}.py")
+        for name in ("residual_adamw", "residual_free_kl_shampoo", "residual_free_muon")
+    )
+    muon = dataclasses.replace(adamw, optimizer=free_muon.optimizer)
+    penalty = dataclasses.replace(adamw.train, penalty_weight=0.01)
+
+    def changed(base: experiment.Experiment, arm: str, **model):
+        changed = dataclasses.replace(base.model, **model)
+        return dataclasses.replace(base, arm=arm, model=changed)
+
+    return [
+        adamw,
+        changed(adamw, "layer_norm", norm="layer_norm"),
+        changed(adamw, "gated_attention", attention_gate="head"),
+        dataclasses.replace(adamw, arm="penalty", train=penalty),
+        changed(muon, "muon"),
+        changed(muon, "muon_single_scale_norm", **SINGLE),
+        changed(muon, "muon_projected_embedding", **PROJECTED),
+        changed(muon, "outlier_safe", **SINGLE, **PROJECTED),
+        free,
+        changed(free, "residual_free_layer_norm", norm="layer_norm"),
+    ]
