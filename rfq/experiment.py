@@ -354,7 +354,7 @@ def load_arms(path: str | pathlib.Path, scale: str | None) -> tuple[Experiment, 
     for experiment in made:
         if not isinstance(experiment, Experiment):
             raise InputError(
-                f"config {str(path)!r} made a {type(experiment).__name__}, not an "
+                f"config {str(path)!r} returned {type(experiment).__name__}, not an "
                 "rfq.experiment.Experiment"
             )
     names = [experiment.arm for experiment in made]

@@ -27,7 +27,8 @@ from rfq.optim.schedule import ScheduleConfig
 from rfq.sharding import ShardingConfig
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-FILES = sorted(CONFIGS.rglob("*.py"))
+# tests/test_ablation.py has the families of arms.
+FILES = sorted(set(CONFIGS.rglob("*.py")) - set(CONFIGS.glob("ablation/*.py")))
 BASE = Experiment(arm="base")
 
 
@@ -153,6 +154,27 @@ def test_the_fingerprint_names_what_is_trained(section):
     assert (fingerprint(changed) != fingerprint(BASE)) == matters
 
 
+def test_recorded_rows_are_those_of_the_configs_beside_them():
+    recorded = {}
+    for line in (CONFIGS / "results" / "demo.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        recorded[row["arm"], row["seed"]] = row["config_fingerprint"]
+    for path in (CONFIGS / "demo").glob("*.py"):
+        experiment = experiment_lib.load(path)
+        assert fingerprint(experiment) == recorded[path.stem, 0]
+
+
+def test_a_younger_field_counts_where_it_changes_anything():
+    changes = [
+        {"model": ModelConfig(first_layer=0)},
+        {"model": ModelConfig(attention_gate="head")},
+        {"model": ModelConfig(embedding="projected")},
+        {"train": TrainConfig(penalty_weight=0.1)},
+    ]
+    found = {fingerprint(dataclasses.replace(BASE, **change)) for change in changes}
+    assert len(found | {fingerprint(BASE)}) == 5
+
+
 def test_another_optimizer_is_another_fingerprint():
     # Two of them, with all the fields that they share equal.
     two = [
@@ -205,6 +227,8 @@ def test_differences_name_the_field_and_both_values():
         (lambda: TrainConfig(batch_size=0), ["train.batch_size=0"]),
         (lambda: TrainConfig(clip_norm=-1.0), ["train.clip_norm=-1.0"]),
         (lambda: TrainConfig(clip_norm=math.nan), ["train.clip_norm=nan"]),
+        (lambda: TrainConfig(penalty_weight=-1.0), ["train.penalty_weight=-1.0"]),
+        (lambda: TrainConfig(penalty_threshold=0.0), ["train.penalty_threshold=0.0"]),
         (lambda: LogConfig(keep_checkpoints=0), ["log.keep_checkpoints=0"]),
         (lambda: QuantizeConfig(specs=("W8A1",)), ["act_bits=1"]),
         (lambda: QuantizeConfig(specs=("8x8",)), ["'8x8'", "WnAm"]),

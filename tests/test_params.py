@@ -10,7 +10,10 @@ from rfq.model import transformer
 from rfq.params import TABLE, MatrixAxes
 from tests.model import examples
 
-SHAPES = transformer.shapes(examples.CONFIG)
+# Every parameter that a model may have.
+SHAPES = transformer.shapes(
+    examples.config(attention_gate="head", embedding="projected")
+)
 
 
 def leaves(tree, is_leaf=None):
@@ -46,9 +49,8 @@ def test_stacked_leaves_lead_with_the_layer():
     for name in SHAPES["blocks"]:
         assert TABLE[name].logical[0] == "layer"
         assert leaves(SHAPES)[name].shape[0] == examples.CONFIG.num_layers
-    assert all(
-        "layer" not in TABLE[name].logical for name in ("embedding", "final_norm")
-    )
+    once = {"embedding", "w_embed", "w_unembed", "final_norm"}
+    assert once == {n for n, row in TABLE.items() if "layer" not in row.logical}
 
 
 def test_products_chain_through_the_axes_of_the_table():
@@ -85,9 +87,9 @@ def test_weight_decay_spares_the_gains():
 
 
 def test_a_parameter_without_a_row_is_named():
-    tree = {"blocks": {"w_gate": np.zeros((2, 3, 4))}}
+    tree = {"blocks": {"w_router": np.zeros((2, 3, 4))}}
     for function in (params_lib.axes, params_lib.matrix_axes, params_lib.decayed):
-        with pytest.raises(InputError, match=r"\['blocks'\]\['w_gate'\].*w_up"):
+        with pytest.raises(InputError, match=r"\['blocks'\]\['w_router'\].*w_up"):
             function(tree)
 
 

@@ -119,6 +119,13 @@ def test_a_directory_belongs_to_its_experiment(experiment, tmp_path):
     runs.claim(experiment, tmp_path / "run")
 
 
+def test_a_run_from_before_a_field_existed_is_still_its_own(experiment, tmp_path):
+    described = runs.claim(experiment, tmp_path)
+    del described["experiment"]["model"]["attention_gate"]
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert runs.claim(experiment, tmp_path)["experiment"]["model"]["attention_gate"]
+
+
 @pytest.mark.parametrize(
     ("section", "fields", "says"),
     [

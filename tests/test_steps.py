@@ -245,15 +245,18 @@ def test_eight_devices_train_as_one(optimizer, strategy):
 def gradient(num_microbatches, num_devices=1):
     """Loss and gradient of a batch in so many parts."""
 
-    def loss(params, batch):
-        return jnp.mean(transformer.token_losses(params, batch, MODEL)[0])
+    def objective(params, batch):
+        loss = jnp.mean(transformer.token_losses(params, batch, MODEL)[0])
+        return loss, {"loss": loss}
 
     mesh = sharding.make_mesh(num_devices)
     accumulated = functools.partial(
-        steps._accumulated, loss, num_microbatches=num_microbatches
+        steps._accumulated, objective, num_microbatches=num_microbatches
     )
     compiled = jax.jit(accumulated, compiler_options=QUICK)
-    return jax.device_get(compiled(PARAMS, sharding.to_global(batches()[0], mesh)))
+    found = compiled(PARAMS, sharding.to_global(batches()[0], mesh))
+    values, grads = jax.device_get(found)
+    return values["loss"], grads
 
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -272,6 +275,55 @@ def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole(num_microba
     ):
         scale = np.abs(theirs).max()
         np.testing.assert_allclose(ours / scale, theirs / scale, rtol=0, atol=1e-6)
+
+
+def test_a_penalty_is_the_mean_fourth_power_of_what_blocks_put_out():
+    # arXiv 2511.23225: loss + w (1 / L) sum_l mean((|A_l| / t)^4), in two microbatches.
+    weight, threshold = 2.0, 4.0
+    train = TrainConfig(
+        num_steps=NUM_STEPS,
+        batch_size=BATCH_SIZE,
+        penalty_weight=weight,
+        penalty_threshold=threshold,
+    )
+    given = experiment(train=train, sharding=ShardingConfig(microbatches=2))
+    functions = steps.compile_train(given, sharding.make_mesh(1))
+    batch = batches()[0]
+    state = place(initial(), functions.state)
+    _, found = functions.train(state, batch)
+
+    _, sites = decoder.forward(PARAMS, batch[:, :-1], MODEL)
+    outputs = np.stack([*sites["attn_norm_in"][1:], sites["final_norm_in"]])
+    # Two blocks in float32, the fourth power of whose outputs is taken.
+    penalty = np.mean((outputs / threshold) ** 4)
+    np.testing.assert_allclose(found["penalty"], penalty, rtol=1e-4)
+    loss, grads = gradient(1)
+    np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
+
+    keep = transformer.Seams(taps.Taps(examples.keep, SITES))
+
+    def penalty_of(params):
+        _, seen = transformer.features(params, batch[:, :-1], MODEL, keep)
+        kept = jnp.stack([*seen["attn_norm_in"][1:], seen["final_norm_in"]])
+        return jnp.mean((kept / threshold) ** 4)
+
+    slope = jax.jit(jax.grad(penalty_of), compiler_options=QUICK)(PARAMS)
+    both = jax.tree.map(lambda a, b: a + weight * b, grads, slope)
+    expected = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(both)))
+    np.testing.assert_allclose(found["grad_norm"], expected, rtol=1e-4)
+    assert weight * penalty > 0.1 * loss  # Neither could be missing.
+
+
+def test_no_penalty_leaves_no_trace():
+    def program(**fields):
+        train = TrainConfig(num_steps=NUM_STEPS, batch_size=BATCH_SIZE, **fields)
+        functions = steps.compile_train(experiment(train=train), sharding.make_mesh(1))
+        batch = jax.ShapeDtypeStruct((BATCH_SIZE, MODEL.seq_len + 1), "int32")
+        return str(jax.make_jaxpr(functions.train)(functions.state, batch))
+
+    plain = program()
+    assert program(penalty_weight=0.0, penalty_threshold=9.0) == plain
+    assert program(penalty_weight=0.1) != plain
 
 
 def test_a_batch_must_divide_into_its_parts():

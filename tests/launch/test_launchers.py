@@ -125,6 +125,7 @@ WRONG = {
     "slurm, no job": ("slurm.sh", ("train", "x.py"), "submit it with sbatch"),
     "tpu": ("tpu_pod.sh", ("--name", "a", "--", "train"), "--name and --zone"),
     "sweep": ("sweep.sh", ("x.py", "--out", "o"), "nothing to sweep"),
+    "sweep, no scale": ("sweep.sh", ("x.py", "--scale"), "--scale needs demo"),
     "sweep, no config": ("sweep.sh", ("--over", "seed", "1"), "a CONFIG and --out"),
 }
 
@@ -279,6 +280,23 @@ def test_a_sweep_is_every_combination(place):
     _, out, _ = place.run("sweep.sh", "--list", *args)
     assert out.splitlines() == expected
     assert place.called() == []
+
+
+def test_a_family_is_compared_once_or_for_every_combination(place):
+    args = ("x.py", "--scale", "demo", "--out", "o")
+    compared = "rfq compare x.py --scale demo --out o"
+    status, out, _ = place.run("sweep.sh", *args)
+    assert status == 0
+    assert "diverged" not in out
+    assert [call.removesuffix(" [/ ]") for call in place.called()] == [compared]
+    place.calls.write_text("")
+    place.plan(0, "", "exit 1")
+    over = ("--over", "seed", "0,1", "--", "--train.num-steps", "9")
+    status, _, _ = place.run("sweep.sh", *args, *over)
+    assert status == 1  # One arm diverged; the other seed is compared all the same.
+    assert [call.removesuffix(" [/ ]") for call in place.called()] == [
+        f"{compared}/seed={seed} --seed {seed} --train.num-steps 9" for seed in "01"
+    ]
 
 
 def test_a_jobset_numbers_its_processes():

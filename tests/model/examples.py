@@ -25,6 +25,13 @@ CONFIG = ModelConfig(
     remat=False,
     loss_chunks=1,
 )
+# Everything that a model may have beside the paper's parts.
+RIVALS = {
+    "norm": "single_scale_norm",
+    "attention_gate": "head",
+    "embedding": "projected",
+    "first_layer": 0,
+}
 SKIPS = ("residual", "residual_free")
 STREAMS = ("branch", "in_place")
 

@@ -12,13 +12,14 @@ from rfq.errors import InputError
 from rfq.model import config as config_lib
 from rfq.model import transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
+from tests.model import examples
 
 
 def sizes(model):
     """Number of parameters of each kind, counted on the declared shapes."""
     shapes = transformer.shapes(model)
     rows = params_lib.axes(shapes)
-    counted = dict.fromkeys(("matrix", "embedding", "gain"), 0)
+    counted = dict.fromkeys(("matrix", "projection", "embedding", "gain"), 0)
     jax.tree.map(
         lambda leaf, row: counted.update(
             {row.kind: counted[row.kind] + math.prod(leaf.shape)}
@@ -35,10 +36,11 @@ def sizes(model):
     half_head=st.integers(1, 4),
     mlp_ratio=st.integers(1, 5),
     vocab_size=st.integers(1, 50),
+    others=st.sampled_from([{}, {**examples.RIVALS}]),
 )
 @hypothesis.settings(max_examples=8)
 def test_formulas_count_what_the_model_declares(
-    num_layers, num_heads, half_head, mlp_ratio, vocab_size
+    num_layers, num_heads, half_head, mlp_ratio, vocab_size, others
 ):
     model = ModelConfig(
         num_layers=num_layers,
@@ -48,10 +50,11 @@ def test_formulas_count_what_the_model_declares(
         vocab_size=vocab_size,
         seq_len=4,
         loss_chunks=1,
+        **others,
     )
     counted = sizes(model)
     assert config_lib.num_params(model) == sum(counted.values())
-    multiplied = counted["matrix"] + counted["embedding"]
+    multiplied = sum(counted.values()) - counted["gain"]
     # Both products of attention, causal half, forward and twice backward: 3 * 2 * T D.
     attention = 6 * num_layers * model.seq_len * model.width
     assert config_lib.flops_per_token(model) == 6 * multiplied + attention
@@ -71,6 +74,9 @@ def test_formulas_count_what_the_model_declares(
         ({"rope_base": -1.0}, ["model.rope_base=-1.0"]),
         ({"skip": "resfree"}, ["model.skip='resfree'", "residual_free"]),
         ({"norm": "batch_norm"}, ["model.norm='batch_norm'", "rms_norm"]),
+        ({"attention_gate": "element"}, ["model.attention_gate='element'", "head"]),
+        ({"embedding": "tied"}, ["model.embedding='tied'", "projected"]),
+        ({"first_layer": 2}, ["model.first_layer=2", "[0, 1]"]),
         ({"compute_dtype": "float16"}, ["model.compute_dtype", "bfloat16"]),
         ({"attention_scale": "none"}, ["model.attention_scale", "head_width"]),
         (

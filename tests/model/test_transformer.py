@@ -55,18 +55,20 @@ def loss_and_grads(model):
 
 
 @pytest.mark.parametrize(
-    ("skip", "norm", "attention_scale"),
-    [  # Every pair of choices meets in one of the four.
-        ("residual", "rms_norm", "head_width"),
-        ("residual", "layer_norm", "width"),
-        ("residual_free", "rms_norm", "width"),
-        ("residual_free", "layer_norm", "head_width"),
+    ("skip", "norm", "attention_scale", "others"),
+    [  # Every pair of choices meets in one of the first four.
+        ("residual", "rms_norm", "head_width", {}),
+        ("residual", "layer_norm", "width", {}),
+        ("residual_free", "rms_norm", "width", {}),
+        ("residual_free", "layer_norm", "head_width", {}),
+        ("residual", "single_scale_norm", "head_width", examples.RIVALS),
     ],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} others",
 )
-def test_every_activation_is_that_of_float64_numpy(skip, norm, attention_scale):
-    # Three layers with beta = 1.3: tau_l = 1.3^-l, l from 1, or nothing agrees.
+def test_every_activation_is_that_of_float64_numpy(skip, norm, attention_scale, others):
+    # Three layers with beta = 1.3: tau_l = 1.3^-l, l from 1 or 0, or nothing agrees.
     model, params, batch = example(
-        skip=skip, norm=norm, attention_scale=attention_scale
+        **{**others, "skip": skip, "norm": norm, "attention_scale": attention_scale}
     )
     seams = transformer.Seams(taps.Taps(examples.keep, SITES))
     logits, records = run(model, params, batch, seams)
@@ -87,9 +89,13 @@ def test_the_loss_is_that_of_float64_numpy():
     np.testing.assert_allclose(loss_and_grads(model)[0], expected, rtol=FORWARD)
 
 
-@pytest.mark.parametrize("skip", examples.SKIPS)
-def test_a_loss_does_not_depend_on_later_tokens(skip):
-    model, params, _ = example(skip=skip)
+@pytest.mark.parametrize(
+    ("skip", "others"),
+    [("residual", examples.RIVALS), ("residual_free", {})],
+    ids=["residual, gated, projected", "residual_free"],
+)
+def test_a_loss_does_not_depend_on_later_tokens(skip, others):
+    model, params, _ = example(skip=skip, **others)
     T = model.seq_len
     # Every position has a token of its own, so that a row of the lookup is a position;
     # the head has its own copy, so that no gradient flows through it.
@@ -262,7 +268,7 @@ def test_a_quantized_site_without_a_grid_is_not_silently_left_alone():
 
 
 def test_every_weight_meets_the_activations_through_dot_under_its_name():
-    model, params, batch = example()
+    model, params, batch = example(**examples.RIVALS)
     seen = {}
 
     def dot(x, w, name, state):
@@ -277,6 +283,9 @@ def test_every_weight_meets_the_activations_through_dot_under_its_name():
         "w_q": (D, H, K),
         "w_k": (D, H, K),
         "w_v": (D, H, K),
+        "w_gate": (D, H),
+        "w_embed": (D, D),
+        "w_unembed": (D, D),
         "w_o": (H, K, D),
         "w_up": (D, F),
         "w_down": (F, D),
@@ -305,11 +314,19 @@ def on_integers(model, params, batch, weight_bits, act_bits):
 
 @pytest.mark.slow  # tests/test_export.py has the whole path.
 @pytest.mark.parametrize("weight_bits", [8, 4])
-@pytest.mark.parametrize("skip", examples.SKIPS)
-def test_a_model_on_integers_is_its_simulation(skip, weight_bits):
-    model, params, batch = example(skip=skip)
+@pytest.mark.parametrize(
+    ("skip", "others"),
+    [("residual", {}), ("residual_free", {}), ("residual", examples.RIVALS)],
+    ids=["residual", "residual_free", "residual, gated, projected"],
+)
+def test_a_model_on_integers_is_its_simulation(skip, others, weight_bits):
+    model, params, batch = example(skip=skip, **others)
     codes, states = on_integers(model, params, batch, weight_bits, 8)
-    assert codes["blocks"]["w_q"].dtype == {8: jnp.int8, 4: jnp.int4}[weight_bits]
+    matrices = {name for name in FED_BY if name in codes["blocks"]}
+    for name, leaf in {**codes, **codes["blocks"]}.items():
+        if name != "blocks":  # The embedding and what folds into it stay floats.
+            dtype = {8: jnp.int8, 4: jnp.int4}[weight_bits]
+            assert (leaf.dtype == dtype) == (name in matrices), name
     fake = taps.Taps(taps.Both(taps.fake_quantize, examples.keep), TAP_SETS["full"])
     (logits, sites), (expected, expected_sites) = (
         run(model, codes, batch, transformer.Seams(fake, dot=dot), states)
@@ -359,7 +376,7 @@ def test_weights_alone_on_integers_are_rounded_weights():
 
 
 def test_every_weight_is_fed_by_the_site_right_before_it():
-    model, params, batch = example()
+    model, params, batch = example(attention_gate="head")
     keep = transformer.Seams(taps.Taps(examples.keep, SITES))
     _, sites = run(model, params, batch, keep)
 
@@ -373,6 +390,35 @@ def test_every_weight_is_fed_by_the_site_right_before_it():
     states["w_v"], states["w_up"] = states["w_up"], states["w_v"]
     logits, _ = run(model, params, batch, transformer.Seams(dot=dot), states)
     assert np.isnan(logits).all()
+
+
+# --- What folds away ---------------------------------------------------------------
+
+
+def test_a_projected_embedding_is_another_embedding():
+    # W_unembed = W_embed^T: tied, and the plain model of E W_embed.
+    model, params, batch = example(embedding="projected")
+    w_embed = params["w_embed"]
+    logits, _ = run(model, {**params, "w_unembed": w_embed.T}, batch)
+    plain = dataclasses.replace(model, embedding="plain")
+    folded = {
+        **{name: params[name] for name in ("blocks", "final_norm")},
+        "embedding": params["embedding"] @ w_embed,
+    }
+    expected, _ = run(plain, folded, batch)
+    np.testing.assert_allclose(logits, expected, rtol=FORWARD, atol=FORWARD)
+
+
+def test_gates_at_one_half_halve_what_attention_writes():
+    model, params, batch = example(attention_gate="head", skip="residual")
+    closed = {**params["blocks"], "w_gate": 0 * params["blocks"]["w_gate"]}
+    half = {**params["blocks"], "w_o": params["blocks"]["w_o"] / 2}
+    del half["w_gate"]
+    logits, _ = run(model, {**params, "blocks": closed}, batch)
+    plain = dataclasses.replace(model, attention_gate="none")
+    expected, _ = run(plain, {**params, "blocks": half}, batch)
+    # Halving is exact in floating point.
+    np.testing.assert_array_equal(logits, expected)
 
 
 # --- bfloat16 ----------------------------------------------------------------------

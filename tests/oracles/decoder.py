@@ -12,7 +12,10 @@ EPS = 1e-6
 
 
 def normalize(x, gain, norm):
-    """Row by row: x over its root mean square, centered first for "layer_norm"."""
+    """Row by row: x over its root mean square, centered first for "layer_norm".
+
+    The gain is one number a channel, or one for "single_scale_norm".
+    """
     rows = []
     for row in x.reshape(-1, x.shape[-1]):
         if norm == "layer_norm":
@@ -78,8 +81,11 @@ def forward(params, tokens_BT, config, *, edit=None, stream="branch"):
         return update + (tapped if stream == "in_place" else x)
 
     x = embedding[np.asarray(tokens_BT)]
+    if config.embedding == "projected":
+        x = x @ np.asarray(params["w_embed"], np.float64)
     for i in range(config.num_layers):
-        scale = 1.0 / config.beta ** (i + 1) / math.sqrt(divisor)
+        tau = config.beta ** -(i + config.first_layer)
+        scale = tau / math.sqrt(divisor)
         tapped = site("attn_norm_in", i, x)
         h = normalize(tapped, w["attn_norm"][i], config.norm)
         h = site("attn_in", i, h)
@@ -93,6 +99,8 @@ def forward(params, tokens_BT, config, *, edit=None, stream="branch"):
         for b, head in np.ndindex(v.shape[0], v.shape[2]):
             at = (b, slice(None), head)
             mixed[at] = attend(q[at], k[at], v[at], scale)
+        if config.attention_gate == "head":
+            mixed /= 1.0 + np.exp(-h @ w["w_gate"][i])[..., None]
         mixed = site("attn_out", i, mixed)
         update = sum(
             mixed[:, :, head] @ w["w_o"][i][head] for head in range(config.num_heads)
@@ -107,6 +115,8 @@ def forward(params, tokens_BT, config, *, edit=None, stream="branch"):
     sites.clear()
     h = normalize(site("final_norm_in", None, x), final_norm, config.norm)
     h = site("head_in", None, h)
+    if config.embedding == "projected":
+        h = h @ np.asarray(params["w_unembed"], np.float64)
     return h @ embedding.T, stacked | {name: x for name, (x,) in sites.items()}
 
 
