@@ -31,7 +31,8 @@ class ParamAxes(NamedTuple):
         kind: "matrix" (matrix optimizers, weight quantization), "projection" (matrix
             optimizers; folds into the embedding, which is not quantized), "embedding"
             (AdamW, the tied head) or "gain" (AdamW without decay, never quantized).
-        logical: one name per array axis, translated to mesh axes in `sharding`.
+        logical: one name per array axis, translated to mesh axes in `sharding`; an
+            axis of a gain may also have one element (`model.norm`).
         matrix: the matrix axes; None for gains.
     """
 

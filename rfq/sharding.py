@@ -209,6 +209,8 @@ def params_shardings(mesh: Mesh, shapes: Params):
     """
 
     def place(path, leaf, row: params_lib.ParamAxes) -> NamedSharding:
+        if row.kind == "gain" and leaf.shape[-1] == 1:
+            return replicated(mesh)  # One number for all channels: nothing to cut.
         for size, axis in zip(leaf.shape, row.logical, strict=True):
             for mesh_axis in RULES[axis]:
                 if size % mesh.shape[mesh_axis]:

@@ -129,6 +129,25 @@ def test_each_device_has_its_share_of_every_parameter(strategy, shares):
 
 
 @pytest.mark.mesh
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gates_and_projections_are_cut_and_a_single_gain_is_not(strategy):
+    model = examples.config(width=48, num_heads=2, vocab_size=40, **examples.RIVALS)
+    mesh = mesh_for(strategy)
+    found = placed(mesh, transformer.shapes(model))
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    for name, cut in (
+        ("['w_embed']", (fsdp, 1)),
+        ("['w_unembed']", (fsdp, 1)),
+        ("['blocks']['w_gate']", (1, fsdp, tensor)),
+        ("['blocks']['attn_norm']", (1, 1)),
+        ("['final_norm']", (1,)),
+    ):
+        shape, where = found[name]
+        shard = where.shard_shape(shape)
+        assert tuple(n // m for n, m in zip(shape, shard, strict=True)) == cut, name
+
+
+@pytest.mark.mesh
 @pytest.mark.parametrize(
     ("strategy", "sizes", "message"),
     [

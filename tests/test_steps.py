@@ -262,6 +262,35 @@ def gradient(num_microbatches, num_devices=1):
 QUICK = {"xla_backend_optimization_level": 0}
 
 
+@pytest.mark.slow
+@pytest.mark.mesh
+def test_rivals_have_one_gradient_on_one_device_and_on_eight():
+    model = dataclasses.replace(MODEL, **examples.RIVALS)
+    shapes = transformer.shapes(model)
+
+    def found(num_devices, strategy):
+        mesh = sharding.make_mesh(num_devices, ShardingConfig(strategy=strategy))
+        seams = transformer.Seams(placing=sharding.placing(mesh))
+        placed = sharding.params_shardings(mesh, shapes)
+
+        def mean_loss(params, batch):
+            return jnp.mean(transformer.token_losses(params, batch, model, seams)[0])
+
+        run = jax.jit(jax.value_and_grad(mean_loss), compiler_options=QUICK)
+        params = jax.device_put(examples.params(model), placed)
+        return jax.device_get(run(params, sharding.to_global(batches()[0], mesh)))
+
+    loss, grads = found(8, "fsdp_tp")
+    expected_loss, expected = found(1, "ddp")
+    # Sums of 128 terms in another order, as for microbatches below.
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for ours, theirs in zip(
+        jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True
+    ):
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours / scale, theirs / scale, rtol=0, atol=3e-6)
+
+
 @pytest.mark.parametrize(
     "num_microbatches", [4, pytest.param(BATCH_SIZE, marks=pytest.mark.slow)]
 )
@@ -277,6 +306,7 @@ def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole(num_microba
         np.testing.assert_allclose(ours / scale, theirs / scale, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow  # A program of its own; the tap itself is in tests/test_taps.py.
 def test_a_penalty_is_the_mean_fourth_power_of_what_blocks_put_out():
     # arXiv 2511.23225: loss + w (1 / L) sum_l mean((|A_l| / t)^4), in two microbatches.
     weight, threshold = 2.0, 4.0

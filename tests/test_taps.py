@@ -19,6 +19,7 @@ OBSERVERS = {
     "identity": (taps.identity, None),
     "observe_range": (taps.observe_range, None),
     "measure_distortion": (taps.measure_distortion, PROBE),
+    "excess": (taps.Excess(2.0), None),
     **{f"measure {name}": (taps.Measure((name,)), UNIT) for name in taps.STATISTICS},
 }
 
@@ -183,3 +184,8 @@ def test_divergence_compares_two_models_and_rounds_one():
     np.testing.assert_array_equal(quantized, grid.fake_quantize(x[1], GRID))
     np.testing.assert_allclose(record.noise[0], 0.01 * X.size, rtol=1e-4)
     np.testing.assert_allclose(record.signal[0], np.sum(X**2), rtol=1e-5)
+
+
+def test_excess_is_the_mean_fourth_power_over_the_thresholds():
+    _, found = applied(taps.Excess(2.0))
+    np.testing.assert_allclose(found, np.mean((X.astype(np.float64) / 2) ** 4), 1e-5)

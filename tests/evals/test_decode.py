@@ -15,6 +15,7 @@ from rfq.evals import decode
 from rfq.model import transformer
 from rfq.model.config import TAP_SETS, ModelConfig
 from rfq.quant import grid, weights
+from tests.model import examples
 
 BASE = ModelConfig(
     num_layers=2,
@@ -28,6 +29,11 @@ BASE = ModelConfig(
     remat=False,
     loss_chunks=1,
 )
+VARIANTS = {
+    "residual": {},
+    "residual_free": {"skip": "residual_free"},
+    "gated, projected": {"beta": 1.1, **examples.RIVALS},
+}
 PROMPTS = [
     np.array(ids, np.int32) for ids in ([1, 5, 9, 13], [1, 7], [1, *range(30, 50)])
 ]
@@ -35,9 +41,9 @@ NEVER = lambda number, ids: False  # noqa: E731
 
 
 @functools.cache
-def model(skip: str, spec: str) -> decode.Model:
+def model(variant: str, spec: str) -> decode.Model:
     """A random model of sharp attention, whose words do not soon repeat."""
-    config = dataclasses.replace(BASE, skip=skip)
+    config = dataclasses.replace(BASE, **VARIANTS[variant])
     rng = np.random.default_rng(5)
     shapes = transformer.shapes(config)
     scales = {"embedding": 0.04, "w_q": 2.0, "w_k": 2.0}
@@ -94,9 +100,9 @@ def said(given: decode.Model, num_new: int, **sampling) -> list[np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", ["FP", "W8A8"])
-@pytest.mark.parametrize("skip", ["residual", "residual_free"])
-def test_cached_decoding_is_uncached_decoding(skip, spec):
-    given = model(skip, spec)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cached_decoding_is_uncached_decoding(variant, spec):
+    given = model(variant, spec)
     found = said(given, 200)
     # A text of few words would let any cache pass.
     assert max(len(np.unique(new)) for new in found) > 8
