@@ -674,9 +674,11 @@ def _help(prog: str, kind: type, rest: Sequence[str]) -> None:
     for word in rest:
         path = pathlib.Path(word)
         if path.suffix == ".py" and path.is_file():
-            scale = next((word for word in rest if word in experiment_lib.SCALES), None)
+            scale = None
             if experiment_lib.is_family(path):
-                scale = scale or experiment_lib.SCALES[0]
+                words = [part for word in rest for part in _split_equals(word)]
+                given = [word for word in words if word in experiment_lib.SCALES]
+                scale = (*given, *experiment_lib.SCALES)[0]
             experiment, *others = experiment_lib.load_arms(path, scale)
             _show_help(f"{prog} {word}", Experiment, experiment)
             if others:

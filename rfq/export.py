@@ -3,8 +3,8 @@
 DIR/<spec>/model.safetensors  codes, steps and zero points, and what stays float32
 DIR/<spec>/quantized.json     the experiment, the setting, the other file's sha256
 
-Codes of at most 4 bits lie two in a byte. The embedding, which is the head too, and the
-gains stay float32 (D4).
+Codes of at most 4 bits lie two in a byte. The embedding, which is the head too, its
+projections and the gains stay float32 (D4).
 """
 
 import dataclasses

@@ -19,6 +19,20 @@ CONFIGS = pathlib.Path(__file__).parents[1]
 SINGLE = {"norm": "single_scale_norm"}
 PROJECTED = {"embedding": "projected"}
 
+# Arm -> the control that it changes, and what it changes of its model.
+CHANGES = {
+    "residual_adamw": ("adamw", {}),
+    "layer_norm": ("adamw", {"norm": "layer_norm"}),
+    "gated_attention": ("adamw", {"attention_gate": "head"}),
+    "penalty": ("penalized", {}),
+    "muon": ("muon", {}),
+    "muon_single_scale_norm": ("muon", SINGLE),
+    "muon_projected_embedding": ("muon", PROJECTED),
+    "outlier_safe": ("muon", {**SINGLE, **PROJECTED}),
+    "residual_free_kl_shampoo": ("free", {}),
+    "residual_free_layer_norm": ("free", {"norm": "layer_norm"}),
+}
+
 
 def arms(scale: str) -> list[experiment.Experiment]:
     """The scale's residual AdamW arm, its rivals, and its residual-free arm."""
@@ -26,22 +40,18 @@ def arms(scale: str) -> list[experiment.Experiment]:
         experiment.load(CONFIGS / scale / f"{name}.py")
         for name in ("residual_adamw", "residual_free_kl_shampoo", "residual_free_muon")
     )
-    muon = dataclasses.replace(adamw, optimizer=free_muon.optimizer)
-    penalty = dataclasses.replace(adamw.train, penalty_weight=0.01)
-
-    def changed(base: experiment.Experiment, arm: str, **model):
-        changed = dataclasses.replace(base.model, **model)
-        return dataclasses.replace(base, arm=arm, model=changed)
-
+    penalized = dataclasses.replace(adamw.train, penalty_weight=0.01)
+    controls = {
+        "adamw": adamw,
+        "penalized": dataclasses.replace(adamw, train=penalized),
+        "muon": dataclasses.replace(adamw, optimizer=free_muon.optimizer),
+        "free": free,
+    }
     return [
-        adamw,
-        changed(adamw, "layer_norm", norm="layer_norm"),
-        changed(adamw, "gated_attention", attention_gate="head"),
-        dataclasses.replace(adamw, arm="penalty", train=penalty),
-        changed(muon, "muon"),
-        changed(muon, "muon_single_scale_norm", **SINGLE),
-        changed(muon, "muon_projected_embedding", **PROJECTED),
-        changed(muon, "outlier_safe", **SINGLE, **PROJECTED),
-        free,
-        changed(free, "residual_free_layer_norm", norm="layer_norm"),
+        dataclasses.replace(
+            controls[control],
+            arm=arm,
+            model=dataclasses.replace(controls[control].model, **change),
+        )
+        for arm, (control, change) in CHANGES.items()
     ]

@@ -1,9 +1,9 @@
 """Theorem 1: connection x initialization x optimizer, all eight.
 
 The paper says that only residual-free + orthogonal + spectral stays near Gaussian, and
-tests no other residual-free corner. Gaussian is GPT-2's initialization, spectral is
-KL-Shampoo; each corner has the model, initialization and rate of the scale's own arms.
-Depth is one field away.
+shows no residual-free arm without either of the latter two. Gaussian is GPT-2's
+initialization, spectral is KL-Shampoo; connections, initializations and rates are those
+of the scale's own arms. Depth is one field away.
 
 launch/sweep.sh configs/ablation/theorem1.py --scale demo --out runs/theorem1
 launch/sweep.sh configs/ablation/theorem1.py --scale demo --out runs/depth \

@@ -22,7 +22,8 @@ def quantize(
     The paper's weights are per-channel, asymmetric and static. A channel is an output
     of y = x W, the only grouping whose step factors out of the product; the reduction
     is over the input axes of the parameter table, so a stacked leaf keeps its layers
-    apart. The embedding, which is also the head, and the norm gains stay as they are.
+    apart. The embedding, which is also the head, what folds into it and the norm gains
+    stay as they are.
 
     Args:
         params: the model's parameter tree.
