@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -313,11 +314,13 @@ def on_integers(model, params, batch, weight_bits, act_bits):
 
 
 @pytest.mark.slow  # tests/test_export.py has the whole path.
-@pytest.mark.parametrize("weight_bits", [8, 4])
 @pytest.mark.parametrize(
-    ("skip", "others"),
-    [("residual", {}), ("residual_free", {}), ("residual", examples.RIVALS)],
-    ids=["residual", "residual_free", "residual, gated, projected"],
+    ("skip", "others", "weight_bits"),
+    [
+        *itertools.product(examples.SKIPS, [{}], [8, 4]),
+        ("residual", examples.RIVALS, 8),
+    ],
+    ids=lambda value: f"{len(value)} others" if isinstance(value, dict) else None,
 )
 def test_a_model_on_integers_is_its_simulation(skip, others, weight_bits):
     model, params, batch = example(skip=skip, **others)
