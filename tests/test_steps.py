@@ -352,9 +352,8 @@ def test_no_penalty_leaves_no_trace():
         batch = jax.ShapeDtypeStruct((BATCH_SIZE, MODEL.seq_len + 1), "int32")
         return str(jax.make_jaxpr(functions.train)(functions.state, batch))
 
-    plain = program()
-    assert program(penalty_weight=0.0, penalty_threshold=9.0) == plain
-    assert program(penalty_weight=0.1) != plain
+    # A tap with another threshold would be another program.
+    assert program(penalty_weight=0.0, penalty_threshold=9.0) == program()
 
 
 def test_a_batch_must_divide_into_its_parts():
