@@ -14,7 +14,7 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 
-from rfq.report import load, style, tables, view
+from rfq.report import curves, load, style, tables, view
 from rfq.report.load import Record, Run
 from rfq.report.paper import Paper
 from rfq.report.view import View
@@ -473,46 +473,6 @@ def _layer_axis(ax: Axes, depth: int) -> None:
     ax.grid(axis="x", visible=False)
 
 
-def train_seconds(run: Run) -> list[float | None]:
-    """Seconds of training at each record of metrics.jsonl.
-
-    The field `seconds` where it is; else the tokens between records over
-    tokens_per_second; else None.
-    """
-    direct = [load.number(record, "seconds") for record in run.metrics]
-    if all(value is not None for value in direct):
-        return direct
-    per_step = tokens_per_step(run)
-    elapsed, last_step, found = 0.0, 0.0, []
-    for record in run.metrics:
-        step = load.number(record, "step")
-        speed = load.number(record, "tokens_per_second")
-        if per_step is None or step is None or not speed:
-            return [None] * len(run.metrics)
-        elapsed += (step - last_step) * per_step / speed
-        last_step = step
-        found.append(elapsed)
-    return found
-
-
-def tokens_per_step(run: Run) -> float | None:
-    """Tokens of one global batch, from measures.jsonl or the config."""
-    for record in run.measures:
-        step, tokens = load.number(record, "step"), load.number(record, "tokens_seen")
-        if step and tokens:
-            return tokens / step
-    experiment = load.child(run.config, "experiment")
-    for section in ("train", "data", "model"):
-        batch = load.number(load.child(experiment, section), "batch_size")
-        if batch is None:
-            continue
-        for other in ("train", "data", "model"):
-            length = load.number(load.child(experiment, other), "seq_len")
-            if length is not None:
-                return batch * length
-    return None
-
-
 def training_figure(shown: View) -> Figure:
     """Training and held-out loss against steps and against wall time."""
     looks = style.looks(shown.arms)
@@ -535,7 +495,7 @@ def training_figure(shown: View) -> Figure:
                     if not kept:
                         continue
                     x, y = [t for t, _ in kept], [v for _, v in kept]
-                    smooth = _smooth(y)
+                    smooth = curves.smooth(y)
                     _line(
                         ax,
                         looks[arm],
@@ -566,13 +526,15 @@ def training_figure(shown: View) -> Figure:
     panels = []
     if runs:
         panels.append(Panel("step", "loss by step", draw(steps_of, "step")))
-        timed = [t for found in runs.values() for r in found for t in train_seconds(r)]
+        timed = [
+            t for found in runs.values() for r in found for t in curves.train_seconds(r)
+        ]
         if any(t is not None for t in timed):
             panels.append(
                 Panel(
                     "seconds",
                     "loss by wall time",
-                    draw(train_seconds, "seconds of training"),
+                    draw(curves.train_seconds, "seconds of training"),
                 )
             )
     if any(run.measures for run in shown.results.runs):
@@ -590,15 +552,6 @@ def training_figure(shown: View) -> Figure:
         missing="" if panels else "no metrics.jsonl in any run",
         notes=[f"The {name} floor is missing in context.json." for name in absent],
     )
-
-
-def _smooth(values: Sequence[float], window_fraction: float = 0.04) -> list[float]:
-    """A trailing mean over a fixed fraction of the records."""
-    width = max(1, round(window_fraction * len(values)))
-    return [
-        statistics.fmean(values[max(0, i - width + 1) : i + 1])
-        for i in range(len(values))
-    ]
 
 
 def _heldout(shown: View, looks) -> Callable[[Axes], None]:

@@ -11,10 +11,11 @@ import markupsafe
 from rfq.errors import InputError
 from rfq.report import (
     accuracy,
+    claims,
     diagnosis,
     figures,
-    findings,
     load,
+    notes,
     paper,
     render,
     style,
@@ -27,13 +28,17 @@ from rfq.report.tables import Table
 from rfq.report.view import View
 
 
-def all_tables(shown: View, printed: paper.Paper) -> list[Table]:
+def all_tables(
+    shown: View, printed: paper.Paper, judged: list[claims.Judged]
+) -> list[Table]:
     """Every table of the report; one more main table for each further setting."""
     others = view.settings(shown.results)[1:]
     widths = {p.weight_bits for p in shown.precisions if p.name != "FP"}
     beside = sorted(widths & {8, 16, None}, key=lambda w: (w is None, w != 8, w))
     return [
         tables.glance_table(shown),
+        claims.claims_table(judged),
+        claims.numbers_table(judged),
         tables.main_table(shown),
         tables.arms_table(shown),
         *accuracy.accuracy_tables(shown, printed),
@@ -140,7 +145,12 @@ def _swatch(look: style.Look, index: int) -> markupsafe.Markup:
     )
 
 
-def html_page(shown: View, made: list[Figure], written: list[Table]) -> str:
+def html_page(
+    shown: View,
+    made: list[Figure],
+    written: list[Table],
+    judged: list[claims.Judged],
+) -> str:
     """The page, complete without JavaScript and without a network."""
     printed = paper.load()
     known = dict.fromkeys((*shown.arms, *(entry.arm for entry in printed.kurtosis)))
@@ -176,9 +186,11 @@ def html_page(shown: View, made: list[Figure], written: list[Table]) -> str:
     return environment.get_template("report.html.j2").render(
         arms=arms,
         index_of={arm: i for i, arm in enumerate(looks)},
-        alerts=findings.alerts(shown),
-        findings=findings.findings(shown),
-        limits=findings.limits(shown, printed),
+        alerts=notes.alerts(shown),
+        claims=judged,
+        number_text=claims.number_text,
+        claims_caption=claims.CAPTION,
+        limits=notes.limits(shown, printed),
         figures={figure.name: figure for figure in made},
         drawings=drawings,
         tables=by_name,
@@ -204,7 +216,8 @@ def run(directory: str | pathlib.Path) -> pathlib.Path:
     results = load.load(directory)
     shown = view.of(results)
     printed = paper.load()
-    written = all_tables(shown, printed)
+    judged = claims.judge(shown, printed)
+    written = all_tables(shown, printed, judged)
     made = figures.all_figures(shown, printed)
     folders = {name: results.directory / name for name in ("tables", "figures")}
     try:
@@ -219,7 +232,7 @@ def run(directory: str | pathlib.Path) -> pathlib.Path:
         for figure in made:
             render.write_files(figure, folders["figures"])
         path = results.directory / "report.html"
-        path.write_text(html_page(shown, made, written), encoding="utf-8")
+        path.write_text(html_page(shown, made, written, judged), encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"the report cannot be written into {str(results.directory)!r} "
@@ -245,7 +258,7 @@ def summary(directory: str | pathlib.Path) -> str:
     caption = textwrap.wrap(table.caption, 88)
     warnings = [
         line
-        for alert in findings.alerts(shown)
+        for alert in notes.alerts(shown)
         for line in textwrap.wrap(f"! {alert.text}", 88, subsequent_indent="  ")
     ]
     return "\n".join(line.rstrip() for line in [*rows, "", *caption, *warnings])

@@ -27,6 +27,14 @@ class PaperRow(NamedTuple):
     avg: float
 
 
+class PaperCost(NamedTuple):
+    """What an arm took on one of four H100 (appendix D, "Hardware")."""
+
+    arm: str
+    steps_per_second: float
+    memory_mb: float
+
+
 class Paper(NamedTuple):
     """paper_tables.json, typed."""
 
@@ -40,6 +48,7 @@ class Paper(NamedTuple):
     tasks: tuple[str, ...]
     chance: float
     kurtosis: tuple[PaperKurtosis, ...]
+    costs: tuple[PaperCost, ...]
     titles: Mapping[str, str]
     tables: Mapping[str, Sequence[PaperRow]]
 
@@ -72,6 +81,7 @@ def load() -> Paper:
         tasks=tasks,
         chance=data["chance"]["avg"],
         kurtosis=tuple(PaperKurtosis(**entry) for entry in data["kurtosis"]),
+        costs=tuple(PaperCost(**entry) for entry in data["costs"]),
         titles=data["table_titles"],
         tables={name: [row(r) for r in rows] for name, rows in data["tables"].items()},
     )

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from rfq.report import load
+from rfq.report import curves, load
 from rfq.report.load import Record, Results, Run
 
 # The order of the page; arms that are not listed follow in alphabetical order.
@@ -293,6 +293,17 @@ class View:
     def distortion(self, arm: str, precision: Precision | None, field: str) -> Estimate:
         """`sqnr_db` or `nmse`: of the full-precision tensors, so of no placement."""
         return estimate(self.any_rows(arm, precision), field)
+
+    def speed(self, arm: str) -> float | None:
+        """Training steps a second, mean over seeds."""
+        found = [curves.steps_per_second(run) for run in self.runs(arm)]
+        known = [value for value in found if value is not None]
+        return statistics.fmean(known) if known else None
+
+    def memory(self, arm: str, field: str) -> float | None:
+        """Bytes of one device, `state_bytes` or `peak_bytes`; the largest of seeds."""
+        found = [load.number(run.done, field) for run in self.runs(arm)]
+        return max((value for value in found if value is not None), default=None)
 
     def measured(self, sites: Sequence[str]) -> list[str]:
         """Those of the sites that some finished run measured."""

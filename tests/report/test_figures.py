@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from rfq.report import figures, load, paper, style, view
+from rfq.report import curves, figures, load, paper, style, view
 
 
 def shown(directory):
@@ -129,7 +129,7 @@ def test_a_histogram_is_a_density_of_the_layer_at_two_thirds(make):
 def test_wall_time_follows_from_tokens_per_second(make):
     found = shown(make())
     # 16 x 64 tokens a step, 819,200 tokens in 80 s.
-    seconds = figures.train_seconds(found.runs("residual_adamw")[0])
+    seconds = curves.train_seconds(found.runs("residual_adamw")[0])
     assert seconds[-1] == pytest.approx(80.0)
     assert np.all(np.diff(seconds) > 0)
 
@@ -139,14 +139,14 @@ def test_wall_time_is_missing_not_zero_without_a_speed(make):
     path = directory / "arms" / "residual_adamw" / "seed-0" / "metrics.jsonl"
     path.write_text('{"step": 10, "loss": 5.0}\n{"step": 20, "loss": 4.0}\n')
     run = shown(directory).runs("residual_adamw")[0]
-    assert figures.train_seconds(run) == [None, None]
+    assert curves.train_seconds(run) == [None, None]
 
 
 def test_recorded_seconds_are_used_as_they_are(make):
     directory = make()
     path = directory / "arms" / "residual_adamw" / "seed-0" / "metrics.jsonl"
     path.write_text('{"step": 10, "loss": 5.0, "seconds": 2.5}\n')
-    assert figures.train_seconds(shown(directory).runs("residual_adamw")[0]) == [2.5]
+    assert curves.train_seconds(shown(directory).runs("residual_adamw")[0]) == [2.5]
 
 
 @hypothesis.given(

@@ -7,7 +7,7 @@ import matplotlib
 import pytest
 
 from rfq import errors, report
-from rfq.report import figures, load, paper, view
+from rfq.report import claims, figures, load, paper, view
 from rfq.report import page as page_lib
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -51,7 +51,15 @@ def source(rendered):
 
 def test_every_table_and_figure_is_a_file(rendered):
     tables = {path.name for path in (rendered / "tables").iterdir()}
-    names = {"glance", "main", "arms", "beside_the_paper_w8", "beside_the_paper_a"}
+    names = {
+        "claims",
+        "claims_numbers",
+        "glance",
+        "main",
+        "arms",
+        "beside_the_paper_w8",
+        "beside_the_paper_a",
+    }
     names |= {"kurtosis", "kurtosis_other", "matched_loss", "paper_kurtosis"}
     names |= {"structure", "noise", "weights_cost", "weights"}
     names |= {f"paper_table{i}" for i in (1, 2, 3, 4)}
@@ -120,7 +128,9 @@ def test_one_arm_alone_makes_a_page_that_says_what_is_missing(make, arms):
     directory = make(arms={"residual_adamw": arms["residual_adamw"]})
     shown, printed = view.of(load.load(directory)), paper.load()
     made = figures.all_figures(shown, printed)
-    page = page_lib.html_page(shown, made, page_lib.all_tables(shown, printed))
+    judged = claims.judge(shown, printed)
+    written = page_lib.all_tables(shown, printed, judged)
+    page = page_lib.html_page(shown, made, written, judged)
     assert "residual KL-Shampoo: missing" in page
     assert "not testable from these rows" in page
     Page(page)

@@ -6,11 +6,16 @@ import statistics
 
 import pytest
 
-from rfq.report import load, page, paper, tables, view
+from rfq.report import claims, load, page, paper, tables, view
 
 
 def shown(directory):
     return view.of(load.load(directory))
+
+
+def every_table(directory):
+    found, printed = shown(directory), paper.load()
+    return page.all_tables(found, printed, claims.judge(found, printed))
 
 
 def records(table):
@@ -109,7 +114,7 @@ def test_rows_of_a_foreign_version_make_every_table(make):
         "".join(json.dumps(row) + "\n" for row in rows)
     )
     (directory / "context.json").unlink()
-    for table in page.all_tables(shown(directory), paper.load()):
+    for table in every_table(directory):
         tables.markdown(table)
         tables.comma_separated(table)
 
@@ -130,7 +135,7 @@ def test_bold_marks_an_interval_below_all_others_and_no_tie(make):
 
 
 def test_markdown_has_a_cell_for_every_column(make):
-    for table in page.all_tables(shown(make()), paper.load()):
+    for table in every_table(make()):
         body = [s for s in tables.markdown(table).splitlines() if s.startswith("|")]
         assert len(body) == 2 + len(table.lines)
         assert {line.count("|") for line in body} == {len(table.header) + 1}, table.name

@@ -1,0 +1,483 @@
+"""Every verdict follows the rows: they say the opposite, and it flips."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import pathlib
+
+import pytest
+
+from rfq.report import claims, evidence, load, paper, tables, view
+from rfq.report.claims import CORRECTED, FAILS, HOLDS, UNTESTABLE
+
+BITS = (16, 12, 10, 8, 6, 4)
+FLOORS = {"unigram": 5.3, "bigram": 3.7}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """The made-up outcome of an arm, by the name that its files give it.
+
+    Attributes:
+        kurtosis: of the stream at each measured step, largest over layers.
+        shape: of the kurtosis over layers at the end.
+        lost: increase of loss at 4 activation bits; a quarter for each bit more.
+        in_place: the same in place, None for no difference.
+        at: increases at single settings, in both placements.
+        speed: training steps a second.
+        curve: training loss at each logged step.
+        accuracy: change of the mean accuracy at a setting.
+    """
+
+    loss: float = 3.0
+    kurtosis: tuple[float, ...] = (0.0, 0.1, 0.2)
+    shape: tuple[float, ...] = (1.0, 0.8, 0.6, 0.5)
+    negentropy: float = 0.01
+    lost: float = 0.2
+    in_place: float | None = None
+    at: dict = dataclasses.field(default_factory=dict)
+    w8: float = 0.0
+    sqnr: float = 0.0
+    relative_error: float = 0.1
+    recipe: str | None = None
+    w_down: str = "plain"
+    norm: str = "rms_norm"
+    beta: float = 1.0
+    layers: int = 4
+    rate: float = 1e-3
+    isometry: float = 0.3
+    update_rms: float = 0.1
+    speed: float = 4.0
+    memory: float = 81e9
+    curve: tuple[float, ...] = (4.0, 3.5, 3.0)
+    device: str = "1 gpu device(s)"
+    accuracy: dict = dataclasses.field(default_factory=dict)
+
+
+def results(**arms: Made) -> load.Results:
+    found = [_run(name, made) for name, made in arms.items()]
+    return load.Results(
+        directory=pathlib.Path("made-up"),
+        rows=[row for name, made in arms.items() for row in _rows(name, made)],
+        runs=found,
+        context={"floors": FLOORS},
+        theory=[],
+        notes=[],
+    )
+
+
+def _plays(name: str) -> tuple[str, str]:
+    skip = "residual_free" if name.startswith("residual_free") else "residual"
+    rest = name.removeprefix(skip)
+    return skip, next(o for o in (*evidence.SPECTRAL, "adamw", "sign_gd") if o in rest)
+
+
+def _increase(made: Made, spec: str, bits: int, stream: str) -> float:
+    at_four = made.lost
+    if stream == "in_place" and made.in_place is not None:
+        at_four = made.in_place
+    smooth = at_four * 4.0 ** (4 - bits) + (made.w8 if spec[0] == "W" else 0.0)
+    return made.at.get(spec, smooth)
+
+
+def _rows(name: str, made: Made) -> list[dict]:
+    common = {
+        "arm": name,
+        "seed": 0,
+        "device": made.device,
+        "taps": "paper",
+        "calibrator": "min_max",
+        "excess_kurtosis": made.kurtosis[-1],
+    }
+    rows = [{**common, "spec": "FP", "compute_dtype": "float32", "loss": made.loss}]
+    widths = {"W8": 8, "W16": 16, "": None}
+    specs = [(f"{w}A{b}", widths[w], b) for w, b in itertools.product(widths, BITS)]
+    for spec, weight, bits in (*specs, ("W4A4", 4, 4)):
+        for stream in ("branch", "in_place"):
+            increase = _increase(made, spec, bits, stream)
+            sqnr = 6.0 * bits + made.sqnr
+            rows.append(
+                {
+                    **common,
+                    "spec": spec,
+                    "weight_bits": weight,
+                    "act_bits": bits,
+                    "stream": stream,
+                    "loss_increase": increase,
+                    "loss_increase_lo": 0.95 * increase,
+                    "loss_increase_hi": 1.05 * increase,
+                    "sqnr_db": sqnr,
+                    "bulk_sqnr_db": sqnr,
+                    "nmse": 10 ** (-sqnr / 10),
+                    "relative_error": made.relative_error,
+                }
+            )
+    return rows
+
+
+def _run(name: str, made: Made) -> load.Run:
+    skip, optimizer = _plays(name)
+    recipe = made.recipe or ("orthogonal" if skip == "residual_free" else "gpt2")
+
+    def site(kurtosis: float) -> dict:
+        return {
+            "excess_kurtosis": [kurtosis * part for part in made.shape],
+            "negentropy": [made.negentropy] * len(made.shape),
+        }
+
+    measures = [
+        {
+            "step": 100 * index,
+            "loss": made.loss,
+            "sites": {where: site(kurtosis) for where in view.PAPER_SITES},
+        }
+        for index, kurtosis in enumerate(made.kurtosis)
+    ]
+    metrics = [
+        {
+            "step": 10 * index,
+            "loss": loss,
+            "seconds": 10 * index / made.speed,
+            "tokens_per_second": 1024 * made.speed,
+            "learning_rate": made.rate,
+            "optim/update_rms": made.update_rms,
+        }
+        for index, loss in enumerate(made.curve, start=1)
+    ]
+    matrices = ("w_q", "w_v", "w_o", "w_up", "w_down")
+    # Sequences 0 to 31 are hard in every arm, so that pairs tell what means do not.
+    losses = [
+        made.loss + (1.0 if i < 32 else -1.0) + 0.001 * (i % 3) for i in range(64)
+    ]
+    model = {
+        "skip": skip,
+        "norm": made.norm,
+        "beta": made.beta,
+        "num_layers": made.layers,
+        "width": 64,
+        "seq_len": 64,
+    }
+    return load.Run(
+        arm=name,
+        seed=0,
+        config={
+            "experiment": {
+                "model": model,
+                "init": {"recipe": recipe, "w_down": made.w_down},
+                "optimizer": {"name": optimizer, "learning_rate": made.rate},
+                "train": {"batch_size": 16},
+            }
+        },
+        metrics=metrics,
+        measures=measures,
+        sites=[],
+        losses=[{"spec": "FP", "compute_dtype": "float32", "losses": losses}],
+        tasks=[
+            {
+                "spec": spec,
+                "stream": stream,
+                "avg_change": change,
+                "avg_change_lo": change - 0.005,
+                "avg_change_hi": change + 0.005,
+            }
+            for spec, change in made.accuracy.items()
+            for stream in ("branch", "in_place")
+        ],
+        statistics={
+            "weights": {
+                matrix: {"isometry_deviation": [made.isometry]} for matrix in matrices
+            }
+        },
+        done={"num_steps": 30, "peak_bytes": made.memory},
+        failed={},
+    )
+
+
+def judged(found: load.Results, *names: str) -> dict[str, claims.Judgement]:
+    seen = evidence.Evidence(shown=view.of(found), paper=paper.load())
+    return {name: claims.decide(claims.CLAIMS[name], seen) for name in names}
+
+
+def verdict_of(found: load.Results, name: str) -> claims.Verdict:
+    return judged(found, name)[name].verdict
+
+
+# The four arms of the demo and SOAP, in which the paper's story holds.
+STORY = {
+    "residual_adamw": Made(kurtosis=(0.0, 20.0, 40.0), loss=2.9, lost=0.8, sqnr=-9.0),
+    "residual_kl_shampoo": Made(
+        kurtosis=(0.0, 2.0, 5.0), loss=2.9, lost=0.5, sqnr=-5.0
+    ),
+    "residual_free_kl_shampoo": Made(curve=(4.0, 3.2, 2.8)),
+    "residual_free_soap": Made(curve=(4.0, 3.3, 2.9), speed=4.0),
+    "residual_free_muon": Made(curve=(4.0, 3.4, 3.0), speed=4.0),
+}
+KL, SOAP, MUON = list(STORY)[2:]
+ADAMW, RESIDUAL_KL = list(STORY)[:2]
+FREE = (KL, SOAP, MUON)
+
+
+def story(**changes) -> load.Results:
+    """STORY with fields of some arms changed, arms added, or taken out by None."""
+    arms = {}
+    for name in dict.fromkeys((*STORY, *changes)):
+        change = changes.get(name, {})
+        if change is not None:
+            arms[name] = dataclasses.replace(STORY.get(name, Made()), **change)
+    return results(**arms)
+
+
+def every_free(**change) -> dict:
+    return {arm: change for arm in FREE}
+
+
+def eight(**fields) -> dict:
+    """Eight arms whose increase at each setting grows with their number."""
+    names = [f"residual_{o}" for o in ("adamw", "muon", "soap", "kl_shampoo")]
+    names += [name.replace("residual_", "residual_free_") for name in names]
+    return {
+        name: {"lost": 0.1 + 0.05 * i, **{k: value(i) for k, value in fields.items()}}
+        for i, name in enumerate(names)
+    }
+
+
+RIVAL_NAMES = [f"residual_{rival}_adamw" for rival in evidence.RIVALS]
+DEEP = {"layers": 24, "loss": 3.0}
+STUCK = {"layers": 24, "loss": 5.29}
+GROWS = {"kurtosis": lambda i: (0.0, 1.0 + i), "sqnr": lambda i: 0.0}
+SHRINKS = {"kurtosis": lambda i: (0.0, 9.0 - i), "sqnr": lambda i: -float(i)}
+ISOMETRIC = {"residual_free_adamw": {"isometry": 5.0}}
+INGREDIENTS = {
+    "residual_kl_shampoo_orthogonal": {"recipe": "orthogonal", "kurtosis": (0.0, 3.0)},
+    "residual_free_muon_gaussian": {"recipe": "gpt2", "loss": 5.29},
+    "residual_free_adamw": {"kurtosis": (0.0, 4.0)},
+}
+COSTS = {
+    ADAMW: {"speed": 4.8, "memory": 90e9},
+    RESIDUAL_KL: {"speed": 1.5, "memory": 90e9},
+    KL: {"speed": 1.7},
+    SOAP: {"speed": 0.9},
+    MUON: {"speed": 4.6},
+}
+
+# Claim, verdict, what is changed in STORY.
+CASES = [
+    ("C1", HOLDS, {}),
+    ("C1", CORRECTED, {ADAMW: {"kurtosis": (0.0, 2.0, 4.0)}}),
+    ("C1", FAILS, {ADAMW: {"kurtosis": (0.0, 0.2, 0.5)}}),
+    ("C1", FAILS, {ADAMW: {"kurtosis": (40.0, 30.0, 20.0)}}),
+    ("C2", HOLDS, {}),
+    ("C2", FAILS, {RESIDUAL_KL: {"kurtosis": (0.0, 0.3)}}),
+    ("C2", FAILS, {RESIDUAL_KL: {"kurtosis": (0.0, 50.0)}}),
+    ("C3", HOLDS, {}),
+    ("C3", CORRECTED, {MUON: {"negentropy": 0.2}}),
+    ("C3", FAILS, {SOAP: {"kurtosis": (0.0, -2.0, 0.0)}}),
+    ("C4", HOLDS, INGREDIENTS),
+    ("C4", CORRECTED, {**INGREDIENTS, "residual_free_adamw": {}}),
+    (
+        "C4",
+        FAILS,
+        {name: {"recipe": c.get("recipe")} for name, c in INGREDIENTS.items()},
+    ),
+    ("C5", HOLDS, {}),
+    ("C5", CORRECTED, every_free(loss=3.5)),
+    ("C5", FAILS, {MUON: {"loss": 2.8}}),
+    ("C5", UNTESTABLE, {MUON: {"loss": 2.9}}),
+    ("C6", HOLDS, {}),
+    ("C6", CORRECTED, every_free(lost=1.0) | {
+        arm: {"in_place": 4.0} for arm in (ADAMW, RESIDUAL_KL)
+    }),
+    ("C6", FAILS, every_free(lost=2.0)),
+    ("C6", UNTESTABLE, {arm: {"lost": 0.001} for arm in STORY}),
+    ("C6", CORRECTED, every_free(accuracy={"W8A8": -0.2}) | {
+        ADAMW: {"accuracy": {"W8A8": -0.1}}
+    }),
+    ("C7", HOLDS, {}),
+    ("C7", FAILS, {RESIDUAL_KL: {"at": {"W8A10": 0.2, "W8A12": 0.2}}}),
+    ("C7", CORRECTED, {RESIDUAL_KL: {"at": {"W8A10": 0.2}}}),
+    ("C8", HOLDS, {}),
+    ("C8", FAILS, {arm: {"w8": 0.3} for arm in STORY}),
+    ("C8", CORRECTED, {MUON: {"w8": 0.3}}),
+    ("C9", HOLDS, {}),
+    ("C9", FAILS, {MUON: {"sqnr": -30.0}}),
+    ("C10", HOLDS, eight(**GROWS)),
+    ("C10", CORRECTED, eight(**(GROWS | {
+        "kurtosis": lambda i: (0.0, 1.0 + (i if i else 2.5)),
+        "sqnr": lambda i: -float(i),
+    }))),
+    ("C10", FAILS, eight(**SHRINKS)),
+    ("C11", HOLDS, {}),
+    ("C11", CORRECTED, {KL: {"curve": (4.0, 3.2, 2.8), "speed": 2.0}}),
+    ("C11", FAILS, {KL: {"curve": (4.0, 3.9, 3.8)}}),
+    ("C12", HOLDS, {"residual_free_muon_beta": {"beta": 1.1, "loss": 2.9}}),
+    ("C12", FAILS, {"residual_free_muon_beta": {"beta": 1.1, "loss": 3.1}}),
+    ("C12", UNTESTABLE, {"residual_free_muon_beta": {"beta": 1.1, "loss": 3.0}}),
+    ("C13", HOLDS, {"residual_free_adamw": STUCK}),
+    ("C13", FAILS, {"residual_free_adamw": DEEP}),
+    ("C13", CORRECTED, {
+        "residual_free_adamw": DEEP | {"layers": 12},
+        "residual_free_adamw_24": STUCK,
+    }),
+    ("C14", HOLDS, ISOMETRIC),
+    ("C14", CORRECTED, {"residual_free_adamw": {"isometry": 5.0, "update_rms": 20.0}}),
+    ("C14", FAILS, {"residual_free_adamw": {"isometry": 0.1}}),
+    ("C17", HOLDS, {}),
+    ("C17", CORRECTED, {ADAMW: {"shape": (1.0, 0.6, 0.2, 0.3)}}),
+    ("C17", FAILS, {ADAMW: {"shape": (0.2, 0.4, 0.6, 1.0)}}),
+    ("C17", UNTESTABLE, {ADAMW: {"kurtosis": (0.0, 0.1)}}),
+    ("C18", HOLDS, COSTS),
+    ("C18", FAILS, {ADAMW: {"speed": 1.0}, MUON: {"speed": 2.0}, KL: {"speed": 3.0},
+                    RESIDUAL_KL: {"speed": 4.0}, SOAP: {"speed": 5.0}}),
+    ("C18", UNTESTABLE, {arm: {"device": "1 cpu device(s)"} for arm in STORY}),
+    ("C19", HOLDS, {"residual_free_muon_deep": DEEP}),
+    ("C19", CORRECTED, {
+        "residual_free_muon_deep": STUCK,
+        "residual_free_muon_deep_centered": DEEP | {"w_down": "centered"},
+    }),
+    ("C19", FAILS, {"residual_free_muon_deep": STUCK}),
+    ("C20", HOLDS, {name: {"lost": 0.5} for name in RIVAL_NAMES}),
+    ("C20", FAILS, {RIVAL_NAMES[0]: {"lost": 0.1}}),
+    ("C20", UNTESTABLE, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("claim", "verdict", "changes"),
+    CASES,
+    ids=[f"{i}-{claim}-{verdict}" for i, (claim, verdict, _) in enumerate(CASES)],
+)
+def test_verdicts_follow_the_rows(claim, verdict, changes):
+    found = judged(story(**changes), claim)[claim]
+    assert found.verdict == verdict, found
+    assert found.why
+    assert found.numbers
+
+
+def _theory(verdict: str) -> list[dict]:
+    return [
+        {
+            "claim": f"Lemma {i}",
+            "measured": 0.5,
+            "standard_error": 0.01,
+            "verdict": verdict,
+            "why": "A factor.",
+        }
+        for i in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize("claim", ["C15", "C16"])
+def test_verdicts_on_lemmas_are_those_of_the_theory(claim):
+    for verdict in (HOLDS, CORRECTED, FAILS):
+        found = dataclasses.replace(story(), theory=_theory(verdict))
+        assert verdict_of(found, claim) == verdict
+    assert "Lemma" in judged(story(), claim)[claim].missing[0]
+
+
+def test_every_claim_has_rows_for_it_and_rows_against_it():
+    verdicts: dict[str, set[str]] = {}
+    for claim, verdict, _ in CASES:
+        verdicts.setdefault(claim, set()).add(verdict)
+    assert {*verdicts, "C15", "C16"} == set(claims.CLAIMS)
+    assert all(each >= {HOLDS, FAILS} for each in verdicts.values())
+
+
+OF_BOTH_KINDS = ("C5", "C6", "C9", "C20")
+
+
+@pytest.mark.parametrize(
+    ("absent", "named"),
+    [
+        ((ADAMW,), dict.fromkeys(("C1", "C2", "C17", "C18"), "residual AdamW")),
+        ((RESIDUAL_KL,), {"C2": "residual KL-Shampoo", "C7": "residual KL-Shampoo"}),
+        ((ADAMW, RESIDUAL_KL), dict.fromkeys(OF_BOTH_KINDS, "a residual arm")),
+        (FREE, dict.fromkeys(OF_BOTH_KINDS, "a residual-free arm")),
+        (FREE, {"C3": "residual-free SOAP", "C7": "residual-free KL-Shampoo"}),
+        ((SOAP,), {"C11": "residual-free SOAP"}),
+        ((), {
+            "C4": "residual, orthogonal, spectral",
+            "C10": "3 more arms",
+            "C12": "its twin with 1.1",
+            "C13": "residual-free AdamW of 12 layers",
+            "C14": "AdamW or sign descent",
+            "C15": "Lemma 1",
+            "C16": "Lemma 2",
+            "C19": "a residual-free arm of 12 layers",
+            "C20": "residual with gated attention",
+        }),
+        (tuple(STORY), {"C8": "with and without quantized weights"}),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named_and_nothing_is_concluded(absent, named):
+    found = judged(story(**dict.fromkeys(absent)), *named)
+    for claim, missing in named.items():
+        assert found[claim].verdict == UNTESTABLE, claim
+        assert any(missing in each for each in found[claim].missing), found[claim]
+        assert missing in found[claim].why
+
+
+def test_of_several_learning_rates_the_lowest_loss_speaks():
+    lower = {"kurtosis": (0.0, 0.1, 0.2), "loss": 2.5, "rate": 3e-3}
+    found = judged(story(residual_adamw_3e3=lower), "C1")["C1"]
+    assert found.verdict == FAILS
+    assert "residual AdamW 3e3 at 0.003" in found.numbers[0].what
+    higher = {**lower, "loss": 3.5}
+    assert verdict_of(story(residual_adamw_3e3=higher), "C1") == HOLDS
+
+
+def test_a_stuck_arm_speaks_for_nobody():
+    # Robust because it learnt nothing; without it C6 does not hold.
+    stuck = every_free(lost=2.0) | {MUON: {"lost": 0.0, "loss": 5.29}}
+    assert verdict_of(story(**stuck), "C6") == FAILS
+
+
+def test_a_norm_or_another_fix_is_not_the_paper_s_arm():
+    free = {"norm": "layer_norm", "kurtosis": (0.0, 9.0), "loss": 1.0}
+    assert verdict_of(story(residual_free_muon_layer_norm=free), "C3") == HOLDS
+    gated = {"kurtosis": (0.0, 0.1), "loss": 1.0}
+    assert verdict_of(story(residual_gated_adamw=gated), "C1") == HOLDS
+
+
+def test_every_kurtosis_stands_beside_a_loss():
+    found = judged(story(**INGREDIENTS), *claims.CLAIMS).values()
+    numbers = [n for judgement in found for n in judgement.numbers]
+    derived = ("correlation", "slope")
+    kurtoses = [
+        n
+        for n in numbers
+        if "kurtosis" in n.what and not any(word in n.what for word in derived)
+    ]
+    assert len(kurtoses) > 10
+    assert all(n.unit == "kurtosis" and n.loss is not None for n in kurtoses)
+    assert "(loss 2.900)" in claims.number_text(kurtoses[0])
+
+
+def test_a_gap_has_the_interval_of_a_paired_bootstrap():
+    (_, _, gap, *_) = judged(story(), "C5")["C5"].numbers
+    assert gap.lo is not None
+    # Every sequence is .1 harder in one arm: pairing leaves no spread, where unpaired
+    # sequences would have 1 / sqrt(64) = .125.
+    assert gap.value == pytest.approx(0.1)
+    assert gap.hi - gap.lo < 1e-9
+
+
+def test_rank_correlation_shares_the_ranks_of_ties():
+    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
+    rho = evidence.rank_correlation([1.0, 7.0, 7.0, 9.0], [0.1, 0.2, 0.3, 0.4])
+    assert rho == pytest.approx(4.5 / (4.5 * 5.0) ** 0.5)
+    assert evidence.rank_correlation([1.0, 1.0], [1.0, 2.0]) is None
+
+
+def test_the_table_holds_every_claim_and_the_csv_every_number():
+    shown = view.of(story())
+    every = claims.judge(shown, paper.load())
+    table = claims.claims_table(every)
+    assert [line.cells[0].text for line in table.lines] == [
+        f"C{i}" for i in range(1, 21)
+    ]
+    text = tables.comma_separated(claims.numbers_table(every))
+    records = list(csv.DictReader(io.StringIO(text)))
+    assert len(records) == sum(len(j.numbers) for _, _, j in every)
+    assert float(records[0]["loss"]) == STORY[ADAMW].loss
+    assert {record["lo"] for record in records} > {"missing"}
