@@ -95,7 +95,7 @@ class LogConfig:
     measure_every: int = 1000  # A row of measures.jsonl; also at the start and the end.
     measure_sequences: int = 64  # Held-out sequences behind each measured point.
     # What is measured: rows of `rfq.taps.STATISTICS`.
-    statistics: tuple[str, ...] = ("moments", "histogram")
+    statistics: tuple[str, ...] = ("moments", "range", "histogram")
     sample_tokens: int = 256  # Tokens that the dear ones (tokens, histogram) see.
     checkpoint_every: int = 1000  # Also at the end.
     keep_checkpoints: int = 2  # Older ones are deleted.

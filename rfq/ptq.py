@@ -26,7 +26,7 @@ from rfq.model import layers, transformer
 from rfq.model.config import TAP_SETS, num_params
 from rfq.quant import distortion, grid
 from rfq.quant.spec import QuantSpec
-from rfq.stats import bootstrap, histogram, moments
+from rfq.stats import bootstrap, moments
 from rfq.types import Params, Record
 
 # What makes two rows of one run answers to the same question.
@@ -507,24 +507,13 @@ class Sweep:
             ]
         )
         records = {site: {**self._measured[site], **counted[site]} for site in counted}
-        counts = {
-            site: _coarse(record["histogram"].histogram.counts)
-            for site, record in records.items()
-        }
-        per_bin = np.sum([c.sum(axis=0) for c in counts.values()], axis=0)
-        occupied = np.flatnonzero(per_bin)
-        shown = slice(occupied[0], occupied[-1] + 1)
-        edges = histogram.edges()[::_BINS_PER_BIN]
+        edges, counts = heldout.histograms(records)
         return {
             "unit": "(x - center) / scale",
             "num_tokens": heldout.num_tokens(self.heldout),
-            "edges": edges[shown.start : shown.stop + 1].tolist(),
+            "edges": edges,
             "sites": {
-                site: {
-                    "counts": counts[site][:, shown].tolist(),
-                    **heldout.as_lists(binnings[site]._asdict()),
-                    **heldout.describe(record),
-                }
+                site: {**counts[site], **heldout.describe(record)}
                 for site, record in records.items()
             },
             "weights": {
@@ -551,12 +540,3 @@ _OF_ACTIVATIONS = (
     "dead_fraction",
     "relative_error",
 )
-
-# Fine bins that make one of a stored histogram: 0.14 of a scale wide at the center.
-_BINS_PER_BIN = 16
-
-
-def _coarse(counts: np.ndarray) -> np.ndarray:
-    """Counts [NUM_BINS] or [L, NUM_BINS] -> int64 [L, NUM_BINS / _BINS_PER_BIN]."""
-    layers = np.atleast_2d(counts).astype(np.int64)
-    return layers.reshape(layers.shape[0], -1, _BINS_PER_BIN).sum(axis=-1)

@@ -179,6 +179,11 @@ STATISTICS: Mapping[str, Statistic] = {
             "mean": lambda m: m.mean,
         },
     ),
+    "range": Statistic(
+        lambda x, state: calibrate.observe(x),
+        calibrate.merge,
+        {"range_lo": lambda r: r.lo, "range_hi": lambda r: r.hi},
+    ),
     "channels": Statistic(
         lambda x, state: channels.channel_moments(x),
         moments.merge,

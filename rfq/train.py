@@ -13,6 +13,7 @@ from rfq import taps as tap_lib
 from rfq.errors import Diverged, Preempted
 from rfq.evals import heldout
 from rfq.experiment import Experiment
+from rfq.model.config import TAP_SETS
 
 
 def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
@@ -33,6 +34,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
         metrics.say(f"{experiment.arm} seed {experiment.seed}: training is finished")
         return
     mesh = sharding.make_mesh(config=experiment.sharding)
+    peak_before = _peak_bytes()
     compiled = steps.compile_train(experiment, mesh)
     batches, epochs = runs.train_batches(experiment), runs.epochs(experiment)
     for directory, number in epochs.items():
@@ -78,11 +80,15 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
                         f"{run_dir}; the same command goes on from there"
                     )
     (run_dir / "failed.json").unlink(missing_ok=True)
+    peak = _peak_bytes()
     finished = {
         "num_steps": num_steps,
         "loss": log.loss,
         "seconds": log.seconds,
         "epochs": list(epochs.values()),
+        "state_bytes": sharding.bytes_per_device(compiled.state),
+        # Of an arm that stays below an earlier one in this process nothing is known.
+        "peak_bytes": peak if peak > peak_before else None,
     }
     metrics.write_text(run_dir / "done.json", metrics.to_json(finished) + "\n")
     distributed.meet("the end of training")
@@ -206,14 +212,29 @@ def _restore(
 
 
 def _measure(compiled, params, held_out) -> dict[str, Any]:
-    """Held-out loss and what `log.statistics` says of each site and layer."""
+    """Held-out loss and what `log.statistics` says of each site and layer.
+
+    With "histogram" the paper's sites get their counts too, over the edges beside them.
+    """
     measured = jax.device_get([compiled.measure(params, batch) for batch in held_out])
     losses, records = zip(*measured, strict=True)
+    merged = {
+        site: tap_lib.merged([seen[site] for seen in records]) for site in records[0]
+    }
+    counted = {s: merged[s] for s in TAP_SETS["paper"] if "histogram" in merged[s]}
+    edges, counts = heldout.histograms(counted) if counted else ([], {})
     return {
         "loss": float(np.concatenate(losses).mean(dtype=np.float64)),
         "num_tokens": heldout.num_tokens(held_out),
+        "edges": edges,
         "sites": {
-            site: heldout.describe(tap_lib.merged([seen[site] for seen in records]))
-            for site in records[0]
+            site: {**heldout.describe(record), **counts.get(site, {})}
+            for site, record in merged.items()
         },
     }
+
+
+def _peak_bytes() -> int:
+    """Most bytes that one device of this process has held; 0 where it does not tell."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max(found.get("peak_bytes_in_use", 0) for found in stats)

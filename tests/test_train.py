@@ -12,7 +12,7 @@ import pytest
 from rfq import checkpoint, experiment, metrics, sharding, steps, train
 from rfq.data import pipeline
 from rfq.errors import Diverged, InputError, Preempted
-from rfq.model.config import BLOCK_SITES
+from rfq.model.config import BLOCK_SITES, TAP_SETS, num_params
 from rfq.optim import schedule
 from tests import tiny
 
@@ -80,6 +80,15 @@ def test_a_run_writes_what_it_measured_on_held_out_text(whole, given):
             num_layers = 1 if site == "final_norm_in" else given.model.num_layers
             assert {len(values) for values in numbers.values()} == {num_layers}
             assert set(numbers) >= {"excess_kurtosis", "rms", "mean"}
+            ends = [numbers["range_lo"], numbers["range_hi"]]
+            # The largest magnitude is at least the root of the mean square.
+            assert np.all(np.max(np.abs(ends), axis=0) >= numbers["rms"])
+            assert np.all(np.less(*ends))
+        for site in TAP_SETS["paper"]:
+            numbers = row["sites"][site]
+            counts = np.asarray(numbers["counts"])
+            assert counts.shape[1] == len(row["edges"]) - 1
+            np.testing.assert_array_equal(counts.sum(1), numbers["sampled_values"])
 
 
 def test_a_run_says_whose_it_is_and_that_it_is_done(whole, given):
@@ -90,6 +99,10 @@ def test_a_run_says_whose_it_is_and_that_it_is_done(whole, given):
     assert done["num_steps"] == tiny.NUM_STEPS
     assert done["loss"] == last["loss"]
     assert done["seconds"] > 0
+    # Parameters and two moments in float32; the rest are counters and flags.
+    floats = 3 * 4 * num_params(given.model)
+    assert floats <= done["state_bytes"] < 1.01 * floats + 64
+    assert done["peak_bytes"] is None or done["peak_bytes"] >= done["state_bytes"]
     sequences = pipeline.open_split(given.data.dir, "train", given.model.seq_len)
     seen = tiny.NUM_STEPS * given.train.batch_size
     assert done["epochs"] == [pytest.approx(seen / len(sequences))]

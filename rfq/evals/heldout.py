@@ -11,6 +11,7 @@ from rfq import sharding, taps
 from rfq.data import pipeline
 from rfq.errors import InputError
 from rfq.experiment import Experiment
+from rfq.stats import histogram
 from rfq.types import Array, Batch, Record
 
 
@@ -114,6 +115,39 @@ def merge(records: Iterable[Mapping[str, Record]]) -> dict[str, Record]:
 def describe(record: Mapping[str, Record]) -> dict[str, list[float]]:
     """What the merged statistics of one site say of each layer, for JSON."""
     return as_lists(taps.numbers(record))
+
+
+# Fine bins that make one of a stored histogram: 0.14 of a scale wide at the center.
+_BINS_PER_BIN = 16
+
+
+def histograms(
+    records: Mapping[str, Record],
+) -> tuple[list[float], dict[str, dict[str, list]]]:
+    """Coarse histograms of sites with a "histogram" record, for JSON.
+
+    Returns:
+        The edges of (x - center) / scale around the bins that any site occupies, and
+        per site the counts, center and scale of each layer.
+    """
+    found = {site: record["histogram"].histogram for site, record in records.items()}
+    counts = {
+        site: np.atleast_2d(h.counts)
+        .astype(np.int64)
+        .reshape(-1, histogram.NUM_BINS // _BINS_PER_BIN, _BINS_PER_BIN)
+        .sum(axis=-1)
+        for site, h in found.items()
+    }
+    occupied = np.flatnonzero(sum(c.sum(axis=0) for c in counts.values()))
+    shown = slice(occupied[0], occupied[-1] + 1)
+    edges = histogram.edges()[::_BINS_PER_BIN][shown.start : shown.stop + 1]
+    return edges.tolist(), {
+        site: {
+            "counts": counts[site][:, shown].tolist(),
+            **as_lists(h.binning._asdict()),
+        }
+        for site, h in found.items()
+    }
 
 
 def as_lists(numbers: Mapping[str, np.ndarray]) -> dict[str, list[float]]:

@@ -678,7 +678,7 @@ def from_theory(*lemmas: str) -> Callable[[Evidence], Judgement]:
         rows = {lemma: e.theory(lemma) for lemma in lemmas}
         e.require(
             {
-                f"{lemma} in theory.json (rfq theory --json DIR/theory.json)": (
+                f"{lemma} in theory.jsonl (rfq theory --json DIR/theory.jsonl)": (
                     found or None
                 )
                 for lemma, found in rows.items()
@@ -694,7 +694,7 @@ def from_theory(*lemmas: str) -> Callable[[Evidence], Judgement]:
             verdict = CORRECTED
         said = next((row for row in every if row.get("verdict") != HOLDS), every[0])
         numbers = [
-            Number(load.text(row, "claim") or "", value, "", *_errors(row, value))
+            Number(_said(row), value, "", *_errors(row, value))
             for row in every
             if (value := load.number(row, "measured")) is not None
         ]
@@ -702,6 +702,11 @@ def from_theory(*lemmas: str) -> Callable[[Evidence], Judgement]:
         return Judgement(verdict=verdict, why=why, numbers=numbers)
 
     return judge_rows
+
+
+def _said(row: load.Record) -> str:
+    parts = (load.text(row, name) for name in ("claim", "statement"))
+    return ": ".join(part for part in parts if part)
 
 
 def _errors(row: load.Record, value: float) -> tuple[float | None, float | None]:
@@ -876,9 +881,7 @@ def only_route(e: Evidence) -> Judgement:
         why = f"As good at W8A6 and W4A4 and no worse before: {', '.join(as_good)}."
         return Judgement(verdict=FAILS, why=why, numbers=numbers)
     tried = {facts.rival for facts in rivals.values()}
-    absent = [
-        f"residual with {what}" for key, what in RIVALS.items() if key not in tried
-    ]
+    absent = [f"residual with {rival}" for rival in RIVALS if rival not in tried]
     if e.plays(RESIDUAL_KL) is None:
         absent.insert(0, part_label(RESIDUAL_KL))
     if absent:

@@ -25,13 +25,13 @@ from rfq.stats import bootstrap
 SPECTRAL = ("kl_shampoo", "kl_soap", "muon", "shampoo", "soap", "spectral_gd")
 SIGN_LIKE = ("adamw", "sign_gd")
 
-# Fixes of the heavy tails of residual models at their source, by the word in the name
-# of the arm: https://arxiv.org/abs/2506.19697, 2505.06708 and 2511.23225.
-RIVALS: Mapping[str, str] = {
-    "osp": "single-scale norm and embedding projection",
-    "gated": "gated attention",
-    "penalty": "activation penalty",
-}
+# Cures of the heavy tails of residual models at their source: arXiv 2506.19697,
+# 2505.06708 and 2511.23225.
+RIVALS = (
+    "single-scale norm and projected embedding",
+    "gated attention",
+    "activation penalty",
+)
 
 # Seeds from which on the spread between them makes an interval.
 ENOUGH_SEEDS = 3
@@ -67,7 +67,7 @@ class Facts(NamedTuple):
 
     Attributes:
         recipe: of the initialization, "orthogonal" or a Gaussian one.
-        rival: key of RIVALS.
+        rival: one of RIVALS, or a part of one.
         rest: all else that the config fixes, without the learning rates, the seed and
             the temperature: arms that share it differ in nothing else.
     """
@@ -117,7 +117,7 @@ class Evidence:
         """Layers and width that most arms have: parts are compared at one size."""
         sizes = [(f.num_layers, f.width) for f in self.facts.values()]
         known = [size for size in sizes if None not in size]
-        return collections.Counter(known).most_common(1)[0][0] if known else (None,) * 2
+        return collections.Counter([*known, (None, None)]).most_common(1)[0][0]
 
     def trained(self, arm: str) -> bool:
         """Whether the arm ended with a loss that means something."""
@@ -356,13 +356,10 @@ class Evidence:
         ]
         return statistics.median(values) if values else None
 
-    def theory(self, claim: str) -> list[Record]:
-        """The rows of theory.json about a lemma, as `rfq theory --json` writes them."""
-        return [
-            row
-            for row in self.shown.results.theory
-            if claim in (load.text(row, "claim") or "")
-        ]
+    def theory(self, lemma: str) -> list[Record]:
+        """The rows of theory.jsonl about a lemma."""
+        rows = self.shown.results.theory
+        return [row for row in rows if load.text(row, "claim") == lemma]
 
 
 def _full_losses(run: Run) -> np.ndarray | None:
@@ -380,7 +377,7 @@ def _facts(shown: View, arm: str) -> Facts:
     model, init, optimizer = (
         load.child(config, name) for name in ("model", "init", "optimizer")
     )
-    skip, words = shown.skip(arm), arm.split("_")
+    skip = shown.skip(arm)
     named = arm.removeprefix(f"{skip}_")
     layers, width = (
         load.number(model, name) or load.number(row, name)
@@ -399,9 +396,25 @@ def _facts(shown: View, arm: str) -> Facts:
         num_layers=None if layers is None else int(layers),
         width=None if width is None else int(width),
         learning_rate=load.number(optimizer, "learning_rate"),
-        rival=next((name for name in RIVALS if name in words), None),
+        rival=_rival(model, load.child(config, "train")),
         rest=_rest(config),
     )
+
+
+def _rival(model: Record, train: Record) -> str | None:
+    if load.text(model, "attention_gate") not in (None, "none"):
+        return "gated attention"
+    if load.number(train, "penalty_weight"):
+        return "activation penalty"
+    found = [
+        name
+        for name, field, value in (
+            ("single-scale norm", "norm", "single_scale_norm"),
+            ("projected embedding", "embedding", "projected"),
+        )
+        if load.text(model, field) == value
+    ]
+    return " and ".join(found) or None
 
 
 def _rest(config: Record) -> str:

@@ -50,7 +50,7 @@ class Results:
         rows: one record an arm, seed and setting.
         runs: the run directories, in the order of their names.
         context: context.json: `floors`, `data`, `arms`; empty if absent.
-        theory: theory.json, the rows of `rfq theory --json`; none if absent.
+        theory: theory.jsonl, the rows of `rfq theory --json`; none if absent.
         notes: what was left out while reading, in sentences for the page.
     """
 
@@ -196,19 +196,6 @@ def _quantize_rows(directory: pathlib.Path, notes: list[str]) -> list[Record]:
     return rows
 
 
-def _theory(path: pathlib.Path) -> list[Record]:
-    """The objects of a JSON list, none if there is no such file."""
-    if not path.is_file():
-        return []
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path} is not JSON ({error.msg}); write it again with `rfq theory --json`"
-        ) from None
-    return [row for row in rows if isinstance(row, dict)]
-
-
 def load(directory: str | pathlib.Path) -> Results:
     """Reads a compare directory; absent files give empty records.
 
@@ -243,6 +230,6 @@ def load(directory: str | pathlib.Path) -> Results:
         rows=tuple(row for row in rows if text(row, "arm") is not None),
         runs=tuple(runs),
         context=read_json(directory / "context.json"),
-        theory=_theory(directory / "theory.json"),
+        theory=read_jsonl(directory / "theory.jsonl", notes),
         notes=tuple(dict.fromkeys(notes)),
     )
