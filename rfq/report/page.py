@@ -11,15 +11,17 @@ import markupsafe
 from rfq.errors import InputError
 from rfq.report import (
     accuracy,
+    activations,
     claims,
     diagnosis,
-    figures,
     load,
     notes,
     paper,
+    precision,
     render,
     style,
     tables,
+    training,
     view,
 )
 from rfq.report.figures import Figure
@@ -57,6 +59,30 @@ def all_tables(
         tables.paper_kurtosis_table(shown, printed),
         *(tables.paper_table(printed, name) for name in printed.tables),
         *(tables.main_table(view.of(shown.results, other)) for other in others),
+    ]
+
+
+def all_figures(shown: View, printed: paper.Paper) -> list[Figure]:
+    """Every figure of the report, in the order of the page."""
+    return [
+        precision.increase_figure(shown),
+        precision.paper_figure(shown, printed),
+        precision.sqnr_figure(shown),
+        training.training_figure(shown),
+        training.kurtosis_training_figure(shown),
+        activations.kurtosis_layers_figure(
+            shown,
+            sites=view.PAPER_SITES,
+            name="kurtosis_layers",
+            title="Kurtosis by layer at the end",
+        ),
+        activations.kurtosis_layers_figure(
+            shown,
+            sites=view.OTHER_SITES,
+            name="kurtosis_layers_other",
+            title="Kurtosis inside the sublayers, which the paper does not quantize",
+        ),
+        activations.histogram_figure(shown),
     ]
 
 
@@ -218,7 +244,7 @@ def run(directory: str | pathlib.Path) -> pathlib.Path:
     printed = paper.load()
     judged = claims.judge(shown, printed)
     written = all_tables(shown, printed, judged)
-    made = figures.all_figures(shown, printed)
+    made = all_figures(shown, printed)
     folders = {name: results.directory / name for name in ("tables", "figures")}
     try:
         for folder in folders.values():

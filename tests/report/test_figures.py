@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from rfq.report import curves, figures, load, paper, style, view
+from rfq.report import (
+    activations,
+    curves,
+    figures,
+    load,
+    page,
+    paper,
+    precision,
+    style,
+    view,
+)
 
 
 def shown(directory):
@@ -43,7 +53,7 @@ NAMES = [
 
 
 def test_every_kind_of_figure_is_made_and_says_how_to_read_it(make):
-    found = figures.all_figures(shown(make()), paper.load())
+    found = page.all_figures(shown(make()), paper.load())
     assert [figure.name for figure in found] == NAMES
     for figure in found:
         assert figure.panels, figure.name
@@ -61,26 +71,26 @@ def test_without_files_a_figure_says_what_is_missing(make):
         path.unlink()
     row = {"arm": "residual_adamw", "seed": 0, "spec": "FP", "loss": 3.4}
     (directory / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    for figure in figures.all_figures(shown(directory), paper.load()):
+    for figure in page.all_figures(shown(directory), paper.load()):
         assert figure.name == "paper_accuracy" or (figure.missing and not figure.panels)
 
 
 @pytest.mark.parametrize("stream", ["branch", "in_place"])
 def test_drawn_increases_are_those_of_the_rows(make, stream):
     found = shown(make())
-    panels = {panel.name: panel for panel in figures.increase_figure(found).panels}
+    panels = {panel.name: panel for panel in precision.increase_figure(found).panels}
     ax = drawn(panels[f"w8_{stream}"])
     for arm in found.arms:
         points = dict(line_of(ax, arm))
         assert len(points) == 6
         for bits, value in points.items():
-            precision = found.precision(f"W8A{bits:.0f}")
-            assert value == found.increase(arm, precision, stream).value
+            at = found.precision(f"W8A{bits:.0f}")
+            assert value == found.increase(arm, at, stream).value
 
 
 def test_an_arm_has_one_color_in_every_figure(make):
     found = shown(make())
-    for figure in figures.all_figures(found, paper.load()):
+    for figure in page.all_figures(found, paper.load()):
         for panel in figure.panels:
             for line in drawn(panel).get_lines():
                 arm = (line.get_gid() or "").removeprefix("arm:")
@@ -97,7 +107,7 @@ def test_a_gaussian_on_a_min_max_grid_has_the_tabulated_sqnr():
     # Exact integrals at half-range 5.467 with a rounded zero point, which costs up to
     # half a step at one end; high resolution leaves that out: .02 dB at 12 bits.
     for bits, db in ((4, 13.54), (6, 26.00), (8, 38.15), (10, 50.21), (12, 62.24)):
-        assert figures.gaussian_sqnr_db(bits, 5.467) == pytest.approx(db, abs=0.025)
+        assert precision.gaussian_sqnr_db(bits, 5.467) == pytest.approx(db, abs=0.025)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +116,12 @@ def test_a_gaussian_on_a_min_max_grid_has_the_tabulated_sqnr():
 )
 def test_expected_extreme_of_a_gaussian_sample(count, half_range):
     # The Gumbel limit is approached like 1 / log n: .02 at 512, .002 at 25 million.
-    assert figures.gaussian_half_range(count) == pytest.approx(half_range, abs=0.025)
+    assert precision.gaussian_half_range(count) == pytest.approx(half_range, abs=0.025)
 
 
 def test_a_histogram_is_a_density_of_the_layer_at_two_thirds(make):
     found = shown(make())
-    made = figures.histogram(found.runs("residual_adamw")[0], "attn_norm_in")
+    made = activations.histogram(found.runs("residual_adamw")[0], "attn_norm_in")
     assert made is not None
     assert (made.layer, made.depth) == (4, 6)
     assert float(np.sum(made.density * np.diff(made.edges))) == pytest.approx(1.0)
@@ -123,7 +133,7 @@ def test_a_histogram_is_a_density_of_the_layer_at_two_thirds(make):
     assert float(np.sum(weights * centers)) == pytest.approx(0.0, abs=0.01)
     assert float(np.sum(weights * centers**2)) == pytest.approx(1.0, abs=0.05)
     # The paper's figure 4 shows layer 16 of 24.
-    assert figures.middle_layer(24) + 1 == 16
+    assert activations.middle_layer(24) + 1 == 16
 
 
 def test_wall_time_follows_from_tokens_per_second(make):

@@ -7,7 +7,7 @@ import matplotlib
 import pytest
 
 from rfq import errors, report
-from rfq.report import claims, figures, load, paper, view
+from rfq.report import claims, load, paper, view
 from rfq.report import page as page_lib
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -127,7 +127,7 @@ def test_provenance_is_at_the_foot(source):
 def test_one_arm_alone_makes_a_page_that_says_what_is_missing(make, arms):
     directory = make(arms={"residual_adamw": arms["residual_adamw"]})
     shown, printed = view.of(load.load(directory)), paper.load()
-    made = figures.all_figures(shown, printed)
+    made = page_lib.all_figures(shown, printed)
     judged = claims.judge(shown, printed)
     written = page_lib.all_tables(shown, printed, judged)
     page = page_lib.html_page(shown, made, written, judged)

@@ -1,0 +1,201 @@
+"""Figures over training: loss, kurtosis and ranges against steps and seconds."""
+
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+
+from rfq.report import curves, figures, load, style, view
+from rfq.report.figures import Figure, Panel
+from rfq.report.load import Record, Run
+from rfq.report.view import View
+
+
+def training_figure(shown: View) -> Figure:
+    """Training and held-out loss against steps and against wall time."""
+    looks = style.looks(shown.arms)
+    floors = {name: shown.floor(name) for name in ("unigram", "bigram")}
+    runs = {arm: [r for r in shown.runs(arm) if r.metrics] for arm in shown.arms}
+    runs = {arm: found for arm, found in runs.items() if found}
+
+    def draw(times: Callable[[Run], Sequence[float | None]], label: str):
+        def on(ax: Axes) -> None:
+            ends = []
+            for arm, found in runs.items():
+                end = None
+                for run in found:
+                    losses = [load.number(record, "loss") for record in run.metrics]
+                    kept = [
+                        (t, y)
+                        for t, y in zip(times(run), losses, strict=True)
+                        if t is not None and y is not None
+                    ]
+                    if not kept:
+                        continue
+                    x, y = [t for t, _ in kept], [v for _, v in kept]
+                    smooth = curves.smooth(y)
+                    figures.line(
+                        ax,
+                        looks[arm],
+                        arm,
+                        x,
+                        y,
+                        marker=False,
+                        linewidth=0.5,
+                        alpha=0.3,
+                    )
+                    width = figures.SEED_WIDTH if end else None
+                    figures.line(
+                        ax, looks[arm], arm, x, smooth, marker=False, linewidth=width
+                    )
+                    end = end or figures.End(
+                        arm, x[-1], smooth[-1], style.short_label(arm)
+                    )
+                if end is not None:
+                    ends.append(end)
+            for name, value in floors.items():
+                if value is not None:
+                    figures.guide_line(ax, value, f"{name} {value:.2f}")
+            ax.set_xlabel(label)
+            ax.set_ylabel("training loss, nats a token")
+            figures.label_ends(ax, shown, ends)
+
+        return on
+
+    def steps_of(run: Run) -> list[float | None]:
+        return [load.number(record, "step") for record in run.metrics]
+
+    panels = []
+    if runs:
+        panels.append(Panel("step", "loss by step", draw(steps_of, "step")))
+        timed = [
+            t for found in runs.values() for r in found for t in curves.train_seconds(r)
+        ]
+        if any(t is not None for t in timed):
+            panels.append(
+                Panel(
+                    "seconds",
+                    "loss by wall time",
+                    draw(curves.train_seconds, "seconds of training"),
+                )
+            )
+    if any(run.measures for run in shown.results.runs):
+        panels.append(Panel("heldout", "held-out loss by step", _heldout(shown, looks)))
+    absent = [name for name, value in floors.items() if value is None]
+    return Figure(
+        name="training",
+        title="Training",
+        guide=(
+            "Down is better. Thin: the logged batches; thick: their running mean. "
+            "Dotted: what a model reaches that knows only word frequencies (unigram) "
+            "or the previous token (bigram); below the second, context is in use."
+        ),
+        panels=panels,
+        missing="" if panels else "no metrics.jsonl in any run",
+        notes=[f"The {name} floor is missing in context.json." for name in absent],
+    )
+
+
+def _heldout(shown: View, looks) -> Callable[[Axes], None]:
+    def draw(ax: Axes) -> None:
+        ends = _trajectories(
+            ax,
+            shown,
+            looks,
+            lambda m: load.number(m, "step"),
+            lambda m: load.number(m, "loss"),
+        )
+        for name in ("unigram", "bigram"):
+            value = shown.floor(name)
+            if value is not None:
+                figures.guide_line(ax, value, f"{name} {value:.2f}")
+        ax.set_xlabel("step")
+        ax.set_ylabel("held-out loss, nats a token")
+        figures.label_ends(ax, shown, ends)
+
+    return draw
+
+
+def _trajectories(
+    ax: Axes,
+    shown: View,
+    looks,
+    x_of: Callable[[Record], float | None],
+    y_of: Callable[[Record], float | None],
+) -> list[figures.End]:
+    """One line a run through its measured steps; the ends of the first seeds."""
+    ends = []
+    for arm in shown.arms:
+        first = True
+        for run in shown.runs(arm):
+            points = [
+                (x, y)
+                for m in run.measures
+                if (x := x_of(m)) is not None and (y := y_of(m)) is not None
+            ]
+            if not points:
+                continue
+            x, y = zip(*points, strict=True)
+            width = None if first else figures.SEED_WIDTH
+            figures.line(ax, looks[arm], arm, x, y, markersize=3.5, linewidth=width)
+            if first:
+                ends.append(figures.End(arm, x[-1], y[-1], style.short_label(arm)))
+            first = False
+    return ends
+
+
+def kurtosis_training_figure(shown: View) -> Figure:
+    """Kurtosis over training, and against the loss it was reached at."""
+    looks = style.looks(shown.arms)
+    measured = [m for run in shown.results.runs for m in run.measures]
+
+    def panel(
+        name: str,
+        title: str,
+        sites: Sequence[str],
+        *,
+        by_loss: bool = False,
+    ) -> Panel | None:
+        values = [view.peak_kurtosis(m, sites) for m in measured]
+        finite = [value for value in values if value is not None]
+        if not finite:
+            return None
+
+        def draw(ax: Axes) -> None:
+            ends = _trajectories(
+                ax,
+                shown,
+                looks,
+                lambda m: load.number(m, "loss" if by_loss else "step"),
+                lambda m: view.peak_kurtosis(m, sites),
+            )
+            figures.symlog(ax, figures.KURTOSIS_LINEAR, finite)
+            ax.set_ylabel("excess kurtosis")
+            if by_loss:
+                ax.set_xlabel("held-out loss, nats a token (learning goes right)")
+                ax.invert_xaxis()
+            else:
+                ax.set_xlabel("step")
+            figures.label_ends(ax, shown, ends)
+
+        return Panel(name, title, draw)
+
+    stream, title = ("attn_norm_in",), "attention norm's input"
+    wanted = [
+        panel("stream", f"{title}, largest over layers", stream),
+        panel("by_loss", f"{title}, at equal loss", stream, by_loss=True),
+        panel("paper_sites", "the paper's four sites, largest", view.PAPER_SITES),
+        panel("final", "final norm's input, apart", ("final_norm_in",)),
+    ]
+    panels = [made for made in wanted if made is not None]
+    return Figure(
+        name="kurtosis_training",
+        title="Kurtosis over training",
+        guide=(
+            "0 is Gaussian, up is heavier tails; linear below "
+            f"{figures.KURTOSIS_LINEAR:g}, logarithmic above. The panel at equal loss "
+            "is the fair comparison: an arm that stays left has learnt less, and less learnt "
+            "means lighter tails."
+        ),
+        panels=panels,
+        missing="" if panels else "no measures.jsonl in any run",
+    )
