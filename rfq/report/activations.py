@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib.ticker
@@ -11,19 +11,27 @@ from matplotlib.axes import Axes
 
 from rfq.report import figures, load, style, tables, view
 from rfq.report.figures import Figure, Panel
-from rfq.report.load import Record, Run
+from rfq.report.load import Record
+from rfq.report.paper import Paper
 from rfq.report.view import View
 
+# Statistic -> its axis, and the value below which the axis is linear.
+LAYER_STATISTICS: Mapping[str, tuple[str, float]] = {
+    "excess_kurtosis": ("excess kurtosis", figures.KURTOSIS_LINEAR),
+    "negentropy": ("negentropy, nats", 0.05),
+}
 
-def kurtosis_layers_figure(
-    shown: View, *, sites: Sequence[str], name: str, title: str
+
+def layers_figure(
+    shown: View, field: str, *, sites: Sequence[str], name: str, title: str
 ) -> Figure:
-    """Kurtosis by layer at the end of training, one panel a site."""
+    """A row of LAYER_STATISTICS by layer at the end of training, one panel a site."""
     looks = style.looks(shown.arms)
     ends = {arm: shown.ends(arm) for arm in shown.arms}
+    label, linear = LAYER_STATISTICS[field]
 
     def curve(arm: str, site: str) -> list[float | None]:
-        found = [view.layer_kurtosis(end, site) for end in ends[arm]]
+        found = [view.layer_values(end, site, field) for end in ends[arm]]
         depth = max(map(len, found), default=0)
         means = []
         for layer in range(depth):
@@ -53,9 +61,9 @@ def kurtosis_layers_figure(
                 text = f"{style.short_label(arm)}\nloss {tail}"
                 marks.append(figures.End(arm, x[-1], y[-1], text))
                 seen += y
-            figures.symlog(ax, figures.KURTOSIS_LINEAR, seen)
+            figures.symlog(ax, linear, seen)
             figures.layer_axis(ax, max(map(len, curves.values())))
-            ax.set_ylabel("excess kurtosis")
+            ax.set_ylabel(label)
             figures.label_ends(ax, shown, marks)
 
         return Panel(site, f"{view.BLOCK_SITES[site]} ({site})", draw)
@@ -65,8 +73,8 @@ def kurtosis_layers_figure(
         name=name,
         title=title,
         guide=(
-            "0 is Gaussian; mean over seeds. Each arm's held-out loss stands beside "
-            "its name. The final norm's input is in the table below, apart from the "
+            f"0 is Gaussian; linear below {linear:g}; mean over seeds. Each arm's "
+            "held-out loss stands beside its name. The final norm's input is in the table below, apart from the "
             "blocks."
         ),
         panels=panels,
@@ -79,6 +87,10 @@ def middle_layer(depth: int) -> int:
     return max(0, round(2 * depth / 3) - 1)
 
 
+# Standard deviations that histograms show at least.
+REACH = 6.0
+
+
 class Histogram(NamedTuple):
     """A standardized activation histogram: densities between edges."""
 
@@ -89,16 +101,23 @@ class Histogram(NamedTuple):
     excess_kurtosis: float | None
 
 
-def histogram(run: Run, site: str) -> Histogram | None:
-    """The middle layer's histogram of a site, or None where the run has none.
+def histogram(
+    measured: Record, site: str, layer_of: Callable[[int], int]
+) -> Histogram | None:
+    """One layer's histogram of a site, or None where there is none.
 
     Edges in units of the bins' scale become edges of (x - mean) / standard deviation.
+
+    Args:
+        measured: statistics.json, or a record of measures.jsonl.
+        site: one of its sites.
+        layer_of: number of layers -> index of the one that is meant.
     """
-    record = load.child(run.statistics, "sites", site)
-    edges, layers = run.statistics.get("edges"), record.get("counts")
+    record = load.child(measured, "sites", site)
+    edges, layers = measured.get("edges"), record.get("counts")
     if not isinstance(edges, list) or not isinstance(layers, list) or not layers:
         return None
-    index = middle_layer(len(layers))
+    index = layer_of(len(layers))
     counts = np.asarray(layers[index], np.float64)
     fields = ("center", "scale", "mean", "rms")
     center, scale, mean, rms = (_at(record, field, index) for field in fields)
@@ -128,9 +147,9 @@ def histogram_figure(shown: View) -> Figure:
         arm: made
         for arm in shown.arms
         for run in shown.runs(arm)[:1]
-        if (made := histogram(run, site)) is not None
+        if (made := histogram(run.statistics, site, middle_layer)) is not None
     }
-    reach = 6.0
+    reach = REACH
     for made in found.values():
         hit = np.flatnonzero(made.density)
         far = max(-made.edges[hit[0]], made.edges[hit[-1] + 1])
@@ -198,4 +217,89 @@ def histogram_figure(shown: View) -> Figure:
         notes=[
             f"{view.arm_label(arm)}: histogram missing." for arm in absent if panels
         ],
+    )
+
+
+# Columns of the figure of histograms over training.
+EVOLUTION_STEPS = 4
+
+
+def evolution_figure(shown: View, paper: Paper) -> Figure:
+    """Histograms of all arms by layer and step, as the paper's figures 7 to 9."""
+    looks = style.looks(shown.arms)
+    layers = sorted({entry.layer for entry in paper.kurtosis})
+    found: dict[tuple[int, float], dict[str, Histogram]] = {}
+    for arm in shown.arms:
+        for run in shown.runs(arm)[:1]:
+            for measure in run.measures:
+                step = load.number(measure, "step")
+                for layer in layers:
+                    made = histogram(
+                        measure,
+                        "attn_norm_in",
+                        lambda depth, at=layer: (
+                            tables.same_depth(at, paper.num_layers, depth) - 1
+                        ),
+                    )
+                    if made is not None and step is not None:
+                        found.setdefault((layer, step), {})[arm] = made
+    steps = sorted({step for _, step in found})
+    last = len(steps) - 1
+    columns = {steps[round(i * last / 3)] for i in range(EVOLUTION_STEPS) if steps}
+
+    def panel(layer: int, step: float, first: bool) -> Panel:
+        arms = found[layer, step]
+
+        def draw(ax: Axes) -> None:
+            for arm, made in arms.items():
+                density = np.where(made.density > 0, made.density, np.nan)
+                ax.stairs(
+                    density,
+                    made.edges,
+                    baseline=None,
+                    color=looks[arm].light,
+                    linestyle=looks[arm].line,
+                    linewidth=1.3,
+                    label=view.arm_label(arm) if first else None,
+                    gid=figures.tag(arm),
+                )
+            x = np.linspace(-REACH, REACH, 200)
+            gauss = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+            ax.plot(x, gauss, color=style.INK["ink"], linewidth=1.0, linestyle=":")
+            ax.set_yscale("log")
+            ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+            ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(figures.power))
+            ax.set_ylim(1e-6, 3.0)
+            ax.set_xlim(-REACH, REACH)
+            ax.set_xlabel("(activation − mean) / standard deviation")
+            ax.set_ylabel("density")
+            if first:
+                ax.legend(fontsize=7, frameon=False, loc="upper left")
+
+        depth = next(iter(arms.values())).depth
+        own = next(iter(arms.values())).layer
+        title = f"layer {own} of {depth}, step {step:,.0f}"
+        return Panel(f"layer{own}_step{step:.0f}", title, draw, labelled=False)
+
+    panels = [
+        panel(layer, step, index == 0)
+        for index, (layer, step) in enumerate(
+            (layer, step)
+            for layer in layers
+            for step in sorted(columns)
+            if (layer, step) in found
+        )
+    ]
+    return Figure(
+        name="histograms_training",
+        title="Activations over training",
+        guide=(
+            "The attention norm's input, standardized, at the paper's relative depths "
+            f"(layers {', '.join(map(str, layers))} of {paper.num_layers}), first "
+            "seed. Dotted: a Gaussian. Color beyond it is tail."
+        ),
+        panels=panels,
+        missing=""
+        if panels
+        else "no histogram counts in measures.jsonl; runs record them from now on",
     )

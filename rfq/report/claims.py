@@ -529,30 +529,9 @@ def optimizer_order(e: Evidence) -> Judgement:
     return Judgement(verdict=verdict, why=why, numbers=numbers)
 
 
-def temperature_pairs(e: Evidence) -> list[tuple[str, str]]:
-    """Residual-free arms without and with a temperature, equal in all else.
-
-    Of several learning rates the one of lowest loss stands on each side.
-    """
-    groups: dict[str, dict[float, list[str]]] = {}
-    for arm, facts in e.facts.items():
-        known = e.shown.full_loss(arm).value is not None
-        if known and facts.skip == "residual_free" and facts.beta is not None:
-            by_beta = groups.setdefault(facts.rest, {})
-            by_beta.setdefault(facts.beta, []).append(arm)
-    return [
-        (off, on)
-        for by_beta in groups.values()
-        for beta in sorted(by_beta)
-        if beta > 1
-        and (off := e.best(by_beta.get(1.0, [])))
-        and (on := e.best(by_beta[beta]))
-    ]
-
-
 def temperature_helps(e: Evidence) -> Judgement:
     """C12: beta > 1 against beta = 1, equal in all else."""
-    pairs = temperature_pairs(e)
+    pairs = e.temperature_pairs()
     if not pairs:
         raise NotTestable("a residual-free arm with beta = 1 and its twin with 1.1")
     gaps = [e.loss_gap(off, on) for off, on in pairs]

@@ -343,6 +343,26 @@ class Evidence:
         known = [loss for loss in found if loss is not None]
         return statistics.fmean(known) if known else None
 
+    def temperature_pairs(self) -> list[tuple[str, str]]:
+        """Residual-free arms without and with a temperature, equal in all else.
+
+        Of several learning rates the one of lowest loss stands on each side.
+        """
+        groups: dict[str, dict[float, list[str]]] = {}
+        for arm, facts in self.facts.items():
+            known = self.shown.full_loss(arm).value is not None
+            if known and facts.skip == "residual_free" and facts.beta is not None:
+                by_beta = groups.setdefault(facts.rest, {})
+                by_beta.setdefault(facts.beta, []).append(arm)
+        return [
+            (off, on)
+            for by_beta in groups.values()
+            for beta in sorted(by_beta)
+            if beta > 1
+            and (off := self.best(by_beta.get(1.0, [])))
+            and (on := self.best(by_beta[beta]))
+        ]
+
     def isometry(self, arm: str) -> float | None:
         """Median deviation from an isometry of W_V, W_O, W_U and W_D at the end."""
         values = [

@@ -14,6 +14,7 @@ from rfq.report import (
     activations,
     claims,
     diagnosis,
+    dynamics,
     load,
     notes,
     paper,
@@ -56,6 +57,10 @@ def all_tables(
         diagnosis.weights_cost_table(shown),
         diagnosis.weights_table(shown),
         tables.matched_table(shown),
+        dynamics.equal_cost_table(shown, printed),
+        dynamics.ranges_table(shown),
+        dynamics.costs_table(shown, printed),
+        dynamics.calibrators_table(shown),
         tables.paper_kurtosis_table(shown, printed),
         *(tables.paper_table(printed, name) for name in printed.tables),
         *(tables.main_table(view.of(shown.results, other)) for other in others),
@@ -66,23 +71,36 @@ def all_figures(shown: View, printed: paper.Paper) -> list[Figure]:
     """Every figure of the report, in the order of the page."""
     return [
         precision.increase_figure(shown),
+        precision.accuracy_figure(shown),
         precision.paper_figure(shown, printed),
         precision.sqnr_figure(shown),
         training.training_figure(shown),
         training.kurtosis_training_figure(shown),
-        activations.kurtosis_layers_figure(
+        training.temperature_figure(shown, printed),
+        training.ranges_figure(shown),
+        activations.layers_figure(
             shown,
+            "excess_kurtosis",
             sites=view.PAPER_SITES,
             name="kurtosis_layers",
             title="Kurtosis by layer at the end",
         ),
-        activations.kurtosis_layers_figure(
+        activations.layers_figure(
             shown,
+            "negentropy",
+            sites=view.PAPER_SITES,
+            name="negentropy_layers",
+            title="Negentropy by layer at the end",
+        ),
+        activations.layers_figure(
+            shown,
+            "excess_kurtosis",
             sites=view.OTHER_SITES,
             name="kurtosis_layers_other",
             title="Kurtosis inside the sublayers, which the paper does not quantize",
         ),
         activations.histogram_figure(shown),
+        activations.evolution_figure(shown, printed),
     ]
 
 
@@ -209,6 +227,7 @@ def html_page(
     by_name = {table.name: table for table in written}
     further = [table for table in written if table.name.startswith("main_")]
     beside = [table for table in written if table.name.startswith("beside_")]
+    tasks = [table for table in written if table.name.startswith("tasks")]
     return environment.get_template("report.html.j2").render(
         arms=arms,
         index_of={arm: i for i, arm in enumerate(looks)},
@@ -222,6 +241,7 @@ def html_page(
         tables=by_name,
         further=further,
         beside=beside,
+        tasks=tasks,
         paper=printed,
         provenance=provenance(shown),
         colors=_css(looks),

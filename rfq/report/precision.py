@@ -103,6 +103,66 @@ def increase_figure(shown: View) -> Figure:
     )
 
 
+def accuracy_figure(shown: View) -> Figure:
+    """Mean accuracy on the eight tasks against activation bits, one panel a width."""
+    looks = style.looks(shown.arms)
+    found: dict[int | None, dict[str, list[tuple[int, float, float]]]] = {}
+    full: dict[str, float] = {}
+    for arm in shown.arms:
+        for row in (row for run in shown.runs(arm)[:1] for row in run.tasks):
+            average, error = load.number(row, "avg"), load.number(row, "avg_se")
+            bits, weight = (load.number(row, f"{w}_bits") for w in ("act", "weight"))
+            if average is None:
+                continue
+            if bits is None:
+                full.setdefault(arm, average)
+            elif load.text(row, "stream") == "branch":
+                width = None if weight is None else int(weight)
+                points = found.setdefault(width, {}).setdefault(arm, [])
+                points.append((int(bits), average, error or 0.0))
+
+    def panel(weight_bits: int | None) -> Panel:
+        def draw(ax: Axes) -> None:
+            ends, every = [], []
+            for arm, points in found[weight_bits].items():
+                x, y, error = zip(*sorted(points), strict=True)
+                figures.line(ax, looks[arm], arm, x, y)
+                lo, hi = np.subtract(y, error), np.add(y, error)
+                figures.band(ax, looks[arm], arm, x, lo, hi)
+                if arm in full:
+                    ax.axhline(
+                        full[arm],
+                        color=looks[arm].light,
+                        linestyle=":",
+                        linewidth=1.0,
+                        gid=figures.tag(arm),
+                    )
+                every += x
+                ends.append(figures.End(arm, x[0], y[0], style.short_label(arm)))
+            figures.bits_axis(ax, every)
+            ax.invert_xaxis()
+            ax.set_ylabel("average zero-shot accuracy")
+            figures.label_ends(ax, shown, ends)
+
+        kind = "a" if weight_bits is None else f"w{weight_bits}"
+        return Panel(kind, _width_title(weight_bits), draw)
+
+    widths = sorted(found, key=lambda w: (w is None, w != 8, -(w or 0)))
+    return Figure(
+        name="accuracy",
+        title="Our accuracy by activation bits",
+        guide=(
+            "Average over the eight tasks, branch placement, first seed; bands are one "
+            "standard error over documents, dotted lines full precision. Right is "
+            "fewer bits, down is worse."
+        ),
+        panels=[panel(width) for width in widths],
+        missing=""
+        if found
+        else "no accuracy on the eight tasks under quantized activations",
+    )
+
+
 def gaussian_half_range(count: float) -> float:
     """Expected largest of `count` standard normal draws, in standard deviations.
 
@@ -191,12 +251,27 @@ def sqnr_figure(shown: View) -> Figure:
         ax.margins(y=0.15)
         figures.label_ends(ax, shown, ends)
 
+    def draw_nmse(ax: Axes) -> None:
+        ends = []
+        for arm in shown.arms:
+            found = [(p.act_bits or 0, shown.distortion(arm, p, "nmse")) for p in sweep]
+            points = [(bits, e.value) for bits, e in found if e.value is not None]
+            if points:
+                x, y = zip(*points, strict=True)
+                figures.line(ax, looks[arm], arm, x, y)
+                ends.append(figures.End(arm, x[-1], y[-1], style.short_label(arm)))
+        ax.set_yscale("log")
+        figures.bits_axis(ax, [p.act_bits for p in sweep if p.act_bits is not None])
+        ax.set_ylabel("mean NMSE over sites")
+        figures.label_ends(ax, shown, ends)
+
     panels = [*_site_panels(shown, looks)]
     if series:
         title = _width_title(weight_bits)
         panels = [
             Panel("sqnr", f"SQNR, {title}", draw),
             Panel("gap", "gap to a Gaussian tensor", draw_gap),
+            Panel("nmse", f"normalized squared error, {title}", draw_nmse),
             *panels,
         ]
     return Figure(

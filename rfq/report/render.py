@@ -2,11 +2,13 @@
 
 import html
 import io
+import json
 import pathlib
 import re
 from collections.abc import Mapping
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
@@ -52,8 +54,10 @@ def panel_svg(panel: Panel, prefix: str, looks: Mapping[str, style.Look]) -> str
     with matplotlib.rc_context(style.RC):
         canvas = Canvas(figsize=PANEL_INCHES)
         # The page sets the title in its own type, so that it wraps on a phone.
-        panel.draw(_axes(canvas, panel, (0.0, 0.0), EDGE))
+        ax = _axes(canvas, panel, (0.0, 0.0), EDGE)
+        panel.draw(ax)
         source = _svg(canvas)
+        points = json.dumps(_points(ax), separators=(",", ":"))
     source = source[source.index("<svg") :]
     source = re.sub(r"<metadata>.*?</metadata>", "", source, flags=re.DOTALL)
     source = re.sub(r'\bid="arm:([^"]*)"', r'data-arm="\1"', source)
@@ -69,7 +73,38 @@ def panel_svg(panel: Panel, prefix: str, looks: Mapping[str, style.Look]) -> str
     for index, look in enumerate(looks.values()):
         source = source.replace(look.light, f"var(--arm-{index})")
     label = html.escape(panel.title, quote=True)
-    return source.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    attributes = f'role="img" aria-label="{label}" data-points="{html.escape(points)}"'
+    return source.replace("<svg ", f"<svg {attributes} ", 1)
+
+
+# Points of one line that a pointer finds; longer lines are thinned.
+MAX_POINTS = 80
+
+
+def _points(ax: Axes) -> dict[str, list]:
+    """What a pointer can read: {arm: [[x, y of the drawing, what to say], ...]}.
+
+    In the SVG's units, points from its upper left corner.
+    """
+    height = ax.figure.get_size_inches()[1] * ax.figure.dpi
+    found: dict[str, list] = {}
+    for line in ax.get_lines():
+        arm = (line.get_gid() or "").removeprefix("arm:")
+        # Thin lines are the raw batches behind a running mean.
+        if arm and line.get_transform() == ax.transData and line.get_alpha() is None:
+            data = np.asarray(line.get_xydata(), np.float64)
+            data = data[:: -(-len(data) // MAX_POINTS)]
+            places = ax.transData.transform(data) * 72.0 / ax.figure.dpi
+            found.setdefault(arm, []).extend(
+                [round(px, 1), round(height * 72.0 / ax.figure.dpi - py, 1), _say(x, y)]
+                for (px, py), (x, y) in zip(places, data, strict=True)
+                if np.isfinite([px, py]).all()
+            )
+    return found
+
+
+def _say(x: float, y: float) -> str:
+    return f"{x:.6g}: {y:.4g}".replace("-", "−")
 
 
 def write_files(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:

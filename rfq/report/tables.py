@@ -107,7 +107,8 @@ def count_text(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _increase(key: str, found: Estimate, best: bool) -> Cell:
+def increase_cell(key: str, found: Estimate, *, best: bool = False) -> Cell:
+    """An increase of loss with its interval."""
     absent = _shown(found, key)
     if absent is not None or found.value is None:
         return absent or Cell(text=MISSING, data={})
@@ -149,7 +150,7 @@ def _full_precision(
         if precision == shown.reference and found.value is not None:
             cells.append(Cell(text="reference", data={key: 0.0}, mark="quiet"))
         else:
-            cells.append(_increase(key, found, False))
+            cells.append(increase_cell(key, found))
     return cells
 
 
@@ -188,7 +189,7 @@ def main_table(shown: View) -> Table:
                 for stream in view.STREAMS:
                     found = shown.increase(arm, precision, stream)
                     key = f"loss_increase_{stream}"
-                    cells.append(_increase(key, found, arm == lowest[stream]))
+                    cells.append(increase_cell(key, found, best=arm == lowest[stream]))
                 distortion = shown.distortion(arm, precision, "sqnr_db")
                 cells.append(_number("sqnr_db", distortion, ".1f"))
             # Loss and increase side by side within a placement.
@@ -295,7 +296,7 @@ def glance_table(shown: View) -> Table:
                 stream: shown.increase(arm, shown.precision(name), stream)
                 for stream in view.STREAMS
             }
-            both = [_increase(f"{name}_{s}", e, False) for s, e in found.items()]
+            both = [increase_cell(f"{name}_{s}", e) for s, e in found.items()]
             short = [
                 cell.text if e.value is None else signed(e.value)
                 for cell, e in zip(both, found.values(), strict=True)
@@ -525,7 +526,7 @@ def beside_table(shown: View, paper: Paper, *, weight_bits: int | None) -> Table
             else:
                 for stream in view.STREAMS:
                     found = shown.increase(arm, precision, stream)
-                    cells.append(_increase(f"our_loss_increase_{stream}", found, False))
+                    cells.append(increase_cell(f"our_loss_increase_{stream}", found))
             cells += _paper_cells(paper, table, arm, precision.name)
             lines.append(Line(cells=cells, group=precision.name, arm=arm))
     kind = "a" if weight_bits is None else f"w{weight_bits}"

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 
 from rfq.report import curves, figures, load, style, view
+from rfq.report.evidence import Evidence
 from rfq.report.figures import Figure, Panel
 from rfq.report.load import Record, Run
+from rfq.report.paper import Paper
 from rfq.report.view import View
 
 
@@ -193,9 +195,118 @@ def kurtosis_training_figure(shown: View) -> Figure:
         guide=(
             "0 is Gaussian, up is heavier tails; linear below "
             f"{figures.KURTOSIS_LINEAR:g}, logarithmic above. The panel at equal loss "
-            "is the fair comparison: an arm that stays left has learnt less, and less learnt "
-            "means lighter tails."
+            "is the fair comparison: an arm that stays left has learnt less, and less "
+            "learnt means lighter tails."
         ),
         panels=panels,
         missing="" if panels else "no measures.jsonl in any run",
+    )
+
+
+def temperature_figure(shown: View, paper: Paper) -> Figure:
+    """Training loss with and without attention temperature (figure 3, middle)."""
+    pairs = Evidence(shown=shown, paper=paper).temperature_pairs()
+    looks = style.looks(shown.arms)
+
+    def panel(off: str, on: str) -> Panel:
+        def draw(ax: Axes) -> None:
+            ends = []
+            for arm in (off, on):
+                for run in shown.runs(arm)[:1]:
+                    x, y = figures.finite(*_steps_and_losses(run))
+                    smooth = curves.smooth(y)
+                    figures.line(ax, looks[arm], arm, x, smooth, marker=False)
+                    label = style.short_label(arm)
+                    ends.append(figures.End(arm, x[-1], smooth[-1], label))
+            ax.set_xlabel("step")
+            ax.set_ylabel("training loss, nats a token")
+            figures.label_ends(ax, shown, ends)
+
+        return Panel(f"{off}_{on}", f"{view.arm_label(off)}, and β > 1", draw)
+
+    panels = [
+        panel(off, on)
+        for off, on in pairs
+        if all(run.metrics for arm in (off, on) for run in shown.runs(arm)[:1])
+    ]
+    return Figure(
+        name="temperature",
+        title="Attention temperature",
+        guide=(
+            "Down is better. Pairs of residual-free arms that differ in β alone; "
+            "running mean of the training loss, first seed."
+        ),
+        panels=panels,
+        missing="" if panels else "no pair of arms that differs in β alone",
+    )
+
+
+def _steps_and_losses(run: Run) -> tuple[list[float], list[float | None]]:
+    kept = [r for r in run.metrics if load.number(r, "step") is not None]
+    steps = [load.number(record, "step") or 0.0 for record in kept]
+    return steps, [load.number(record, "loss") for record in kept]
+
+
+def ranges_figure(shown: View) -> Figure:
+    """How far the stream's values reach, over steps and by layer (appendix E.2)."""
+    looks = style.looks(shown.arms)
+
+    def reach(measure: Record) -> list[float]:
+        ends = [
+            view.layer_values(measure, "attn_norm_in", name)
+            for name in ("range_lo", "range_hi")
+        ]
+        return [
+            max(abs(lo), abs(hi))
+            for lo, hi in zip(*ends, strict=True)
+            if lo is not None and hi is not None
+        ]
+
+    def over_steps(ax: Axes) -> None:
+        ends = _trajectories(
+            ax,
+            shown,
+            looks,
+            lambda m: load.number(m, "step"),
+            lambda m: max(reach(m), default=None),
+        )
+        ax.set_yscale("log")
+        ax.set_xlabel("step")
+        ax.set_ylabel("largest magnitude")
+        figures.label_ends(ax, shown, ends)
+
+    def by_layer(ax: Axes) -> None:
+        ends, depth = [], 1
+        for arm in shown.arms:
+            for end in shown.ends(arm)[:1]:
+                values = reach(end)
+                if values:
+                    depth, layers = max(depth, len(values)), range(1, len(values) + 1)
+                    figures.line(ax, looks[arm], arm, layers, values)
+                    label = style.short_label(arm)
+                    ends.append(figures.End(arm, layers[-1], values[-1], label))
+        ax.set_yscale("log")
+        figures.layer_axis(ax, depth)
+        ax.set_ylabel("largest magnitude")
+        figures.label_ends(ax, shown, ends)
+
+    measured = any(reach(m) for run in shown.results.runs for m in run.measures)
+    ended = any(reach(end) for arm in shown.arms for end in shown.ends(arm))
+    panels = []
+    if measured:
+        panels.append(Panel("step", "largest over layers, by step", over_steps))
+    if ended:
+        panels.append(Panel("layer", "by layer, at the end", by_layer))
+    return Figure(
+        name="ranges",
+        title="Value ranges",
+        guide=(
+            "The largest magnitude of the attention norm's input on held-out tokens: "
+            "what a min-max grid has to reach. The scale of a residual stream grows "
+            "with depth by itself; read it beside the kurtosis."
+        ),
+        panels=panels,
+        missing=""
+        if panels
+        else "no value ranges in measures.jsonl; runs record them from now on",
     )

@@ -359,11 +359,16 @@ def _blew_up(run: Run) -> bool:
     return bool(run.metrics) and load.nonfinite(run.metrics[-1], "loss")
 
 
-def layer_kurtosis(measure: Record, site: str) -> list[float | None]:
-    """Excess kurtosis by layer at one measured step; a site of the model is one."""
+def layer_values(measure: Record, site: str, field: str) -> list[float | None]:
+    """A statistic by layer at one measured step; a site of the model is one layer."""
     record = load.child(measure, "sites", site)
-    single = load.number(record, "excess_kurtosis")
-    return [single] if single is not None else load.numbers(record, "excess_kurtosis")
+    single = load.number(record, field)
+    return [single] if single is not None else load.numbers(record, field)
+
+
+def layer_kurtosis(measure: Record, site: str) -> list[float | None]:
+    """Excess kurtosis by layer at one measured step."""
+    return layer_values(measure, site, "excess_kurtosis")
 
 
 def peak_kurtosis(measure: Record, sites: Sequence[str]) -> float | None:
