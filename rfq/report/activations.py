@@ -74,8 +74,8 @@ def layers_figure(
         title=title,
         guide=(
             f"0 is Gaussian; linear below {linear:g}; mean over seeds. Each arm's "
-            "held-out loss stands beside its name. The final norm's input is in the table below, apart from the "
-            "blocks."
+            "held-out loss stands beside its name. The final norm's input is in a "
+            "table, apart from the blocks."
         ),
         panels=panels,
         missing="" if panels else "no finished run measured these sites",

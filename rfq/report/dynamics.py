@@ -53,8 +53,8 @@ def equal_cost_table(shown: View, paper: Paper) -> Table:
             f"After the {steps} steps and the {seconds} seconds of training that all "
             "trained arms reached: running mean of the training loss, and the last "
             "held-out loss measured by then; mean over seeds. β is the base of the "
-            "attention temperature, 1 for none. At equal seconds a slow arm is less far "
-            "in its schedule, which ends with the run."
+            "attention temperature, 1 for none. At equal seconds a slow arm is less "
+            "far in its schedule, which ends with the run."
         ),
         header=(
             "Arm",
@@ -128,7 +128,7 @@ def costs_table(shown: View, paper: Paper) -> Table:
             "Median over logged steps, mean over seeds; ratios are to residual AdamW. "
             "State: parameters and optimizer on one device. Peak: most bytes that one "
             "device held, where it counts them and no earlier arm of the same process "
-            "held more. The paper: one of four H100, of which the usual ones have 80 GB."
+            "held more. The paper: one of four H100, which have 80 GB as a rule."
         ),
         header=(
             "Arm",
