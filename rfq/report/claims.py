@@ -400,10 +400,10 @@ def less_noise(e: Evidence) -> Judgement:
     residual, free = e.sides()
     wins: dict[str, list[bool]] = {}
     numbers = []
-    for field, sign, unit in (
-        ("sqnr_db", 1, "dB"),
-        ("bulk_sqnr_db", 1, "dB"),
-        ("nmse", -1, "NMSE"),
+    for field, name, sign, unit in (
+        ("sqnr_db", "SQNR", 1, "dB"),
+        ("bulk_sqnr_db", "SQNR of the bulk", 1, "dB"),
+        ("nmse", "NMSE", -1, ""),
     ):
         gaps = []
         for precision in e.shown.precisions:
@@ -419,12 +419,12 @@ def less_noise(e: Evidence) -> Judgement:
             if precision.act_bits is not None and all(sides):
                 gaps.append((min(sides[1]) - max(sides[0]), precision.name))
         if gaps:
-            wins[field] = [gap > 0 for gap, _ in gaps]
-            gap, name = min(gaps)
-            label = f"{field}, worst residual-free less best residual, smallest: {name}"
+            wins[name] = [gap > 0 for gap, _ in gaps]
+            gap, at = min(gaps)
+            label = f"{name}, worst residual-free less best residual, least at {at}"
             numbers.append(Number(label, sign * gap, unit))
-    if "sqnr_db" not in wins:
-        raise NotTestable("sqnr_db at a common width of both kinds")
+    if "SQNR" not in wins:
+        raise NotTestable("SQNR at a common width of both kinds")
     every = [won for field in wins.values() for won in field]
     verdict = HOLDS if all(every) else CORRECTED if any(every) else FAILS
     counts = ", ".join(
@@ -434,7 +434,7 @@ def less_noise(e: Evidence) -> Judgement:
         verdict=verdict,
         why=f"The worst residual-free arm beats the best residual arm in {counts}.",
         numbers=numbers,
-        missing=[name for name in ("bulk_sqnr_db", "nmse") if name not in wins],
+        missing=[name for name in ("SQNR of the bulk", "NMSE") if name not in wins],
     )
 
 

@@ -82,9 +82,7 @@ def ranges_table(shown: View) -> Table:
     for arm in shown.arms:
         for run in shown.runs(arm)[:1]:
             for measure in run.measures:
-                site = load.child(measure, "sites", "attn_norm_in")
-                ends = [load.numbers(site, name) for name in ("range_lo", "range_hi")]
-                pairs = list(zip(*ends, strict=True))
+                pairs = view.layer_ranges(measure, "attn_norm_in")
                 depth = max(depth, len(pairs))
                 if pairs:
                     cells = [

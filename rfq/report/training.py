@@ -252,13 +252,9 @@ def ranges_figure(shown: View) -> Figure:
     looks = style.looks(shown.arms)
 
     def reach(measure: Record) -> list[float]:
-        ends = [
-            view.layer_values(measure, "attn_norm_in", name)
-            for name in ("range_lo", "range_hi")
-        ]
         return [
             max(abs(lo), abs(hi))
-            for lo, hi in zip(*ends, strict=True)
+            for lo, hi in view.layer_ranges(measure, "attn_norm_in")
             if lo is not None and hi is not None
         ]
 

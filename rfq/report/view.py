@@ -371,6 +371,12 @@ def layer_kurtosis(measure: Record, site: str) -> list[float | None]:
     return layer_values(measure, site, "excess_kurtosis")
 
 
+def layer_ranges(measure: Record, site: str) -> list[tuple[float | None, float | None]]:
+    """Smallest and largest value by layer; none of a run that did not record both."""
+    lo, hi = (layer_values(measure, site, f"range_{end}") for end in ("lo", "hi"))
+    return list(zip(lo, hi, strict=True)) if len(lo) == len(hi) else []
+
+
 def peak_kurtosis(measure: Record, sites: Sequence[str]) -> float | None:
     """Largest excess kurtosis over sites and layers at one measured step."""
     found = [

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import statistics
 from collections.abc import Callable
 
 import numpy as np
@@ -175,10 +176,19 @@ def _sites(arm: Arm, progress: float) -> dict:
     sites = {
         site: {
             "excess_kurtosis": (part * arm.kurtosis * progress * shape).tolist(),
+            "negentropy": (0.002 * part * arm.kurtosis * progress * shape).tolist(),
             "rms": [1.0] * 6,
             "mean": [0.0] * 6,
+            "range_lo": (-4.0 - part * arm.kurtosis * progress * shape).tolist(),
+            "range_hi": [4.0] * 6,
         }
         for site, part in scale.items()
+    }
+    counts = 1e5 * np.diff([statistics.NormalDist().cdf(x) for x in EDGES])
+    sites["attn_norm_in"] |= {
+        "counts": [counts.round().tolist()] * 6,
+        "center": [0.0] * 6,
+        "scale": [1.0] * 6,
     }
     # GELU's own tails, whatever the arm.
     sites["mlp_hidden"] = {**sites["mlp_in"], "excess_kurtosis": [3.1] * 6}
@@ -258,6 +268,7 @@ def write(
                         "loss": arm.loss
                         + (6.2 - arm.loss) * math.exp(-5.0 * s / steps),
                         "num_tokens": 4096,
+                        "edges": EDGES.tolist(),
                         "sites": _sites(arm, s / steps),
                     }
                     for s in measured
@@ -314,7 +325,13 @@ def write(
             (home / "config.json").write_text(json.dumps(config))
             (home / "done.json").write_text(
                 json.dumps(
-                    {"num_steps": steps, "loss": arm.loss, "seconds": arm.seconds}
+                    {
+                        "num_steps": steps,
+                        "loss": arm.loss,
+                        "seconds": arm.seconds,
+                        "state_bytes": 3_942_144,
+                        "peak_bytes": None,
+                    }
                 )
             )
     _dump(directory / "rows.jsonl", every)

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import hypothesis
 import hypothesis.strategies as st
@@ -15,6 +16,7 @@ from rfq.report import (
     paper,
     precision,
     style,
+    training,
     view,
 )
 
@@ -42,13 +44,18 @@ def line_of(ax, arm):
 
 NAMES = [
     "loss_increase",
+    "accuracy",
     "paper_accuracy",
     "sqnr",
     "training",
     "kurtosis_training",
+    "temperature",
+    "ranges",
     "kurtosis_layers",
+    "negentropy_layers",
     "kurtosis_layers_other",
     "histograms",
+    "histograms_training",
 ]
 
 
@@ -56,13 +63,19 @@ def test_every_kind_of_figure_is_made_and_says_how_to_read_it(make):
     found = page.all_figures(shown(make()), paper.load())
     assert [figure.name for figure in found] == NAMES
     for figure in found:
-        assert figure.panels, figure.name
         assert figure.guide
-        assert not figure.missing
+        # The demo asks no tasks and has no pair of temperatures.
+        assert bool(figure.missing) == (figure.name in ("accuracy", "temperature"))
+        assert bool(figure.panels) != bool(figure.missing)
         for panel in figure.panels:
             ax = drawn(panel)
             assert ax.get_xlabel(), panel
             assert ax.get_ylabel(), panel
+            # An arm has one color in every figure.
+            for line in ax.get_lines():
+                arm = (line.get_gid() or "").removeprefix("arm:")
+                if arm:
+                    assert line.get_color() == style.ARMS[arm].light
 
 
 def test_without_files_a_figure_says_what_is_missing(make):
@@ -88,16 +101,6 @@ def test_drawn_increases_are_those_of_the_rows(make, stream):
             assert value == found.increase(arm, at, stream).value
 
 
-def test_an_arm_has_one_color_in_every_figure(make):
-    found = shown(make())
-    for figure in page.all_figures(found, paper.load()):
-        for panel in figure.panels:
-            for line in drawn(panel).get_lines():
-                arm = (line.get_gid() or "").removeprefix("arm:")
-                if arm:
-                    assert line.get_color() == style.ARMS[arm].light
-
-
 def test_unknown_arms_get_colors_of_their_own():
     looks = style.looks(("residual_adamw", "mine", "another"))
     assert len({look.light for look in looks.values()}) == 3
@@ -121,7 +124,11 @@ def test_expected_extreme_of_a_gaussian_sample(count, half_range):
 
 def test_a_histogram_is_a_density_of_the_layer_at_two_thirds(make):
     found = shown(make())
-    made = activations.histogram(found.runs("residual_adamw")[0], "attn_norm_in")
+    made = activations.histogram(
+        found.runs("residual_adamw")[0].statistics,
+        "attn_norm_in",
+        activations.middle_layer,
+    )
     assert made is not None
     assert (made.layer, made.depth) == (4, 6)
     assert float(np.sum(made.density * np.diff(made.edges))) == pytest.approx(1.0)
@@ -175,3 +182,68 @@ def test_labels_never_touch_keep_their_order_and_stay_inside(centers, height):
 
 def test_labels_that_do_not_collide_stay_where_their_lines_end():
     assert figures.spread([0.8, 0.2, 0.5], [0.1] * 3) == pytest.approx([0.8, 0.2, 0.5])
+
+
+def test_histograms_over_training_are_of_the_papers_depths(make):
+    figure = activations.evolution_figure(shown(make()), paper.load())
+    # Layers 8, 16 and 22 of 24 are 2, 4 and 6 of 6; four of nine measured steps.
+    steps = (0, 300, 500, 800)
+    assert [panel.name for panel in figure.panels] == [
+        f"layer{layer}_step{step}" for layer in (2, 4, 6) for step in steps
+    ]
+    patches = [p for p in drawn(figure.panels[0]).patches if p.get_gid()]
+    assert len(patches) == 4
+    values, edges, _ = patches[0].get_data()
+    # A Gaussian was counted, over bins a quarter wide.
+    density = np.exp(-(((edges[1:] + edges[:-1]) / 2) ** 2) / 2) / (2 * np.pi) ** 0.5
+    inside = np.abs(edges[1:]) < 3
+    np.testing.assert_allclose(values[inside], density[inside], rtol=0.03)
+
+
+def test_ranges_are_the_largest_magnitudes(make, arms):
+    found = shown(make())
+    step, layer = training.ranges_figure(found).panels
+    points = dict(line_of(drawn(step), "residual_adamw"))
+    assert points[800] == pytest.approx(4.0 + arms["residual_adamw"].kurtosis)
+    assert points[0] == 4.0
+    shape = [y for _, y in line_of(drawn(layer), "residual_adamw")]
+    assert shape == sorted(shape, reverse=True)
+
+
+def test_the_temperature_is_shown_in_pairs_that_differ_in_nothing_else(make):
+    directory = make()
+    home = directory / "arms" / "residual_free_muon"
+    twin = directory / "arms" / "residual_free_muon_beta"
+    shutil.copytree(home, twin)
+    for arm, beta in ((home, 1.0), (twin, 1.1)):
+        path = arm / "seed-0" / "config.json"
+        config = json.loads(path.read_text())
+        config["experiment"]["model"]["beta"] = beta
+        path.write_text(json.dumps(config))
+    figure = training.temperature_figure(shown(directory), paper.load())
+    assert [p.name for p in figure.panels] == [f"{home.name}_{twin.name}"]
+    ax = drawn(figure.panels[0])
+    assert len(line_of(ax, home.name)) == len(line_of(ax, twin.name)) == 80
+    config["experiment"]["model"]["width"] = 32
+    path.write_text(json.dumps(config))
+    assert training.temperature_figure(shown(directory), paper.load()).missing
+
+
+def test_our_accuracy_is_drawn_by_width_where_there_are_tasks(make):
+    directory = make()
+    rows = [
+        {
+            "spec": f"W8A{bits}" if bits else "FP",
+            "weight_bits": 8 if bits else None,
+            "act_bits": bits,
+            "stream": "branch",
+            "avg": 0.4 - 0.01 * (8 - (bits or 8)),
+            "avg_se": 0.005,
+        }
+        for bits in (None, 8, 6, 4)
+    ]
+    home = directory / "arms" / "residual_adamw" / "seed-0" / "quantize"
+    (home / "tasks.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (panel,) = precision.accuracy_figure(shown(directory)).panels
+    points = dict(line_of(drawn(panel), "residual_adamw"))
+    assert points == pytest.approx({8: 0.40, 6: 0.38, 4: 0.36})

@@ -9,6 +9,7 @@ import pytest
 from rfq import errors, report
 from rfq.report import claims, load, paper, view
 from rfq.report import page as page_lib
+from tests.report.conftest import ACT_BITS
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
@@ -22,6 +23,7 @@ class Page(html.parser.HTMLParser):
         self.ids: list[str] = []
         self.links: list[tuple[str, str, str]] = []
         self.tags: list[str] = []
+        self.points: list[tuple[str, str]] = []
         self.feed(source)
 
     def handle_starttag(self, tag, attrs):
@@ -29,6 +31,8 @@ class Page(html.parser.HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
         for name, value in attrs:
+            if name == "data-points":
+                self.points.append((tag, value))
             if name == "id":
                 self.ids.append(value)
             if name in ("src", "href", "srcset", "action", "data", "poster"):
@@ -62,11 +66,13 @@ def test_every_table_and_figure_is_a_file(rendered):
     }
     names |= {"kurtosis", "kurtosis_other", "matched_loss", "paper_kurtosis"}
     names |= {"structure", "noise", "weights_cost", "weights"}
+    names |= {"equal_cost", "ranges", "costs", "calibrators"}
     names |= {f"paper_table{i}" for i in (1, 2, 3, 4)}
     assert tables == {f"{name}.{kind}" for name in names for kind in ("md", "csv")}
     figures = {path.name for path in (rendered / "figures").iterdir()}
     names = {"loss_increase", "paper_accuracy", "sqnr", "training", "histograms"}
     names |= {"kurtosis_training", "kurtosis_layers", "kurtosis_layers_other"}
+    names |= {"negentropy_layers", "ranges", "histograms_training"}
     assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
 
 
@@ -104,6 +110,29 @@ def test_the_page_is_complete_without_javascript(source):
     # What scripts hide or show is an option; no table or figure waits for one.
     assert source.index("<script>") > source.index("<footer>")
     assert "innerHTML" not in source
+
+
+def test_a_pointer_finds_what_is_drawn(source):
+    page = Page(source)
+    drawings = [json.loads(v) for tag, v in page.points if tag == "svg"]
+    assert sum(any(drawn.values()) for drawn in drawings) > 20
+    # The panels of increases at 8-bit weights: six widths an arm.
+    assert {len(points) for points in drawings[0].values()} == {len(ACT_BITS)}
+    for drawn in drawings:
+        for points in drawn.values():
+            for x, y, said in points:
+                # Inside PANEL_INCHES at 72 points an inch.
+                assert 0 <= x <= 324
+                assert 0 <= y <= 209
+                assert re.fullmatch(r"[−0-9.e+]+: [−0-9.e+]+", said)
+
+
+def test_every_claim_has_a_verdict_on_the_page(source):
+    for name in claims.CLAIMS:
+        card = source[source.index(f'id="claim-{name}"') :]
+        said = re.search(r'<span class="verdict[^>]*>([^<]*)<', card)
+        assert said is not None
+        assert said[1].startswith((f"{name} holds", f"{name} does not", f"{name} not"))
 
 
 def test_the_page_holds_the_numbers_of_the_tables(rendered, source):
