@@ -8,8 +8,8 @@ import pathlib
 
 import pytest
 
-from rfq.report import claims, evidence, load, paper, tables, view
-from rfq.report.claims import CORRECTED, FAILS, HOLDS, UNTESTABLE
+from rfq.report import claims, evidence, judges, load, paper, tables, view
+from rfq.report.judges import CORRECTED, FAILS, HOLDS, UNTESTABLE
 
 BITS = (16, 12, 10, 8, 6, 4)
 FLOORS = {"unigram": 5.3, "bigram": 3.7}
@@ -197,12 +197,12 @@ def _run(name: str, made: Made) -> load.Run:
     )
 
 
-def judged(found: load.Results, *names: str) -> dict[str, claims.Judgement]:
+def judged(found: load.Results, *names: str) -> dict[str, judges.Judgement]:
     seen = evidence.Evidence(shown=view.of(found), paper=paper.load())
     return {name: claims.decide(claims.CLAIMS[name], seen) for name in names}
 
 
-def verdict_of(found: load.Results, name: str) -> claims.Verdict:
+def verdict_of(found: load.Results, name: str) -> judges.Verdict:
     return judged(found, name)[name].verdict
 
 
