@@ -17,7 +17,7 @@ def equal_cost_table(shown: View, paper: Paper) -> Table:
         curves.ends(run) for arm in trained for run in shown.runs(arm) if run.metrics
     ]
     limits = {
-        at: min((end[i] for end in ends if end[i] is not None), default=None)
+        at: min((x for end in ends if (x := end[i]) is not None), default=None)
         for i, at in enumerate(("step", "seconds"))
     }
     lines = []

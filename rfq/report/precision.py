@@ -127,7 +127,8 @@ def accuracy_figure(shown: View) -> Figure:
             for arm, points in found[weight_bits].items():
                 x, y, error = zip(*sorted(points), strict=True)
                 figures.line(ax, looks[arm], arm, x, y)
-                lo, hi = np.subtract(y, error), np.add(y, error)
+                lo = [a - half for a, half in zip(y, error, strict=True)]
+                hi = [a + half for a, half in zip(y, error, strict=True)]
                 figures.band(ax, looks[arm], arm, x, lo, hi)
                 if arm in full:
                     ax.axhline(

@@ -57,7 +57,7 @@ def panel_svg(panel: Panel, prefix: str, looks: Mapping[str, style.Look]) -> str
         ax = _axes(canvas, panel, (0.0, 0.0), EDGE)
         panel.draw(ax)
         source = _svg(canvas)
-        points = json.dumps(_points(ax), separators=(",", ":"))
+        points = json.dumps(_points(canvas, ax), separators=(",", ":"))
     source = source[source.index("<svg") :]
     source = re.sub(r"<metadata>.*?</metadata>", "", source, flags=re.DOTALL)
     source = re.sub(r'\bid="arm:([^"]*)"', r'data-arm="\1"', source)
@@ -81,12 +81,13 @@ def panel_svg(panel: Panel, prefix: str, looks: Mapping[str, style.Look]) -> str
 MAX_POINTS = 80
 
 
-def _points(ax: Axes) -> dict[str, list]:
+def _points(canvas: Canvas, ax: Axes) -> dict[str, list]:
     """What a pointer can read: {arm: [[x, y of the drawing, what to say], ...]}.
 
     In the SVG's units, points from its upper left corner.
     """
-    height = ax.figure.get_size_inches()[1] * ax.figure.dpi
+    unit = 72.0 / canvas.dpi
+    height = 72.0 * canvas.get_size_inches()[1]
     found: dict[str, list] = {}
     for line in ax.get_lines():
         arm = (line.get_gid() or "").removeprefix("arm:")
@@ -94,9 +95,9 @@ def _points(ax: Axes) -> dict[str, list]:
         if arm and line.get_transform() == ax.transData and line.get_alpha() is None:
             data = np.asarray(line.get_xydata(), np.float64)
             data = data[:: -(-len(data) // MAX_POINTS)]
-            places = ax.transData.transform(data) * 72.0 / ax.figure.dpi
+            places = unit * ax.transData.transform(data)
             found.setdefault(arm, []).extend(
-                [round(px, 1), round(height * 72.0 / ax.figure.dpi - py, 1), _say(x, y)]
+                [round(px, 1), round(height - py, 1), _say(x, y)]
                 for (px, py), (x, y) in zip(places, data, strict=True)
                 if np.isfinite([px, py]).all()
             )
