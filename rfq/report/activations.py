@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib.ticker
@@ -87,8 +87,8 @@ def middle_layer(depth: int) -> int:
     return max(0, round(2 * depth / 3) - 1)
 
 
-# Standard deviations that histograms show at least.
-REACH = 6.0
+# Standard deviations that histograms show at least and at most.
+REACH = (6.0, 40.0)
 
 
 class Histogram(NamedTuple):
@@ -149,12 +149,7 @@ def histogram_figure(shown: View) -> Figure:
         for run in shown.runs(arm)[:1]
         if (made := histogram(run.statistics, site, middle_layer)) is not None
     }
-    reach = REACH
-    for made in found.values():
-        hit = np.flatnonzero(made.density)
-        far = max(-made.edges[hit[0]], made.edges[hit[-1] + 1])
-        if np.isfinite(far):
-            reach = max(reach, min(float(far), 40.0))
+    reach = _reach(found.values())
     floor = min(
         (made.density[made.density > 0].min() for made in found.values()), default=1e-6
     )
@@ -220,6 +215,17 @@ def histogram_figure(shown: View) -> Figure:
     )
 
 
+def _reach(histograms: Iterable[Histogram]) -> float:
+    """Standard deviations to both sides that show them all, up to a limit."""
+    least, most = REACH
+    for made in histograms:
+        hit = np.flatnonzero(made.density)
+        far = max(-made.edges[hit[0]], made.edges[hit[-1] + 1])
+        if np.isfinite(far):
+            least = max(least, min(float(far), most))
+    return least
+
+
 # Columns of the figure of histograms over training.
 EVOLUTION_STEPS = 4
 
@@ -245,6 +251,7 @@ def evolution_figure(shown: View, paper: Paper) -> Figure:
                         found.setdefault((layer, step), {})[arm] = made
     steps = sorted({step for _, step in found})
     last = len(steps) - 1
+    reach = _reach(made for arms in found.values() for made in arms.values())
     columns = {steps[round(i * last / 3)] for i in range(EVOLUTION_STEPS) if steps}
 
     def panel(layer: int, step: float, first: bool) -> Panel:
@@ -263,18 +270,18 @@ def evolution_figure(shown: View, paper: Paper) -> Figure:
                     label=view.arm_label(arm) if first else None,
                     gid=figures.tag(arm),
                 )
-            x = np.linspace(-REACH, REACH, 200)
+            x = np.linspace(-reach, reach, 400)
             gauss = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
             ax.plot(x, gauss, color=style.INK["ink"], linewidth=1.0, linestyle=":")
             ax.set_yscale("log")
             ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
             ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(figures.power))
             ax.set_ylim(1e-6, 3.0)
-            ax.set_xlim(-REACH, REACH)
+            ax.set_xlim(-reach, reach)
             ax.set_xlabel("(activation − mean) / standard deviation")
             ax.set_ylabel("density")
             if first:
-                ax.legend(fontsize=7, frameon=False, loc="upper left")
+                ax.legend(fontsize=7, frameon=False, loc="lower center")
 
         depth = next(iter(arms.values())).depth
         own = next(iter(arms.values())).layer

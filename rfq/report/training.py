@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import matplotlib.ticker
 from matplotlib.axes import Axes
 
 from rfq.report import curves, figures, load, style, view
@@ -247,6 +248,12 @@ def _steps_and_losses(run: Run) -> tuple[list[float], list[float | None]]:
     return steps, [load.number(record, "loss") for record in kept]
 
 
+def _log_axis(ax: Axes) -> None:
+    ax.set_yscale("log")
+    for of in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        of(matplotlib.ticker.FuncFormatter(figures.plain_log))
+
+
 def ranges_figure(shown: View) -> Figure:
     """How far the stream's values reach, over steps and by layer (appendix E.2)."""
     looks = style.looks(shown.arms)
@@ -266,7 +273,7 @@ def ranges_figure(shown: View) -> Figure:
             lambda m: load.number(m, "step"),
             lambda m: max(reach(m), default=None),
         )
-        ax.set_yscale("log")
+        _log_axis(ax)
         ax.set_xlabel("step")
         ax.set_ylabel("largest magnitude")
         figures.label_ends(ax, shown, ends)
@@ -281,7 +288,7 @@ def ranges_figure(shown: View) -> Figure:
                     figures.line(ax, looks[arm], arm, layers, values)
                     label = style.short_label(arm)
                     ends.append(figures.End(arm, layers[-1], values[-1], label))
-        ax.set_yscale("log")
+        _log_axis(ax)
         figures.layer_axis(ax, depth)
         ax.set_ylabel("largest magnitude")
         figures.label_ends(ax, shown, ends)
