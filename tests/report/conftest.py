@@ -314,7 +314,10 @@ def write(
                         "width": 64,
                         "seq_len": 64,
                     },
-                    "optimizer": {"name": "adamw", "learning_rate": arm.rate},
+                    "optimizer": {
+                        "name": name.replace("residual_", "").replace("free_", ""),
+                        "learning_rate": arm.rate,
+                    },
                     "train": {"batch_size": 16, "num_steps": steps},
                 },
                 "fingerprint": f"{hash_of(name):08x}",
