@@ -96,7 +96,8 @@ CLAIMS: Mapping[str, Claim] = {
     "C6": Claim(
         "Residual-free models lose least at W8A8 and W8A6.",
         "Tables 1-4",
-        "increase of loss and loss of accuracy, best of each kind, both placements",
+        "increase of loss and loss of accuracy, best of each kind, both placements; "
+        "W8A4 where these decide nothing",
         "A6 and A4 at demo; A8 at small",
         judges.degrades_least,
     ),

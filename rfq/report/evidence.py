@@ -232,11 +232,17 @@ class Evidence:
         found = self.shown.block_kurtosis(arm)
         if found.value is None:
             raise NotTestable(f"the kurtosis of {view.arm_label(arm)}")
-        return self.beside_loss(arm, "largest over layers, at the end", found.value)
+        return self.at_the_end(arm, "largest over layers, at the end", found.value)
 
-    def beside_loss(self, arm: str, what: str, kurtosis: float) -> Number:
-        """A kurtosis with the loss of its arm."""
+    def at_the_end(self, arm: str, what: str, kurtosis: float) -> Number:
+        """A kurtosis of a trained arm, with the arm's loss."""
         loss = self.shown.full_loss(arm).value
+        return self.beside(arm, what, kurtosis, loss)
+
+    def beside(
+        self, arm: str, what: str, kurtosis: float, loss: float | None
+    ) -> Number:
+        """A kurtosis with the held-out loss of the same parameters."""
         label = f"{self.facts[arm].label}, excess kurtosis, {what}"
         return Number(label, kurtosis, "kurtosis", loss=loss)
 
@@ -246,11 +252,16 @@ class Evidence:
         Raises:
             NotTestable: nothing is measured.
         """
-        values = [abs(value) for value in self._measured(arm, "excess_kurtosis")]
+        values = [
+            (abs(value), measure)
+            for measure, value in self._measured(arm, "excess_kurtosis")
+        ]
         if not values:
             raise NotTestable(f"measures.jsonl of {view.arm_label(arm)}")
-        what = "largest absolute over sites, layers and steps"
-        return self.beside_loss(arm, what, max(values))
+        largest, measure = max(values, key=lambda pair: pair[0])
+        step, loss = (load.number(measure, name) for name in ("step", "loss"))
+        what = f"largest absolute over sites, layers and steps, at {step or 0:,.0f}"
+        return self.beside(arm, what, largest, loss)
 
     def negentropy(self, arm: str) -> Number:
         """Largest negentropy over the paper's sites, layers and steps, nats.
@@ -258,15 +269,15 @@ class Evidence:
         Raises:
             NotTestable: it is not measured.
         """
-        values = self._measured(arm, "negentropy")
+        values = [value for _, value in self._measured(arm, "negentropy")]
         if not values:
             raise NotTestable(f"the negentropy of {view.arm_label(arm)}")
         label = f"{self.facts[arm].label}, negentropy, largest"
         return Number(label, max(values), "nats of negentropy")
 
-    def _measured(self, arm: str, field: str) -> list[float]:
+    def _measured(self, arm: str, field: str) -> list[tuple[Record, float]]:
         return [
-            value
+            (measure, value)
             for run in self.shown.runs(arm)
             for measure in run.measures
             for site in view.PAPER_SITES
@@ -274,22 +285,30 @@ class Evidence:
             if value is not None
         ]
 
-    def peaks(self, arm: str) -> tuple[list[float], list[float]]:
-        """Steps, and the stream's largest kurtosis at each; mean over finished runs.
+    def peaks(self, arm: str) -> list[tuple[float, float, float | None]]:
+        """Steps, the stream's largest kurtosis and the loss then; means over runs.
 
         Raises:
-            NotTestable: fewer than two steps are measured.
+            NotTestable: fewer than two steps of finished runs are measured.
         """
-        found: dict[float, list[float]] = {}
+        found: dict[float, list[Record]] = {}
         for run in self.shown.runs(arm):
             for measure in run.measures if run.done else ():
                 step = load.number(measure, "step")
                 peak = view.peak_kurtosis(measure, ("attn_norm_in",))
                 if step is not None and peak is not None:
-                    found.setdefault(step, []).append(peak)
+                    row = {"peak": peak, "loss": measure.get("loss")}
+                    found.setdefault(step, []).append(row)
         if len(found) < 2:
             raise NotTestable(f"measures of {view.arm_label(arm)} at two steps")
-        return list(found), [statistics.fmean(values) for values in found.values()]
+        return [
+            (
+                step,
+                view.estimate(rows, "peak").value or 0.0,
+                view.estimate(rows, "loss").value,
+            )
+            for step, rows in found.items()
+        ]
 
     def increase(self, arm: str, name: str, stream: str) -> Estimate:
         """Increase of held-out loss under a WnAm setting, nats."""

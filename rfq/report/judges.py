@@ -75,10 +75,11 @@ class Judgement:
 def heavy_tails(e: Evidence) -> Judgement:
     """C1: slope > 0 and more than HEAVY at the end."""
     (arm,) = e.arms(RESIDUAL_ADAMW)
-    steps, peaks = e.peaks(arm)
+    curve = e.peaks(arm)
+    (_, start, first_loss), (_, end, last_loss) = curve[0], curve[-1]
+    steps, peaks, _ = zip(*curve, strict=True)
     slope = float(np.polyfit(steps, peaks, 1)[0])
-    end = peaks[-1]
-    grows = slope > 0 and end > max(peaks[0], NEAR_GAUSSIAN)
+    grows = slope > 0 and end > max(start, NEAR_GAUSSIAN)
     verdict = FAILS if not grows else HOLDS if end > HEAVY else CORRECTED
     why = {
         HOLDS: f"It grows and ends above {HEAVY:g}.",
@@ -86,8 +87,8 @@ def heavy_tails(e: Evidence) -> Judgement:
         FAILS: f"It does not grow beyond {NEAR_GAUSSIAN:g}.",
     }[verdict]
     numbers = [
-        e.beside_loss(arm, "at the first measured step", peaks[0]),
-        e.beside_loss(arm, "at the end", end),
+        e.beside(arm, "at the first measured step", start, first_loss),
+        e.beside(arm, "at the last", end, last_loss),
         Number("slope of the kurtosis over 1,000 steps", 1000 * slope, "per 1,000"),
     ]
     return Judgement(verdict=verdict, why=why, numbers=numbers)
@@ -667,7 +668,7 @@ def falls_with_depth(e: Evidence) -> Judgement:
     ]
     values = [curve[layer - 1] for layer in stated]
     numbers = [
-        e.beside_loss(arm, f"layer {layer} of {len(curve)}", value)
+        e.at_the_end(arm, f"layer {layer} of {len(curve)}", value)
         for layer, value in zip(stated, values, strict=True)
     ]
     rho = rank_correlation(range(len(curve)), curve)
