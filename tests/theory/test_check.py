@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from rfq.theory import activations, mixing, updates
+from rfq.theory import activations, mixing, residual, updates
 from rfq.theory.check import Check, Estimate, exact
 
 
@@ -53,15 +53,16 @@ def test_what_could_not_be_measured_does_not_hold(relation):
 
 
 @pytest.mark.parametrize(
-    "claim", [activations.definition_1, mixing.lemma_6, updates.lemma_9, updates.f_12]
+    "claim", [activations.definition_1, mixing.lemma_6, residual.lemma_3, updates.f_12]
 )
 def test_a_wrong_prediction_flips_the_verdict_of_a_real_check(claim):
     for given in claim():
         if given.verdict != "holds":
             continue
-        wrong = {"=": 1.0, "<=": -1.0, ">=": 1.0}[given.relation]
-        wrong *= 2.0 * given.allowed + abs(given.measured.value - given.predicted)
-        flipped = dataclasses.replace(given, predicted=given.predicted + wrong)
+        # A prediction on the far side of what was measured, beyond what is allowed.
+        side = {"=": 1.0, "<=": -1.0, ">=": 1.0}[given.relation]
+        wrong = given.measured.value + side * (2.0 * given.allowed + 1e-6)
+        flipped = dataclasses.replace(given, predicted=wrong)
         assert flipped.verdict == "does not hold"
 
 

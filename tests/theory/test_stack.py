@@ -31,6 +31,7 @@ def test_lemma_5_has_a_constant_for_homogeneous_functions_alone():
     assert deep[1] / deep[0] == pytest.approx(0.25, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phi", ["relu", "gelu"])
 def test_lemma_5_one_layer_measured(phi):
     one = stack.unnormalized("residual_free", phi)._replace(
