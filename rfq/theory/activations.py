@@ -83,7 +83,7 @@ _PAPER = ModelConfig()
 
 def preactivation_variance(mlp_scale: str) -> float:
     """Variance of (x W_U)_j for |x_i| = 1 under `init.mlp_gram`, g_u d / d_f."""
-    gram_u, _ = init.mlp_gram(InitConfig(mlp_scale=mlp_scale), _PAPER)  # type: ignore[arg-type]
+    gram_u, _ = init.mlp_gram(InitConfig(mlp_scale=mlp_scale), _PAPER)
     return gram_u * _PAPER.width / _PAPER.mlp_width
 
 

@@ -213,14 +213,14 @@ def lemma_14() -> list[Check]:
             where="C.6",
             statement=f"E s_ii = 0: Haar M, d {d}",
             predicted=0.0,
-            measured=laws.over_batches(np.diag(s)),  # type: ignore[arg-type]
+            measured=laws.over_batches(np.diag(s)),
             tolerance=0.0,
         ),
         Check(
             where="C.6; section 4 (i)",
             statement=f"E s_ii = 0: W_Q = W_K, so that M = I, d {d}",
             predicted=0.0,
-            measured=laws.over_batches(np.diag(single_head_scores(None, d))),  # type: ignore[arg-type]
+            measured=laws.over_batches(np.diag(single_head_scores(None, d))),
             tolerance=1e-3,
             note="s_ii = |x_i|^2 / sqrt(d) = sqrt(d): x_i is not independent of itself",
         ),
@@ -287,7 +287,7 @@ def f_6() -> list[Check]:
             where="Lemma 14",
             statement="E s_ii = alpha sqrt(d_h) = 7.2: the paper's initialization",
             predicted=diagonal_score(alpha, PAPER.head_width),
-            measured=laws.over_batches(np.diag(s)),  # type: ignore[arg-type]
+            measured=laws.over_batches(np.diag(s)),
             tolerance=0.02,
         ),
         Check(
@@ -301,7 +301,7 @@ def f_6() -> list[Check]:
             where="Lemma 14",
             statement="s_ii = sqrt(d): W_Q = W_K, so that M = I, d 256",
             predicted=16.0,
-            measured=laws.over_batches(np.diag(single_head_scores(None, 256))),  # type: ignore[arg-type]
+            measured=laws.over_batches(np.diag(single_head_scores(None, 256))),
             tolerance=1e-3,
         ),
     ]

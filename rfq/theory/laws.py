@@ -11,7 +11,7 @@ import numpy as np
 
 from rfq.stats import channels
 from rfq.stats import moments as moments_lib
-from rfq.stats.moments import Moments
+from rfq.stats.moments import AnyRecord, Moments
 from rfq.theory.check import Estimate
 from rfq.types import Array
 
@@ -121,12 +121,14 @@ def bernoulli_kurtosis(p: float) -> float:
 # --- Monte Carlo ----------------------------------------------------------------------
 
 
-def batches(measure: Callable[[Array], Array], *, seed: int, num_batches: int) -> Array:
+def batches(
+    measure: Callable[[Array], AnyRecord], *, seed: int, num_batches: int
+) -> AnyRecord:
     """measure(key) for independent keys, compiled, one batch after the other.
 
     Returns:
-        What `measure` returns, an array or a tree of them, with a leading axis of
-        `num_batches`, as float64 on the host.
+        The records of all batches with a leading axis of `num_batches`, as float64 on
+        the host.
     """
     keys = jax.random.split(jax.random.key(seed), num_batches)
     run = jax.jit(lambda keys: jax.lax.map(measure, keys))
@@ -142,9 +144,9 @@ def averaged(
 
 def over_batches(values: Array) -> Estimate:
     """Mean and standard error of [num_batches] independent numbers."""
-    values = np.asarray(values, np.float64)
-    error = values.std(ddof=1) / math.sqrt(values.size)
-    return Estimate(float(values.mean()), float(error))
+    each = np.asarray(values, np.float64)
+    error = each.std(ddof=1) / math.sqrt(each.size)
+    return Estimate(float(each.mean()), float(error))
 
 
 def pooled_kurtosis(

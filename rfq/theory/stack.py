@@ -110,7 +110,7 @@ def variance_after(phi: str, skip: str, num_layers: int, variance: float) -> flo
     """q_L of q <- E phi(z)^2, or q <- q + E phi(z)^2, z ~ N(0, q) (lemma 5)."""
     q = variance
     for _ in range(num_layers):
-        q = layers.SKIPS[skip](q, activations.raw_moment(phi, 2, q))  # type: ignore[arg-type]
+        q = layers.SKIPS[skip](q, activations.raw_moment(phi, 2, q))
     return float(q)
 
 
