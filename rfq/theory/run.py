@@ -99,15 +99,16 @@ def _say(rows: list[Row]) -> None:
         f"{'verdict':23}  what, and why"
     )
     for row in rows:
-        predicted = f"{row['relation'].strip('=')}{row['predicted']:.5g}"
+        relation = row["relation"] if row["relation"] != "=" else ""
+        predicted = f"{relation}{row['predicted']:.5g}"
         metrics.say(
             f"{row['claim']:12} {predicted:>12} {row['measured']:11.5g} "
             f"{row['standard_error']:9.2g}  {row['verdict']:23}  "
             f"{row['where']}: {row['statement']} [{row['why']}]"
         )
     counts = collections.Counter(row["verdict"] for row in rows)
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    metrics.say(f"{len(rows)} checks of {len(CLAIMS)} claims: {said}")
+    said = "; ".join(f"{verdict}: {count}" for verdict, count in counts.most_common())
+    metrics.say(f"{len(rows)} checks of {len(CLAIMS)} claims. {said}")
 
 
 # --- The figure of the two mechanisms -------------------------------------------------
@@ -164,6 +165,9 @@ def _panel(name: str, curves: list[Curve]) -> figures.Panel:
     def draw(ax: Axes) -> None:
         ax.set_xscale(x_scale)
         ax.set_yscale(y_scale, **({"linthresh": 0.1} if y_scale == "symlog" else {}))
+        for axis, scale in ((ax.xaxis, x_scale), (ax.yaxis, y_scale)):
+            if scale != "linear":
+                axis.set_major_formatter("{x:g}")
         measured = {curve.name for curve in curves if not curve.is_predicted}
         for curve in curves:
             label, look = _LOOKS[curve.name]

@@ -161,7 +161,7 @@ def lemma_8() -> list[Check]:
         Check(
             where="C.4",
             statement=f"drift <= epsilon + 2 eta + eta^2: {name}, eta {RATE:g}, d {d}",
-            predicted=drift_bound(RATE, 1.0, drift(w)),
+            predicted=drift_bound(RATE, norm(step), drift(w)),
             measured=exact(drift(w - RATE * step)),
             tolerance=_ROUNDING,
             relation="<=",

@@ -59,7 +59,7 @@ def test_the_table_says_what_the_notes_say(tmp_path, capsys):
             allowed = row["tolerance"] + 4 * row["standard_error"]
             assert abs(row["corrected"] - row["predicted"]) > allowed
     said = capsys.readouterr().out
-    assert f"{len(rows)} checks of {len(run.CLAIMS)} claims" in said
+    assert f"{len(rows)} checks of {len(run.CLAIMS)} claims." in said
 
 
 def test_rows_go_to_the_terminal_and_to_the_file(monkeypatch, tmp_path, capsys):
