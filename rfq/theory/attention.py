@@ -11,7 +11,7 @@ from rfq.model import init, layers
 from rfq.model.config import ModelConfig
 from rfq.model.init import InitConfig
 from rfq.stats import moments as moments_lib
-from rfq.theory import laws, mixing
+from rfq.theory import activations, laws, mixing
 from rfq.theory.check import Check, Estimate, exact
 from rfq.types import Array
 
@@ -201,7 +201,16 @@ def lemma_14() -> list[Check]:
     d = 256
     haar = mixing.haar(d, seed=14)
     s = single_head_scores(haar, d)
+    power = np.sum(np.asarray(tokens(400, d, seed=14), np.float64) ** 2, axis=-1)
     return [
+        Check(
+            where="C.6, eq. 20",
+            statement=f"E |x_i|^2 = ||Sigma_i|| = 1 behind a norm, d {d}",
+            predicted=1.0,
+            measured=laws.over_batches(power),
+            tolerance=1e-3,
+            note="E |x_i|^2 is the trace, d; the operator norm of Sigma_i is 1",
+        ),
         Check(
             where="C.6",
             statement=f"Var s_ij = 1, i != j: Haar M = Q K^T, 400 tokens, d {d}",
@@ -227,54 +236,30 @@ def lemma_14() -> list[Check]:
     ]
 
 
+def _distance(gram: Array, alpha: float) -> Estimate:
+    """Largest entry of gram / alpha - I."""
+    return exact(jnp.max(jnp.abs(gram / alpha - jnp.eye(len(gram)))))
+
+
 def section_4() -> list[Check]:
     """The identities of the initialization, at the paper's sizes."""
     w, config = fresh(), InitConfig()
-    w_q, w_k = w["w_q"][:, 0], w["w_k"][:, 0]
-
-    def off(gram: Array, alpha: float) -> Estimate:
-        return exact(jnp.linalg.norm(gram - alpha * jnp.eye(len(gram)), 2) / alpha)
-
-    rounding = 1e-4
-    rank = "a d x d product of rank d_h is alpha times a projector"
+    rank = "a product of lower rank than its size is alpha times a projector"
     return [
         Check(
             where="4 (i)",
-            statement="W_Q W_K^T = alpha_qk I per head: relative spectral distance",
+            statement=f"{name} = alpha I: largest entry of the relative difference",
             predicted=0.0,
-            measured=off(w_q @ w_k.T, config.alpha_qk),
-            tolerance=rounding,
+            measured=_distance(left @ right, alpha),
+            tolerance=1e-5,
             note=rank,
-        ),
-        Check(
-            where="4 (i)",
-            statement="W_U W_U^T = alpha_u I: relative spectral distance",
-            predicted=0.0,
-            measured=off(w["w_up"] @ w["w_up"].T, config.alpha_u),
-            tolerance=rounding,
-        ),
-        Check(
-            where="4 (i)",
-            statement="W_V W_O = alpha_vo I: relative spectral distance",
-            predicted=0.0,
-            measured=off(w["w_v"] @ w["w_o"], config.alpha_vo),
-            tolerance=rounding,
-        ),
-        *(
-            Check(
-                where="4 (iii)",
-                statement=f"weight of a token on itself, {name}, layer {layer}, T 512, "
-                "against its mean-field value",
-                predicted=self_weight(layer, divisor),
-                measured=exact(realized_self_weight(layer, divisor)),
-                tolerance=0.1 * self_weight(layer, divisor),
-            )
-            for name, divisor in (
-                ("1/sqrt(d_h)", float(PAPER.head_width)),
-                ("1/sqrt(d)", float(PAPER.width)),
-            )
-            for layer in (1, 24)
-        ),
+        )
+        for name, left, right, alpha in (
+            ("W_Q W_K^T per head", w["w_q"][:, 0], w["w_k"][:, 0].T, config.alpha_qk),
+            ("W_V W_O", w["w_v"], w["w_o"], config.alpha_vo),
+            ("W_U W_U^T", w["w_up"], w["w_up"].T, config.alpha_u),
+            ("W_D W_D^T", w["w_down"], w["w_down"].T, config.alpha_d),
+        )
     ]
 
 
@@ -308,22 +293,45 @@ def f_6() -> list[Check]:
 
 
 def f_7() -> list[Check]:
-    """The identities hold for the Gram matrices on the small side."""
+    """Gram matrices on the small side, and what the scales come to."""
     w, config = fresh(), InitConfig()
-    w_q, w_k, w_down = w["w_q"][:, 0], w["w_k"][:, 0], w["w_down"]
-    return [
+    grams = [
         Check(
             where="4 (i)",
-            statement=f"{name} = {alpha} I: largest entry of the difference",
+            statement=f"{name} = alpha I: largest entry of the relative difference",
             predicted=0.0,
-            measured=exact(jnp.max(jnp.abs(gram - alpha * jnp.eye(len(gram))))),
+            measured=_distance(left @ right, alpha),
             tolerance=1e-5,
         )
-        for name, gram, alpha in (
-            ("W_Q^T W_K", w_q.T @ w_k, config.alpha_qk),
-            ("W_D^T W_D", w_down.T @ w_down, config.alpha_d),
+        for name, left, right, alpha in (
+            ("W_Q^T W_K per head", w["w_q"][:, 0].T, w["w_k"][:, 0], config.alpha_qk),
+            ("W_D^T W_D", w["w_down"].T, w["w_down"], config.alpha_d),
         )
     ]
+    preactivations = tokens(400, PAPER.width, seed=14) @ w["w_up"]
+    variance = Check(
+        where="4 (i)",
+        statement="variance behind W_U is alpha_u d / d_f",
+        predicted=activations.preactivation_variance(config.mlp_scale),
+        measured=exact(jnp.mean(preactivations**2)),
+        tolerance=1e-5,
+    )
+    weights = [
+        Check(
+            where="4 (iii)",
+            statement=f"mean-field weight of a token on itself: scores over {name}, layer "
+            f"{layer}, T 512",
+            predicted=self_weight(layer, divisor),
+            measured=exact(realized_self_weight(layer, divisor)),
+            tolerance=0.1 * self_weight(layer, divisor),
+        )
+        for name, divisor in (
+            ("sqrt(d_h)", PAPER.head_width),
+            ("sqrt(d)", PAPER.width),
+        )
+        for layer in (1, 24)
+    ]
+    return [*grams, variance, *weights]
 
 
 def f_9() -> list[Check]:

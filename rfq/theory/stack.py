@@ -303,18 +303,29 @@ def f_8() -> list[Check]:
 
 
 def f_10() -> list[Check]:
-    """c(q) of GELU, and the variance after 24 sublayers that follows."""
-    printed = ((1e-4, 0.25005), (0.1, 0.2909), (1.0, 0.4252), (10.0, 0.4948))
+    """c(q) of GELU goes from 1/4 to 1/2, and the variance is lost at the rate of 1/4."""
     rows = [
         Check(
             where="Lemma 5",
-            statement=f"c(q) at q = {q:g}: gelu",
-            predicted=c,
+            statement=f"c(q) in closed form, q = {q:g}: gelu",
+            predicted=activations.gelu_gain(q),
             measured=exact(activations.gain("gelu", q)),
-            tolerance=5e-5,
+            tolerance=1e-6,
         )
-        for q, c in printed
+        for q in (1e-4, 0.1, 1.0, 10.0)
     ]
+    deep = (variance_after("gelu", "residual_free", n, 1.0) for n in (DEPTH, DEPTH + 1))
+    before, after = deep
+    rows.append(
+        Check(
+            where="Lemma 5",
+            statement=f"the variance's factor tends to 1/4: residual_free, gelu, layer "
+            f"{DEPTH + 1}",
+            predicted=0.25,
+            measured=exact(after / before),
+            tolerance=1e-4,
+        )
+    )
     return rows
 
 

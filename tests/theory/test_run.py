@@ -31,7 +31,7 @@ VERDICTS = {
     "Lemma 9": (2, 1, 0),
     "Lemma 11": (3, 0, 1),
     "Lemma 12": (12, 0, 0),
-    "Lemma 14": (2, 0, 1),
+    "Lemma 14": (2, 0, 2),
     "Theorem 1": (1, 0, 1),
     "Theorem 2": (2, 0, 1),
 }

@@ -33,13 +33,14 @@ def test_lemma_5_has_a_constant_for_homogeneous_functions_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phi", ["relu", "gelu"])
-def test_lemma_5_one_layer_measured(phi):
-    one = stack.unnormalized("residual_free", phi)._replace(
+@pytest.mark.parametrize("skip", sorted(layers.SKIPS))
+def test_lemma_5_and_11_variance_of_one_layer_measured(skip, phi):
+    one = stack.unnormalized(skip, phi)._replace(
         num_layers=1, width=1024, num_tokens=256
     )
     log2 = stack.simulate(one, seed=0, num_seeds=2).log2_gain(1)
-    # The notes' 3 %.
-    assert 2**log2.value == pytest.approx(activations.gain(phi, 1.0), rel=0.03)
+    # E phi^2, and 1 + E phi^2 (1.5 for relu); the notes' 3 %.
+    assert 2**log2.value == pytest.approx(stack.constant_gain(phi, skip), rel=0.03)
 
 
 @pytest.mark.slow
