@@ -319,8 +319,8 @@ def f_7() -> list[Check]:
     weights = [
         Check(
             where="4 (iii)",
-            statement=f"mean-field weight of a token on itself: scores over {name}, layer "
-            f"{layer}, T 512",
+            statement=f"mean-field weight of a token on itself: scores over {name}, "
+            f"layer {layer}, T 512",
             predicted=self_weight(layer, divisor),
             measured=exact(realized_self_weight(layer, divisor)),
             tolerance=0.1 * self_weight(layer, divisor),
