@@ -47,9 +47,7 @@ def kurtosis_by_width() -> list[Curve]:
     phi = activations.kurtosis("gelu")
 
     def mixed(d: int) -> Estimate:
-        return mixing.mean_kurtosis(
-            mixing.mixed(mixing.haar(d, seed=2), "gelu", seed=d)
-        )
+        return mixing.mean_kurtosis(mixing.mixed("gelu", d))
 
     def added(d: int) -> Estimate:
         return residual.sampled_added("laplace", "gelu", d, seed=d, num_batches=16)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -59,6 +59,13 @@ def signs(d: int, *, seed: int) -> np.ndarray:
     return np.sign(np.random.default_rng(seed).standard_normal((d, d)))
 
 
+# (d, seed=) -> a random step; the polar factor of a Gaussian gradient is Haar.
+RANDOM_STEPS: Mapping[str, Callable[..., np.ndarray]] = {
+    "spectral": orthogonal,
+    "sign": signs,
+}
+
+
 def low_rank_signs(d: int, rank: int, *, seed: int) -> np.ndarray:
     """Signs of a gradient of this rank, a product of Gaussian factors."""
     rng = np.random.default_rng(seed)
@@ -92,8 +99,6 @@ def walked_drift(kind: str, *, d: int, rate: float, num_steps: int, seed: int) -
         w = w - rate * RANDOM_STEPS[kind](d, seed=seed + 1 + step)
     return drift(w)
 
-
-RANDOM_STEPS: Mapping = {"spectral": orthogonal, "sign": signs}
 
 RATE = 1e-3
 SIZES = (64, 256, 768)
