@@ -36,6 +36,7 @@ from rfq.data.manifest import Manifest
 from rfq.errors import Diverged, InputError, Preempted, lookup
 from rfq.evals import decode, questions
 from rfq.experiment import Experiment
+from rfq.theory import run as theory
 
 Parsed = TypeVar("Parsed")
 Positional = tyro.conf.Positional
@@ -569,6 +570,29 @@ def _bench_quantize(args: BenchQuantize, overrides: Sequence[str]) -> None:
         metrics.say(f"rows: {args.json}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Theory:
+    """Check every lemma and theorem of the paper against a measurement.
+
+    Prints for each claim what the paper predicts, what was measured, with its standard
+    error, and the verdict that follows. No data are needed.
+
+    Example: rfq theory --out runs/theory
+    """
+
+    # Write the table to this file, a JSON object a line.
+    json: pathlib.Path | None = None
+    # Directory for the figure of the two mechanisms and its data.
+    out: pathlib.Path | None = None
+
+
+def _theory(args: Theory) -> None:
+    _banner()
+    theory.run(json_path=args.json, out=args.out)
+    if args.json is not None:
+        metrics.say(f"rows: {args.json}")
+
+
 # Name -> (arguments, function, whether config overrides may follow). A name of two
 # words is a command of a group.
 COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
@@ -578,6 +602,7 @@ COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
     "evaluate": (Evaluate, _evaluate, False),
     "generate": (Generate, _generate, False),
     "report": (Report, _report, False),
+    "theory": (Theory, _theory, False),
     "prepare": (Prepare, _prepare, False),
     "inspect": (Inspect, _inspect, False),
     "prepare tasks": (PrepareTasks, _prepare_tasks, False),

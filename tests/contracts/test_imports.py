@@ -75,7 +75,7 @@ BREAKS = {
     "Nor do the stronger quantizers and the commonsense tasks": [
         ("rfq/evals/commonsense.py", "from rfq.data import sources", "rfq.data"),
     ],
-    "Theory, but for its runner, rests on types, taps, statistics and grids": [
+    "Theory, but for its runner, rests on statistics and the model": [
         ("rfq/theory/lemma.py", "from rfq.optim import matrix", "rfq.optim"),
     ],
     "Data never touches jax": [

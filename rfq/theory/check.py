@@ -1,0 +1,103 @@
+"""One claim against one measurement; the verdict follows from the numbers."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+Verdict = Literal["holds", "holds with a correction", "does not hold"]
+
+# A measurement agrees within so many of its standard errors. Some hundred checks are
+# made at a time, and a false alarm comes once in 16,000.
+SIGMAS = 4.0
+
+
+class Estimate(NamedTuple):
+    """A measured number; its standard error is 0 where nothing was drawn."""
+
+    value: float
+    standard_error: float
+
+
+def exact(value: float) -> Estimate:
+    """A number from enumeration, quadrature or algebra."""
+    return Estimate(float(value), 0.0)
+
+
+# (measured, predicted, allowed) -> whether they agree.
+RELATIONS: Mapping[str, Callable[[float, float, float], bool]] = {
+    "=": lambda measured, predicted, allowed: abs(measured - predicted) <= allowed,
+    "<=": lambda measured, predicted, allowed: measured <= predicted + allowed,
+    ">=": lambda measured, predicted, allowed: measured >= predicted - allowed,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+    """A statement of the paper with what it predicts and what was measured.
+
+    Attributes:
+        where: section or equation of the paper.
+        statement: what is claimed of which setting; one line.
+        predicted: the number that the paper's sentence or formula gives.
+        measured: the same number, measured.
+        tolerance: what is allowed beside the standard error: rounding, or orders that
+            the statement leaves out.
+        relation: how `measured` should compare to `predicted`.
+        corrected: what the statement predicts once it is put right, if it can be.
+        note: what the paper missed; shown where its own number fails.
+    """
+
+    where: str
+    statement: str
+    predicted: float
+    measured: Estimate
+    tolerance: float
+    relation: Literal["=", "<=", ">="] = "="
+    corrected: float | None = None
+    note: str = ""
+
+    @property
+    def allowed(self) -> float:
+        """How far `measured` may be from a prediction that is right."""
+        return self.tolerance + SIGMAS * self.measured.standard_error
+
+    def agrees(self, prediction: float) -> bool:
+        """Whether the measurement bears this prediction out; False for NaN."""
+        compare = RELATIONS[self.relation]
+        return compare(self.measured.value, prediction, self.allowed)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The paper's number if it agrees, else the corrected one, else neither."""
+        if self.agrees(self.predicted):
+            return "holds"
+        if self.corrected is not None and self.agrees(self.corrected):
+            return "holds with a correction"
+        return "does not hold"
+
+    @property
+    def why(self) -> str:
+        """The verdict's reason in one line."""
+        gap = abs(self.measured.value - self.predicted)
+        off = f"{gap:.2g} off, {self.allowed:.2g} allowed"
+        if self.verdict == "holds":
+            return off if self.relation == "=" else f"{self.relation} holds"
+        if self.verdict == "holds with a correction":
+            off = f"{self.relation} {self.corrected:.4g}"
+        return f"{off}: {self.note}"
+
+    def row(self, claim: str) -> dict[str, Any]:
+        """As a JSON line."""
+        return {
+            "claim": claim,
+            "where": self.where,
+            "statement": self.statement,
+            "relation": self.relation,
+            "predicted": float(self.predicted),
+            "corrected": None if self.corrected is None else float(self.corrected),
+            "measured": float(self.measured.value),
+            "standard_error": float(self.measured.standard_error),
+            "tolerance": float(self.tolerance),
+            "verdict": self.verdict,
+            "why": self.why,
+        }

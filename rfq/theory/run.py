@@ -1,0 +1,219 @@
+"""DRIVER of `rfq theory`: every claim of the paper's theory with a verdict.
+
+CLAIMS        claim -> the checks it stands or falls with
+OUT/mechanisms.png, .svg, .jsonl    figure 2 of the paper, measured
+"""
+
+import collections
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from rfq import metrics
+from rfq.report import figures, render, style
+from rfq.theory import (
+    activations,
+    attention,
+    mechanisms,
+    mixing,
+    residual,
+    stack,
+    updates,
+)
+from rfq.theory.check import Check
+from rfq.theory.mechanisms import Curve
+
+Row = dict[str, Any]
+
+# Every lemma, theorem and constant, then the corrections, most important first.
+CLAIMS: Mapping[str, Callable[[], list[Check]]] = {
+    "Definition 1": activations.definition_1,
+    "Lemma 1": stack.lemma_1,
+    "Lemma 2": mixing.lemma_2,
+    "Lemma 3": residual.lemma_3,
+    "Lemma 4": updates.lemma_4,
+    "Theorem 1": stack.theorem_1,
+    "Section 4": attention.section_4,
+    "Lemma 5": stack.lemma_5,
+    "Lemma 6": mixing.lemma_6,
+    "Lemma 7": mixing.lemma_7,
+    "Corollary 1": mixing.corollary_1,
+    "Appendix C.3": mixing.appendix_c3,
+    "Lemma 8": updates.lemma_8,
+    "Lemma 9": updates.lemma_9,
+    "Lemma 10": updates.lemma_10,
+    "Lemma 11": residual.lemma_11,
+    "Theorem 2": mixing.theorem_2,
+    "Lemma 12": activations.lemma_12,
+    "Lemma 13": attention.lemma_13,
+    "Lemma 14": attention.lemma_14,
+    "F1": stack.f_1,
+    "F2": mixing.f_2,
+    "F3": mixing.f_3,
+    "F4": updates.f_4,
+    "F5": updates.f_5,
+    "F6": attention.f_6,
+    "F7": attention.f_7,
+    "F8": stack.f_8,
+    "F9": attention.f_9,
+    "F10": stack.f_10,
+    "F11": mixing.f_11,
+    "F12": updates.f_12,
+    "F13": attention.f_13,
+}
+
+
+def run(*, json_path: pathlib.Path | None, out: pathlib.Path | None) -> list[Row]:
+    """Makes every check of `CLAIMS` and prints what came of it.
+
+    Args:
+        json_path: a JSON-lines file for the rows that are returned, None for none.
+        out: directory for the figure of the two mechanisms and its data, None for none.
+
+    Returns:
+        `Check.row` of every check, in the order of `CLAIMS`.
+    """
+    for directory in (json_path and json_path.parent, out):
+        if directory is not None:
+            metrics.make_directory(directory)
+    rows: list[Row] = []
+    with metrics.progress("theory", len(CLAIMS)) as shown:
+        for number, (claim, checks) in enumerate(CLAIMS.items()):
+            shown.update(number, claim)
+            rows += [check.row(claim) for check in checks()]
+        shown.update(len(CLAIMS))
+    _say(rows)
+    if json_path is not None:
+        metrics.rewrite(json_path, rows)
+    if out is not None:
+        for path in _draw(out):
+            metrics.say(f"figure: {path}")
+    return rows
+
+
+def _say(rows: list[Row]) -> None:
+    metrics.say(
+        f"{'claim':12} {'predicted':>12} {'measured':>11} {'std. err.':>9}  "
+        f"{'verdict':23}  what, and why"
+    )
+    for row in rows:
+        relation = row["relation"] if row["relation"] != "=" else ""
+        predicted = f"{relation}{row['predicted']:.5g}"
+        metrics.say(
+            f"{row['claim']:12} {predicted:>12} {row['measured']:11.5g} "
+            f"{row['standard_error']:9.2g}  {row['verdict']:23}  "
+            f"{row['where']}: {row['statement']} [{row['why']}]"
+        )
+    counts = collections.Counter(row["verdict"] for row in rows)
+    said = "; ".join(f"{verdict}: {count}" for verdict, count in counts.most_common())
+    metrics.say(f"{len(rows)} checks of {len(CLAIMS)} claims. {said}")
+
+
+# --- The figure of the two mechanisms -------------------------------------------------
+
+_RESIDUAL, _FREE = (
+    style.ARMS[arm] for arm in ("residual_adamw", "residual_free_kl_shampoo")
+)
+
+# Name of a curve -> its label and look.
+_LOOKS: Mapping[str, tuple[str, style.Look]] = {
+    "residual": ("residual addition", _RESIDUAL),
+    "residual_free": ("dense mixing, residual-free", _FREE),
+    "sign": ("sign steps", _RESIDUAL),
+    "spectral": ("spectral steps, equal rate", _FREE),
+    "spectral_matched": ("spectral steps, equal size", style.SPARE[0]),
+}
+
+# Panel -> title, labels of x and y, scales of x and y.
+_AXES: Mapping[str, tuple[str, str, str, str, str]] = {
+    "kurtosis_by_layer": (
+        "Mixing contracts γ at once, adding dilutes it",
+        "layer",
+        "γ of the stream",
+        "linear",
+        "symlog",
+    ),
+    "kurtosis_by_width": (
+        "One layer: 1/d for mixing, a limit for adding",
+        "width d",
+        "γ after the layer",
+        "log",
+        "log",
+    ),
+    "drift_by_steps": (
+        "Drift from an isometry, width 128",
+        "random steps at rate .001",
+        "||WWᵀ − I||",
+        "log",
+        "log",
+    ),
+    "mean_share_by_layer": (
+        "What γ does not see: tokens become alike",
+        "layer",
+        "share of energy in channel means",
+        "linear",
+        "linear",
+    ),
+}
+
+
+def _panel(name: str, curves: list[Curve]) -> figures.Panel:
+    title, x_label, y_label, x_scale, y_scale = _AXES[name]
+
+    def draw(ax: Axes) -> None:
+        ax.set_xscale(x_scale)
+        ax.set_yscale(y_scale, **({"linthresh": 0.1} if y_scale == "symlog" else {}))
+        for axis, scale in ((ax.xaxis, x_scale), (ax.yaxis, y_scale)):
+            if scale != "linear":
+                axis.set_major_formatter("{x:g}")
+        measured = {curve.name for curve in curves if not curve.is_predicted}
+        for curve in curves:
+            label, look = _LOOKS[curve.name]
+            y = [estimate.value for estimate in curve.y]
+            if curve.is_predicted:
+                ax.plot(curve.x, y, color=look.light, linestyle=look.line)
+                continue
+            ax.errorbar(
+                curve.x,
+                y,
+                yerr=[estimate.standard_error for estimate in curve.y],
+                color=look.light,
+                linestyle="none" if len(measured) < len(curves) else look.line,
+                marker=look.marker,
+                markersize=4.0,
+                label=label,
+            )
+        ax.set_xlabel(x_label)
+        ax.set_ylabel(y_label)
+        ax.legend(frameon=False, fontsize=8)
+
+    return figures.Panel(name=name, title=title, draw=draw, labelled=False)
+
+
+def _draw(out: pathlib.Path) -> list[pathlib.Path]:
+    drawn = {name: curves() for name, curves in mechanisms.PANELS.items()}
+    metrics.rewrite(
+        out / "mechanisms.jsonl",
+        [
+            {
+                "panel": panel,
+                "curve": curve.name,
+                "is_predicted": curve.is_predicted,
+                "x": x,
+                "y": y.value,
+                "standard_error": y.standard_error,
+            }
+            for panel, curves in drawn.items()
+            for curve in curves
+            for x, y in zip(curve.x, curve.y, strict=True)
+        ],
+    )
+    figure = figures.Figure(
+        name="mechanisms",
+        title="Mixing against adding",
+        guide="Markers are measured, with standard errors; lines are predicted.",
+        panels=[_panel(name, curves) for name, curves in drawn.items()],
+    )
+    return render.write_files(figure, out)
