@@ -159,7 +159,8 @@ def summarize(
         primary[name] = right[task.primary]
         change[name] = primary[name] - theirs[name]._asdict()[task.primary]
         lo, hi = bootstrap.stratified_interval([change[name]])
-        constant = np.bincount([example.gold for example in asked.examples])
+        most = max(len(example.choices) for example in asked.examples)
+        constant = np.bincount([e.gold for e in asked.examples], minlength=most)
         scores[name] = {
             "split": asked.split,
             "num_documents": len(asked.examples),
