@@ -96,6 +96,8 @@ def _table(rows: Sequence[Record], paper: Paper, name: str) -> Table:
         f"else acc. Documents: {counts}. {_GUESSED}: less than two standard errors "
         "above chance."
     )
+    if cut := sum(load.number(s, "num_truncated") or 0 for s in scores.values()):
+        caption += f" {cut:,.0f} requests lost the beginning of their context."
     if set(paper.tasks) & set(scores):
         caption += (
             " After a slash: the paper's, of models with "
@@ -277,10 +279,9 @@ def _right(row: Record, shown: View) -> dict[str, np.ndarray]:
     folder = f"arms/{row['arm']}/seed-{row['seed']}/quantize/items"
     path = shown.results.directory / folder / (load.text(row, "items") or "")
     found: dict[str, list[float]] = {}
-    primary = {
-        task: load.text(score, "primary") for task, score in _scores(row).items()
-    }
+    scores = _scores(row)
     for item in load.read_jsonl(path, []):
         task = load.text(item, "task") or ""
-        found.setdefault(task, []).append(float(item[primary[task]] is True))
+        metric = load.text(scores[task], "primary") or ""
+        found.setdefault(task, []).append(float(item.get(metric) is True))
     return {task: np.array(right) for task, right in found.items()}

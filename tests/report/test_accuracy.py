@@ -13,17 +13,20 @@ from rfq.report import accuracy, load, paper, tables, view
 from tests.evals.documents import DOCUMENTS
 
 ARMS = ("residual_adamw", "residual_kl_shampoo", "residual_free_kl_shampoo")
-PLAN = scoring.Plan([], [], 0, 0, 0)
 
 
 def asked(names: tuple[str, ...]) -> questions.Questions:
     found = {
         name: questions.Asked(
-            "validation", task_lib.examples(evals.TASKS[name], DOCUMENTS[name]), []
+            "validation",
+            task_lib.examples(name, evals.TASKS[name], DOCUMENTS[name]),
+            [],
         )
         for name in names
     }
-    return questions.Questions(tasks=found, plan=PLAN, digest="abc", seq_len=64)
+    return questions.Questions(
+        tasks=found, plan=scoring.Plan([], []), digest="abc", seq_len=64
+    )
 
 
 def answers(given: questions.Questions, arm: str) -> scoring.Answers:
