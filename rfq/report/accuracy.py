@@ -23,7 +23,7 @@ _SETTING = (
     "seed",
 )
 
-# Stands behind an accuracy that a model without any skill has, too.
+# Stands behind an accuracy that cannot be told from guessing.
 _GUESSED = "†"
 
 
@@ -107,10 +107,10 @@ def _table(rows: Sequence[Record], paper: Paper, name: str) -> Table:
     if _has_average(rows[0]):
         header += ["average", "without boolq", "change from FP"]
         caption += (
-            f" Average: ± standard error over documents; {_GUESSED}: no more than a "
-            "collapsed model has, which gives one answer to boolq and guesses the "
-            "rest; below that an order means nothing. Change: 95 % interval of a "
-            "paired bootstrap over documents."
+            f" Average: ± standard error over documents; {_GUESSED}: less than two of "
+            "them above a collapsed model, which gives one answer to boolq and guesses "
+            "the rest; there an order means nothing. Change: 95 % interval of a paired "
+            "bootstrap over documents."
         )
     return Table(
         name=name,
@@ -132,12 +132,12 @@ def _line(row: Record, paper: Paper) -> Line:
     ]
     for task, score in _scores(row).items():
         chance, error = load.number(score, "chance"), load.number(score, "se")
-        guessed = (chance or 0.0) + 2 * (error or 0.0)
-        cells.append(_accuracy(row, task, guessed, theirs))
+        cells.append(_accuracy(row, task, (chance, error), theirs))
     if _has_average(row):
-        collapsed = max(end or 0.0 for end in load.numbers(row, "avg_collapsed"))
+        *_, collapsed = load.numbers(row, "avg_collapsed")
+        error = load.number(row, "avg_se")
         cells += [
-            _accuracy(row, "avg", collapsed, theirs),
+            _accuracy(row, "avg", (collapsed, error), theirs),
             tables.value_cell(
                 "avg_without_boolq", load.number(row, "avg_without_boolq"), ".3f"
             ),
@@ -161,21 +161,26 @@ def _printed(paper: Paper, arm: str, spec: str | None) -> Mapping[str, float]:
 
 
 def _accuracy(
-    row: Record, name: str, guessed: float, theirs: Mapping[str, float]
+    row: Record,
+    name: str,
+    guessed: tuple[float | None, float | None],
+    theirs: Mapping[str, float],
 ) -> Cell:
-    """Ours, marked where it is at most what is guessed, and the paper's."""
-    value, error = load.number(row, name), load.number(row, f"{name}_se")
+    """Ours, marked where it may be guessed (level, standard error), and the paper's."""
+    value = load.number(row, name)
+    level, error = (number or 0.0 for number in guessed)
     if value is None:
         return tables.value_cell(name, None)
-    text, data = f"{value:.3f}", {name: value}
-    if error is not None:
-        text, data = f"{text} ± {error:.3f}", {**data, f"{name}_se": error}
-    if value <= guessed:
+    text, data = f"{value:.3f}", {name: value, f"{name}_se": error}
+    if name == "avg":
+        text += f" ± {error:.3f}"
+    is_guessed = value < level + 2 * error
+    if is_guessed:
         text += f" {_GUESSED}"
     if name in theirs:
         text += f" / {theirs[name]:.3f}"
         data[f"paper_{name}"] = theirs[name]
-    return Cell(text=text, data=data, mark="quiet" if value <= guessed else "")
+    return Cell(text=text, data=data, mark="quiet" if is_guessed else "")
 
 
 def _interval(name: str, value: float | None, *ends: float | None) -> Cell:
