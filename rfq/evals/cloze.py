@@ -26,9 +26,7 @@ def _example(document: Document) -> Example:
     return Example(requests, choices, int(document["label"]))
 
 
-_CLOZE = MultipleChoice(
-    example=_example, metrics=("acc", "acc_norm"), num_choices=NUM_CHOICES
-)
+_CLOZE = MultipleChoice(example=_example, metrics=("acc", "acc_norm"))
 
 # (right words, all words of the corpus, generator) -> wrong words.
 _Disturb = Callable[[list[str], np.ndarray, np.random.Generator], list[str]]

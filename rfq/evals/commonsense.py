@@ -81,12 +81,12 @@ _BOTH = ("acc", "acc_norm")
 
 # In the order of the paper's columns.
 TASKS: Mapping[str, MultipleChoice] = {
-    "arc_c": MultipleChoice(example=_arc, metrics=_BOTH, num_choices=None),
-    "arc_e": MultipleChoice(example=_arc, metrics=_BOTH, num_choices=None),
-    "boolq": MultipleChoice(example=_boolq, metrics=("acc",), num_choices=2),
-    "hellaswag": MultipleChoice(example=_hellaswag, metrics=_BOTH, num_choices=4),
-    "openbookqa": MultipleChoice(example=_openbookqa, metrics=_BOTH, num_choices=4),
-    "piqa": MultipleChoice(example=_piqa, metrics=_BOTH, num_choices=2),
-    "social_iqa": MultipleChoice(example=_social_iqa, metrics=("acc",), num_choices=3),
-    "winogrande": MultipleChoice(example=_winogrande, metrics=("acc",), num_choices=2),
+    "arc_c": MultipleChoice(example=_arc, metrics=_BOTH),
+    "arc_e": MultipleChoice(example=_arc, metrics=_BOTH),
+    "boolq": MultipleChoice(example=_boolq, metrics=("acc",)),
+    "hellaswag": MultipleChoice(example=_hellaswag, metrics=_BOTH),
+    "openbookqa": MultipleChoice(example=_openbookqa, metrics=_BOTH),
+    "piqa": MultipleChoice(example=_piqa, metrics=_BOTH),
+    "social_iqa": MultipleChoice(example=_social_iqa, metrics=("acc",)),
+    "winogrande": MultipleChoice(example=_winogrande, metrics=("acc",)),
 }

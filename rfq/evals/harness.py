@@ -23,7 +23,7 @@ from lm_eval.api.registry import (  # pyright: ignore[reportMissingImports]
 from rfq import metrics, ptq, runs, sharding
 from rfq.data import tokenize
 from rfq.errors import InputError
-from rfq.evals import decode, scoring
+from rfq.evals import decode, questions, scoring
 
 # What a task may say of generation; the rest of its wishes would be ignored silently.
 _GENERATION = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
@@ -134,13 +134,8 @@ class Harness(TemplateLM):
     def _answers(self, spans: list[scoring.Span]) -> list[tuple[float, bool]]:
         if not spans:
             return []
-        config = self._experiment
-        planned = scoring.plan(
-            spans,
-            seq_len=config.model.seq_len,
-            batch_tokens=config.quantize.batch_size * config.model.seq_len,
-            mesh=sharding.make_mesh(config=config.sharding),
-        )
+        mesh = sharding.make_mesh(config=self._experiment.sharding)
+        planned = questions.lay_out(self._experiment, spans, mesh)
         with metrics.progress("requests", len(planned.batches)) as bar:
             found = self._sweep.answer(self._setting, planned, bar.update)
         return list(

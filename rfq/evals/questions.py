@@ -98,14 +98,19 @@ def load(experiment: Experiment, mesh: Mesh) -> Questions:
     ]
     return Questions(
         tasks=tasks,
-        plan=scoring.plan(
-            spans,
-            seq_len=experiment.model.seq_len,
-            batch_tokens=experiment.quantize.batch_size * experiment.model.seq_len,
-            mesh=mesh,
-        ),
+        plan=lay_out(experiment, spans, mesh),
         digest=hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12],
         seq_len=experiment.model.seq_len,
+    )
+
+
+def lay_out(
+    experiment: Experiment, spans: Sequence[scoring.Span], mesh: Mesh
+) -> scoring.Plan:
+    """Requests in batches of as many tokens as those of the held-out text."""
+    config, seq_len = experiment.quantize, experiment.model.seq_len
+    return scoring.plan(
+        spans, seq_len=seq_len, batch_tokens=config.batch_size * seq_len, mesh=mesh
     )
 
 
@@ -114,7 +119,7 @@ def check(experiment: Experiment) -> None:
     for name in names(experiment.tasks.names):
         if name not in cloze.TASKS:
             _, documents = benchmarks.load(experiment.tasks.dir, name)
-            task_lib.examples(evals.TASKS[name], documents)
+            task_lib.examples(name, evals.TASKS[name], documents)
 
 
 def _asked(name: str, experiment: Experiment, tokenizer: tokenize.Tokenizer) -> Asked:
@@ -125,7 +130,7 @@ def _asked(name: str, experiment: Experiment, tokenizer: tokenize.Tokenizer) -> 
         split = "heldout"
     else:
         split, documents = benchmarks.load(config.dir, name)
-    found = task_lib.examples(evals.TASKS[name], documents)
+    found = task_lib.examples(name, evals.TASKS[name], documents)
     requests = [request for example in found for request in example.requests]
     return Asked(split, found, scoring.encode(requests, tokenizer))
 
@@ -159,7 +164,8 @@ def summarize(
         primary[name] = right[task.primary]
         change[name] = primary[name] - theirs[name]._asdict()[task.primary]
         lo, hi = bootstrap.stratified_interval([change[name]])
-        constant = np.bincount([example.gold for example in asked.examples])
+        most = max(len(example.choices) for example in asked.examples)
+        constant = np.bincount([e.gold for e in asked.examples], minlength=most)
         scores[name] = {
             "split": asked.split,
             "num_documents": len(asked.examples),

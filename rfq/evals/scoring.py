@@ -128,21 +128,10 @@ class Plan(NamedTuple):
     Attributes:
         batches: on the devices, the shorter lengths first.
         places: of each request's parts.
-        num_rows: distinct inputs.
-        num_tokens: tokens of all batches, and
-        num_padded: those that are padding.
     """
 
     batches: list[Rows]
     places: list[list[_Place]]
-    num_rows: int
-    num_tokens: int
-    num_padded: int
-
-    @property
-    def lengths(self) -> list[int]:
-        """The padded lengths that occur."""
-        return sorted({batch.tokens.shape[2] for batch in self.batches})
 
 
 def plan(spans: Sequence[Span], *, seq_len: int, batch_tokens: int, mesh: Mesh) -> Plan:
@@ -187,14 +176,7 @@ def plan(spans: Sequence[Span], *, seq_len: int, batch_tokens: int, mesh: Mesh) 
                         targets[group, at] = part.targets
                         places[request].append(_Place(len(batches), group, at))
             batches.append(_placed((tokens, positions, targets), mesh))
-    num_tokens = sum(batch.tokens.size for batch in batches)
-    return Plan(
-        batches=batches,
-        places=places,
-        num_rows=len(rows),
-        num_tokens=num_tokens,
-        num_padded=num_tokens - sum(map(len, rows)),
-    )
+    return Plan(batches, places)
 
 
 def _rows(

@@ -39,12 +39,10 @@ class MultipleChoice:
     Attributes:
         example: document -> what it asks.
         metrics: what lm-evaluation-harness reports of the task.
-        num_choices: per document, where that is always the same; None where not.
     """
 
     example: Callable[[Document], Example]
     metrics: tuple[Metric, ...]
-    num_choices: int | None
 
     @property
     def primary(self) -> Metric:
@@ -66,12 +64,14 @@ class Correct(NamedTuple):
     acc_bytes: np.ndarray
 
 
-def examples(task: MultipleChoice, documents: Sequence[Document]) -> list[Example]:
+def examples(
+    name: str, task: MultipleChoice, documents: Sequence[Document]
+) -> list[Example]:
     """What each document asks.
 
     Raises:
         InputError: a document lacks a column or holds what cannot be read; the sentence
-            gives its number and what it has.
+            gives the task's name, the document's number and what it has.
     """
     found = []
     for number, document in enumerate(documents, start=1):
@@ -81,11 +81,13 @@ def examples(task: MultipleChoice, documents: Sequence[Document]) -> list[Exampl
                 raise ValueError(f"the answer is choice {example.gold + 1}")
         except KeyError as error:
             raise InputError(
-                f"document {number} has no column {error}; it has {sorted(document)}"
+                f"task {name!r}: document {number} has no column {error}; it has "
+                f"{sorted(document)}"
             ) from error
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise InputError(
-                f"document {number} cannot be read ({error}); it is {dict(document)!r}"
+                f"task {name!r}: document {number} cannot be read ({error}); it is "
+                f"{dict(document)!r}"
             ) from error
         found.append(example)
     return found

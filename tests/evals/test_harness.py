@@ -12,6 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
 from rfq import evals, ptq
+from rfq.data import benchmarks
 from rfq.errors import InputError
 from rfq.evals import harness
 from tests import tiny
@@ -37,43 +38,58 @@ def asked(kind: str, *arguments: tuple) -> list[Instance]:
     return [Instance(kind, {}, args, number) for number, args in enumerate(arguments)]
 
 
-@pytest.mark.slow
-def test_the_harness_asks_what_we_ask_and_scores_as_we_score(tmp_path):
+@pytest.fixture
+def published(tasks_dir) -> dict[str, list[dict]]:
+    """20 documents of each published set."""
+    found = {name: benchmarks.load(tasks_dir, name).documents for name in FEW}
+    return {name: rows[:: len(rows) // 20][:20] for name, rows in found.items()}
+
+
+def assert_asked_and_scored_alike(
+    documents: dict[str, list[dict]], folder: pathlib.Path
+) -> None:
     model = recorded.Recording()
-    said = recorded.evaluate(model, DOCUMENTS, tmp_path)["results"]
-    for name, rows in DOCUMENTS.items():
+    said = recorded.evaluate(model, documents, folder)["results"]
+    for name, rows in documents.items():
         requests = evals.build_requests(name, rows)
         assert model.asked[f"local_{name}"] == requests
-        ours = evals.score(
-            name,
-            rows,
-            [
-                [recorded.md5_loglikelihood(*pair) for pair in pairs]
-                for pairs in requests
-            ],
-        )
-        theirs = said[f"local_{name}"]
+        answers = [
+            [recorded.md5_loglikelihood(*pair) for pair in pairs] for pairs in requests
+        ]
+        ours, theirs = evals.score(name, rows, answers), said[f"local_{name}"]
         for metric in evals.TASKS[name].metrics:
             assert ours[metric] == theirs[f"{metric},none"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["FP", "W8A8"])
-def test_a_run_scores_the_same_under_the_harness(tmp_path, run_dir, spec):
-    for name, rows in FEW.items():
+def test_the_harness_asks_what_we_ask_and_scores_as_we_score(tmp_path):
+    assert_asked_and_scored_alike(DOCUMENTS, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_harness_asks_what_we_ask_of_published_documents(published, tmp_path):
+    assert_asked_and_scored_alike(published, tmp_path)
+
+
+def assert_a_run_scores_alike(
+    documents: dict[str, list[dict]],
+    spec: str,
+    run_dir: pathlib.Path,
+    folder: pathlib.Path,
+) -> None:
+    for name, rows in documents.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"{name}.jsonl").write_text(text)
+        (folder / f"{name}.jsonl").write_text(text)
     model = harness.Harness(str(run_dir), spec=spec)
-    (tmp_path / "theirs").mkdir()
-    theirs = recorded.evaluate(model, FEW, tmp_path / "theirs")
+    (folder / "theirs").mkdir()
+    theirs = recorded.evaluate(model, documents, folder / "theirs")
     given = tiny.with_fields(
-        model._experiment, "tasks", names=("all",), specs=(spec,), dir=str(tmp_path)
+        model._experiment, "tasks", names=("all",), specs=(spec,), dir=str(folder)
     )
-    own = tiny.copied(run_dir, tmp_path)
+    own = tiny.copied(run_dir, folder)
     row = ptq.run_tasks(given, own)[0]
-    (file,) = (own / "quantize" / "items").glob(f"{spec}-float32-paper-branch-*.jsonl")
-    items = tiny.rows(file)
-    for name in FEW:
+    items = tiny.rows(own / "quantize" / "items" / row["items"])
+    for name in documents:
         found = theirs["results"][f"local_{name}"]
         for metric in evals.TASKS[name].metrics:
             assert row["scores"][name][metric] == found[f"{metric},none"]
@@ -83,7 +99,20 @@ def test_a_run_scores_the_same_under_the_harness(tmp_path, run_dir, spec):
         mine = [item for item in items if item["task"] == name]
         for item, sample in zip(mine, samples, strict=True):
             scores = [float(answer[0][0]) for answer in sample["resps"]]
-            np.testing.assert_allclose(item["loglikelihoods"], scores, atol=1e-4)
+            np.testing.assert_allclose(
+                item["loglikelihoods"], scores, rtol=0, atol=1e-4
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["FP", "W8A8"])
+def test_a_run_scores_the_same_under_the_harness(tmp_path, run_dir, spec):
+    assert_a_run_scores_alike(FEW, spec, run_dir, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_scores_published_documents_the_same(tmp_path, run_dir, published):
+    assert_a_run_scores_alike(published, "FP", run_dir, tmp_path)
 
 
 def test_texts_are_tokenized_as_the_harness_does(run_dir):

@@ -1,86 +1,52 @@
 """Laying requests out changes no number: alone, together, on one device or eight."""
 
-import functools
+import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
-from rfq import evals, sharding, steps
-from rfq.data import tokenize
-from rfq.evals import scoring
+from rfq import evals, sharding
+from rfq.data import benchmarks, tokenize
+from rfq.evals import commonsense, scoring
 from rfq.model import transformer
-from rfq.model.config import ModelConfig
+from rfq.model.config import TAP_SETS
+from rfq.quant.spec import QuantSpec
 from tests import tiny
-from tests.evals.documents import DOCUMENTS
-
-SEQ_LEN = 64
-TOKENIZER = tokenize.load("byte")
-EXPERIMENT = tiny.experiment(
-    "unused",
-    model=ModelConfig(
-        num_layers=2,
-        width=16,
-        num_heads=2,
-        vocab_size=259,
-        seq_len=SEQ_LEN,
-        skip="residual",
-        compute_dtype="float32",
-        remat=False,
-        loss_chunks=1,
-    ),
-)
-RNG = np.random.default_rng(0)
-PARAMS = jax.tree.map(
-    lambda leaf: RNG.normal(0.0, 0.4, leaf.shape).astype(np.float32),
-    transformer.shapes(EXPERIMENT.model),
-)
-
-REQUESTS = [
-    pair
-    for task in ("openbookqa", "winogrande", "boolq")
-    for pairs in evals.build_requests(task, DOCUMENTS[task][:12])
-    for pair in pairs
-]
-
+from tests.evals import scored
+from tests.evals.scored import ASKED, MODEL, PARAMS, SEQ_LEN, TOKENIZER
 
 ONE = sharding.make_mesh(1)
 
 
-@functools.cache
-def compiled(mesh: Mesh) -> steps.QuantSteps:
-    return steps.compile_quant(EXPERIMENT, mesh, "paper")
+def laid_out(spans: list[scoring.Span]) -> scoring.Plan:
+    return scoring.plan(spans, seq_len=SEQ_LEN, batch_tokens=512, mesh=ONE)
 
 
-def laid_out(
-    spans: list[scoring.Span], mesh: Mesh = ONE, batch_tokens: int = 512
-) -> scoring.Plan:
-    return scoring.plan(spans, seq_len=SEQ_LEN, batch_tokens=batch_tokens, mesh=mesh)
+def lengths(planned: scoring.Plan) -> set[int]:
+    """The padded lengths that occur."""
+    return {batch.tokens.shape[2] for batch in planned.batches}
 
 
-def answered(
-    spans: list[scoring.Span], mesh: Mesh = ONE, batch_tokens: int = 512
-) -> scoring.Answers:
-    step = compiled(mesh).answer.plain
-    params = jax.device_put(PARAMS, sharding.params_shardings(mesh, PARAMS))
-    planned = laid_out(spans, mesh, batch_tokens)
-    return scoring.answer(lambda rows: step(params, rows), planned, lambda done: None)
+def num_rows(planned: scoring.Plan) -> int:
+    """Distinct inputs: rows of which not all is padding."""
+    return sum(np.any(batch.tokens, axis=2).sum() for batch in planned.batches)
 
 
 @pytest.fixture(scope="module")
 def spans() -> list[scoring.Span]:
-    return scoring.encode(REQUESTS, TOKENIZER)
+    return scored.encoded(ASKED)
 
 
 @pytest.fixture(scope="module")
 def together(spans) -> scoring.Answers:
-    return answered(spans)
+    return scored.answered(spans, ONE)
 
 
 @jax.jit
 def all_log_probs(params: dict, tokens: jax.Array) -> jax.Array:
-    return jax.nn.log_softmax(transformer.apply(params, tokens, EXPERIMENT.model)[0])
+    return jax.nn.log_softmax(transformer.apply(params, tokens, MODEL)[0])
 
 
 def by_hand(span: scoring.Span) -> tuple[float, bool]:
@@ -106,15 +72,15 @@ def test_log_likelihoods_are_the_models(spans, together):
 
 def test_a_request_alone_in_a_batch_or_another_length_scores_the_same(spans, together):
     for number in (3, 70):
-        alone = answered([spans[number]])
+        alone = scored.answered([spans[number]], ONE)
         np.testing.assert_allclose(
             alone.loglikelihood[0], together.loglikelihood[number], atol=1e-3
         )
     shuffled = np.random.default_rng(1).permutation(len(spans))
-    other = answered([spans[i] for i in shuffled], batch_tokens=192)
-    np.testing.assert_allclose(
-        other.loglikelihood, together.loglikelihood[shuffled], atol=1e-3
-    )
+    found = scored.answered([spans[i] for i in shuffled], ONE, batch_tokens=192)
+    other = found.loglikelihood[np.argsort(shuffled)]
+    np.testing.assert_allclose(other, together.loglikelihood, atol=1e-3)
+    assert scored.num_flips(ASKED, other, together.loglikelihood) == 0
 
 
 @pytest.mark.slow
@@ -122,16 +88,87 @@ def test_a_request_alone_in_a_batch_or_another_length_scores_the_same(spans, tog
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_eight_devices_score_as_one_does(spans, together, strategy):
     mesh = sharding.make_mesh(8, sharding.ShardingConfig(strategy=strategy))
-    spread = answered(spans, mesh)
+    spread = scored.answered(spans, mesh)
     np.testing.assert_allclose(spread.loglikelihood, together.loglikelihood, atol=1e-3)
     np.testing.assert_array_equal(spread.is_greedy, together.is_greedy)
+    assert scored.num_flips(ASKED, spread.loglikelihood, together.loglikelihood) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.mesh
+def test_published_documents_score_the_same_however_they_lie(tasks_dir, monkeypatch):
+    """25 documents of each set, in a sequence that holds all but the longest."""
+    asked = []
+    for task in commonsense.TASKS:
+        documents = benchmarks.load(tasks_dir, task).documents
+        asked += evals.build_requests(task, documents[:: len(documents) // 25][:25])
+    spans = scored.encoded(asked)
+    how = {"batch_tokens": 4096, "seq_len": 512}
+    expected = scored.answered(spans, ONE, **how).loglikelihood
+    found = {"8 devices": scored.answered(spans, sharding.make_mesh(8), **how)}
+    few = range(0, len(spans), len(spans) // 8)
+    alone = [scored.answered([spans[i]], ONE, **how).loglikelihood[0] for i in few]
+    monkeypatch.setattr(scoring, "NUM_LENGTHS", 1)
+    found["one length"] = scored.answered(spans, ONE, **how)
+    # Sums of at most 512 float32 numbers of size 10: 1e-3 is the promise.
+    np.testing.assert_allclose(alone, expected[few], rtol=0, atol=1e-3)
+    for name, other in found.items():
+        np.testing.assert_allclose(
+            other.loglikelihood, expected, rtol=0, atol=1e-3, err_msg=name
+        )
+        assert scored.num_flips(asked, other.loglikelihood, expected) == 0, name
+
+
+# Tokens of context and continuation in the eight published sets under the embedded
+# tokenizer: the least, the quintiles and the most of each.
+LENGTHS = {
+    "arc_c": ([26, 46, 59, 85, 112, 316], [2, 7, 12, 17, 24, 74]),
+    "arc_e": ([27, 43, 53, 71, 99, 255], [2, 6, 8, 12, 19, 46]),
+    "boolq": ([57, 207, 280, 351, 455, 2726], [1, 1, 1, 2, 2, 2]),
+    "hellaswag": ([24, 74, 115, 139, 162, 256], [5, 33, 64, 83, 102, 215]),
+    "openbookqa": ([4, 16, 21, 27, 37, 132], [1, 4, 7, 11, 15, 62]),
+    "piqa": ([14, 26, 31, 35, 41, 83], [4, 18, 28, 45, 78, 566]),
+    "social_iqa": ([33, 56, 61, 66, 73, 147], [2, 6, 8, 11, 15, 83]),
+    "winogrande": ([3, 37, 41, 46, 52, 83], [2, 8, 10, 14, 18, 59]),
+}
+
+
+@pytest.mark.slow
+def test_19_settings_need_six_programs_at_the_lengths_of_the_published_sets():
+    rng = np.random.default_rng(0)
+    spans = [
+        scoring.Span(
+            rng.integers(0, 256, 1 + context + num_targets, np.int32),
+            num_targets,
+            False,
+        )
+        for contexts, targets in LENGTHS.values()
+        for context, num_targets in itertools.product(contexts, targets[::2])
+    ]
+    planned = scoring.plan(spans, seq_len=512, batch_tokens=4096, mesh=ONE)
+    assert len(lengths(planned)) == scoring.NUM_LENGTHS
+    programs = scored.compiled(ONE, 512).answer
+    ranges = {site: (np.full(2, -9.0), np.full(2, 9.0)) for site in TAP_SETS["paper"]}
+    params = scored.placed(ONE)
+    with tiny.compilations() as names:
+        for spec in map(QuantSpec.parse, tiny.PAPER_SPECS):
+
+            def step(rows, act_bits=spec.act_bits):
+                if act_bits is None:
+                    return programs.plain(params, rows)
+                return programs.quantized["branch"](
+                    params, rows, ranges, jnp.int32(act_bits)
+                )
+
+            scoring.answer(step, planned, lambda done: None)
+    assert sum("answer" in name for name in names) == 6
 
 
 def test_shapes_are_few_whatever_the_order_of_the_requests(spans):
     planned = laid_out(spans)
     shapes = {tuple(leaf.shape for leaf in batch) for batch in planned.batches}
-    assert len(shapes) == len(planned.lengths) <= scoring.NUM_LENGTHS
-    assert max(planned.lengths) <= SEQ_LEN
+    assert len(shapes) == len(lengths(planned)) <= scoring.NUM_LENGTHS
+    assert max(lengths(planned)) <= SEQ_LEN
     backwards = laid_out(spans[::-1])
     for batch, other in zip(planned.batches, backwards.batches, strict=True):
         np.testing.assert_array_equal(batch.tokens, other.tokens)
@@ -139,16 +176,18 @@ def test_shapes_are_few_whatever_the_order_of_the_requests(spans):
 
 def test_lengths_waste_less_than_one_length_would(spans):
     planned = laid_out(spans)
-    rows = planned.num_tokens - planned.num_padded
-    assert rows < planned.num_tokens < planned.num_rows * SEQ_LEN
+    num_tokens = sum(batch.tokens.size for batch in planned.batches)
+    assert num_tokens < num_rows(planned) * SEQ_LEN
 
 
 def test_choices_of_one_token_share_their_row():
     encoded = scoring.encode([("a b", "x"), ("a b", "y"), ("a b", "xy")], TOKENIZER)
     planned = laid_out(encoded)
-    assert planned.num_rows == 2  # "a b" and "a bx".
+    assert num_rows(planned) == 2  # "a b" and "a bx".
     apart = [by_hand(span)[0] for span in encoded]
-    np.testing.assert_allclose(answered(encoded).loglikelihood, apart, atol=1e-4)
+    np.testing.assert_allclose(
+        scored.answered(encoded, ONE).loglikelihood, apart, atol=1e-4
+    )
 
 
 def test_spaces_at_the_end_of_a_context_belong_to_the_continuation():
@@ -163,7 +202,9 @@ def test_an_empty_context_is_bos_alone():
 
 
 def test_an_empty_continuation_is_certain():
-    found = answered(scoring.encode([("word", ""), ("word", " x")], TOKENIZER))
+    found = scored.answered(
+        scoring.encode([("word", ""), ("word", " x")], TOKENIZER), ONE
+    )
     assert found.loglikelihood[0] == 0.0
     assert found.is_greedy[0]
 
@@ -174,7 +215,7 @@ def test_of_a_long_context_the_end_is_kept_and_it_is_counted():
     assert not long.is_windowed(SEQ_LEN)
     cut = scoring.Span(long.ids[-SEQ_LEN - 1 :], long.num_targets, False)
     assert not cut.is_truncated(SEQ_LEN)
-    found = answered([long, cut])
+    found = scored.answered([long, cut], ONE)
     assert found.loglikelihood[0] == found.loglikelihood[1]
 
 
@@ -188,7 +229,7 @@ def test_a_long_continuation_is_scored_in_windows_each_token_once():
         ids = span.ids[max(stop - SEQ_LEN, 0) : stop + 1]
         fresh = stop - SEQ_LEN * ((stop - 1) // SEQ_LEN)
         windows.append(by_hand(scoring.Span(ids, fresh, False))[0])
-    found = answered([span]).loglikelihood[0]
+    found = scored.answered([span], ONE).loglikelihood[0]
     np.testing.assert_allclose(found, sum(windows), atol=5e-3)
 
 

@@ -1,25 +1,11 @@
 """One array, measured on one device, on eight, and by two processes."""
 
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 from rfq import taps
-from tests.multihost import statistics_worker
-
-WORKER = statistics_worker.__name__
-ROOT = Path(__file__).parents[2]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.multihost import processes, statistics_worker
 
 
 def _record(leaves):
@@ -65,19 +51,8 @@ def test_eight_devices_measure_what_one_does(one_device):
 
 
 def test_two_processes_measure_what_one_does(one_device, one_device_env, tmp_path):
-    port, out = str(_free_port()), tmp_path / "leaves.npz"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", WORKER, str(process), "2", port, str(out)],
-            cwd=ROOT,
-            env=one_device_env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    said = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    out = tmp_path / "leaves.npz"
+    processes.run(statistics_worker.__name__, str(out), env=one_device_env)
     with np.load(out) as saved:
         leaves = [saved[f"arr_{i}"] for i in range(len(saved.files))]
     _assert_same(leaves, one_device)
