@@ -268,33 +268,30 @@ def _hours(row: Mapping[str, Any]) -> str:
 
 def _say_all(rows: Sequence[Mapping[str, Any]], num_seeds: int) -> None:
     """A line an arm, and what all take one after the other."""
-    memory = [
-        None
-        if row["argument_bytes"] is None
-        else row["argument_bytes"] + row["working_bytes"]
-        for row in rows
-    ]
-    hours = [row["hours"] for row in rows]
     lines = [
-        (row["arm"], row["hours"], num_bytes, row["disk_bytes"])
-        for row, num_bytes in zip(rows, memory, strict=True)
+        (row["arm"], row["hours"], _memory(row), row["disk_bytes"]) for row in rows
     ]
-    lines.append(
-        (
-            f"all, {num_seeds} seed{'s' * (num_seeds > 1)}",
-            None if None in hours else sum(hours) * num_seeds,
-            None if None in memory else max(memory),
-            sum(row["disk_bytes"] for row in rows) * num_seeds,
-        )
+    _, hours, memory, disks = zip(*lines, strict=True)
+    every = (
+        f"all, {num_seeds} seed{'s' * (num_seeds > 1)}",
+        None if None in hours else num_seeds * sum(hours),
+        None if None in memory else max(memory),
+        num_seeds * sum(disks),
     )
     metrics.say(
-        f"{'arm':32} {'hours (estimate)':>16} {'memory per device':>18} "
+        f"{'arm':32} {'hours (estimate)':>16} {'memory per device':>24} "
         f"{'disk of checkpoints':>20}"
     )
-    for name, took, num_bytes, disk in lines:
+    for name, took, num_bytes, disk in (*lines, every):
         told = "not known" if took is None else f"{took:.2f}"
-        room = "not told" if num_bytes is None else _gib(num_bytes)
-        metrics.say(f"{name:32} {told:>16} {room:>18} {_gib(disk):>20}")
+        metrics.say(f"{name:32} {told:>16} {_gib(num_bytes):>24} {_gib(disk):>20}")
+
+
+def _memory(row: Mapping[str, Any]) -> Any:
+    """Bytes of one device, None where the backend does not tell."""
+    if row["argument_bytes"] is None:
+        return None
+    return row["argument_bytes"] + row["working_bytes"]
 
 
 def _gib(num_bytes: int | None) -> str:
