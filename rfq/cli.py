@@ -181,7 +181,7 @@ def _prepare_tasks(args: PrepareTasks) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What commands that train have in common."""
+    """What --dry-run takes, of the commands that train."""
 
     # Print parameters, FLOPs, hours, memory, disk and placement; train nothing.
     dry_run: bool = False

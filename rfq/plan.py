@@ -62,7 +62,7 @@ class Plan(NamedTuple):
         working_bytes: what it needs besides; likewise.
         largest: the largest array on one device, by its line of the program.
         checkpoint_bytes: of one checkpoint on disk, at most: parameters and optimizer
-            state of all devices, before Orbax compresses them.
+            state, the padding of stacks included, before Orbax compresses them.
         compile_seconds: it took to compile.
     """
 
@@ -224,7 +224,7 @@ def _say_arm(experiment: Experiment, plan: Plan, row: Mapping[str, Any]) -> None
         f"  devices            {row['num_devices']}, "
         f"{experiment.sharding.strategy}: {shape}\n"
         f"  hours of training  {_hours(row)}\n"
-        f"  checkpoints        {row['disk_bytes'] / _GIB:.3f} GiB of disk: "
+        f"  checkpoints        {row['disk_bytes'] / _GIB:.3f} GiB of disk at most: "
         f"{experiment.log.keep_checkpoints} kept and one being written, "
         f"{row['checkpoint_bytes'] / _GIB:.3f} GiB each\n"
         f"  bytes per device\n"
