@@ -9,7 +9,14 @@ of a LlamaTokenizer (`rfq prepare 'fineweb_edu/*.jsonl' --out data/fineweb_edu
 --tokenizer tokenizer.model`).
 """
 
-from rfq.experiment import DataConfig, Experiment, LogConfig, TrainConfig
+from rfq.experiment import (
+    DataConfig,
+    Experiment,
+    LogConfig,
+    QuantizeConfig,
+    TasksConfig,
+    TrainConfig,
+)
 from rfq.model.config import ModelConfig
 from rfq.model.init import InitConfig
 from rfq.optim import AdamWConfig
@@ -27,4 +34,6 @@ def config() -> Experiment:
         data=DataConfig(dir="data/fineweb_edu", tokenizer="tokenizer.model"),
         train=TrainConfig(num_steps=50_000, batch_size=512),
         log=LogConfig(measure_every=1_000, checkpoint_every=1_000),
+        # As the paper's tables have them; tasks.names says which are asked.
+        tasks=TasksConfig(specs=QuantizeConfig().specs),
     )

@@ -24,7 +24,6 @@ from rfq import (
     optim,
     plan,
     ptq,
-    report,
     runs,
     train,
 )
@@ -182,8 +181,45 @@ def _prepare_tasks(args: PrepareTasks) -> None:
     metrics.say(f"tasks: {args.out}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Train:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What --dry-run takes, of the commands that train."""
+
+    # Print parameters, FLOPs, hours, memory, disk and placement; train nothing.
+    dry_run: bool = False
+    # With --dry-run, plan for that many devices instead of those of this machine.
+    devices: int | None = None
+    # With --dry-run, FLOP/s of the model that a device gets done, for the hours; if
+    # left out, what the paper's H100 did with the optimizer.
+    device_flops: float | None = None
+    # With --dry-run, write a row an arm to this file, a JSON object a line.
+    json: pathlib.Path | None = None
+
+
+def _dry_run(args: _Plan, arms: Sequence[Experiment], num_seeds: int) -> bool:
+    """Plans where that is asked for, and says whether it was."""
+    for name in ("devices", "device_flops", "json"):
+        if getattr(args, name) is not None and not args.dry_run:
+            raise InputError(
+                f"--{name.replace('_', '-')} is of --dry-run; a run takes all devices "
+                "it has"
+            )
+    if not args.dry_run:
+        return False
+    if args.devices is not None:
+        plan.pretend(args.devices)
+    _banner()
+    plan.run(
+        arms,
+        num_seeds=num_seeds,
+        device_flops=args.device_flops,
+        json_path=args.json,
+    )
+    return True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(_Plan):
     """Train one arm from a config file, or go on where it stopped.
 
     Every field of the config can be overridden after the file's name, for example
@@ -200,32 +236,21 @@ class Train:
     out: pathlib.Path | None = None
     # Size of a family of arms: minutes on two cores, one GPU, the paper's.
     scale: experiment_lib.Scale | None = None
-    # Print parameters, FLOPs, memory, placement and collectives; train nothing.
-    dry_run: bool = False
-    # With --dry-run, plan for that many devices instead of those of this machine.
-    devices: int | None = None
 
 
 def _train(args: Train, overrides: Sequence[str]) -> None:
     experiment = _overridden("rfq train", args.config, overrides, args.scale)
-    if args.devices is not None:
-        if not args.dry_run:
-            raise InputError(
-                "--devices is of --dry-run; a run takes all devices it has"
-            )
-        plan.pretend(args.devices)
-    _banner()
-    if args.dry_run:
-        plan.run(experiment)
+    if _dry_run(args, [experiment], 1):
         return
+    _banner()
     if args.out is None:
         raise InputError("rfq train needs --out DIR, the run directory to write")
     train.run(experiment, args.out)
     metrics.say(f"run: {args.out}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Compare:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare(_Plan):
     """Train several arms, quantize them over the WnAm grid, report them in one page.
 
     What is finished is skipped, what was interrupted is resumed. Overrides, as for
@@ -243,8 +268,6 @@ class Compare:
     scale: experiment_lib.Scale | None = None
     # Train each arm once per seed; if left out, with the seed of its config.
     seeds: tuple[int, ...] = ()
-    # Print parameters, FLOPs, memory and placement of each arm; train nothing.
-    dry_run: bool = False
 
 
 def _compare(args: Compare, overrides: Sequence[str]) -> None:
@@ -263,11 +286,9 @@ def _compare(args: Compare, overrides: Sequence[str]) -> None:
         for config in configs
         for seed in args.seeds or (config.seed,)
     ]
-    _banner()
-    if args.dry_run:
-        for config in configs:
-            plan.run(config)
+    if _dry_run(args, configs, len(args.seeds) or 1):
         return
+    _banner()
     if args.out is None:
         raise InputError("rfq compare needs --out DIR, the directory to write")
     compare.run(arms, args.out)
@@ -506,9 +527,8 @@ class Report:
 
 
 def _report(args: Report) -> None:
-    page = report.run(args.directory)
-    metrics.say(report.summary(args.directory))
-    metrics.say(f"report: {page}")
+    distributed.start()
+    compare.publish(args.directory)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from rfq import metrics, ptq, report, runs, train
+from rfq import distributed, metrics, ptq, report, runs, train
 from rfq.data import ngram, pipeline
 from rfq.data.manifest import Manifest
 from rfq.errors import Diverged, InputError
@@ -78,12 +78,29 @@ def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
         row["seconds"] for row in rows
     )
     metrics.write_text(out / "context.json", json.dumps(context, indent=1) + "\n")
-    page = report.run(out)
-    metrics.say(report.summary(out))
-    metrics.say(f"report: {page}")
+    page = publish(out)
     if diverged:
         raise Diverged("; ".join(diverged))
     return page
+
+
+def publish(out: pathlib.Path) -> pathlib.Path:
+    """Writes the report of a compare directory, from process 0, and says its result.
+
+    Returns:
+        The path of the report, on all processes once it is there.
+
+    Raises:
+        InputError: as `report.run`.
+    """
+
+    def write() -> str:
+        page = report.run(out)
+        metrics.say(report.summary(out))
+        metrics.say(f"report: {page}")
+        return str(page)
+
+    return pathlib.Path(distributed.told("report", write))
 
 
 def run_directory(out: pathlib.Path, experiment: Experiment) -> pathlib.Path:

@@ -166,7 +166,7 @@ def _site_grids(
         calibrator,
         spec.act_bits,
         grid.grid_from_range,
-        calibration.known_rms(params),
+        calibration.known_rms(params, sharding.fetched),
     )
     return {
         site: grid.grid_from_range(jnp.asarray(lo), jnp.asarray(hi), spec.act_bits)

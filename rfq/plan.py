@@ -2,22 +2,33 @@
 
 import math
 import os
+import pathlib
 import re
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
-from rfq import hlo, metrics, sharding, steps
+from rfq import distributed, hlo, metrics, sharding, steps
 from rfq import params as params_lib
 from rfq.errors import InputError
-from rfq.experiment import Experiment, fingerprint
+from rfq.experiment import Experiment, fingerprint, to_dict
 from rfq.model import transformer
 from rfq.model.config import flops_per_token, num_params
 from rfq.optim import matrix
 
 _GIB, _MIB = 2**30, 2**20
+
+# FLOP/s of the model that one H100 gets done while this optimizer trains: steps a
+# second on four of them (appendix D, "Hardware"; the residual arm where there are two)
+# times `flops_per_token` of the paper's model and the 512 x 512 tokens of a step.
+H100_FLOPS: Mapping[str, float] = {
+    "adamw": 3.8e14,  # 4.77 steps/s
+    "kl_shampoo": 1.25e14,  # 1.56
+    "muon": 3.7e14,  # 4.6
+    "soap": 7.2e13,  # 0.9
+}
 
 
 class Group(NamedTuple):
@@ -50,6 +61,8 @@ class Plan(NamedTuple):
             compiled program has it; None where the backend does not tell.
         working_bytes: what it needs besides; likewise.
         largest: the largest array on one device, by its line of the program.
+        checkpoint_bytes: of one checkpoint on disk, at most: parameters and optimizer
+            state, the padding of stacks included, before Orbax compresses them.
         compile_seconds: it took to compile.
     """
 
@@ -60,6 +73,7 @@ class Plan(NamedTuple):
     argument_bytes: int | None
     working_bytes: int | None
     largest: hlo.Made
+    checkpoint_bytes: int
     compile_seconds: float
 
 
@@ -107,41 +121,115 @@ def make(experiment: Experiment) -> Plan:
         argument_bytes=None if memory is None else memory.argument_size_in_bytes,
         working_bytes=None if memory is None else memory.temp_size_in_bytes,
         largest=hlo.largest(text),
+        checkpoint_bytes=sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(compiled.state)
+        ),
         compile_seconds=seconds,
     )
 
 
-def run(experiment: Experiment) -> None:
-    """Prints what a run costs and where its arrays live.
+def run(
+    arms: Sequence[Experiment],
+    *,
+    num_seeds: int,
+    device_flops: float | None,
+    json_path: pathlib.Path | None,
+) -> None:
+    """Prints what each arm costs and where its arrays live, and what all of them cost.
+
+    Args:
+        arms: what would be trained.
+        num_seeds: how often each.
+        device_flops: FLOP/s of the model that a device gets done, for the hours; None
+            for what `H100_FLOPS` has of the arm's optimizer.
+        json_path: where a row an arm goes, one JSON object a line.
 
     Raises:
-        InputError: as `make`.
+        InputError: as `make`; the FLOP/s are not positive.
     """
-    plan = make(experiment)
-    model, tokens = experiment.model, experiment.tokens_per_step
-    flops = tokens * flops_per_token(model)
-    params, opt_state = (
-        sum(group.num_bytes for group in groups)
-        for groups in (plan.params, plan.opt_state)
-    )
+    if device_flops is not None and not device_flops > 0:
+        raise InputError(f"--device-flops={device_flops} must be > 0")
+    rows = []
+    for arm in arms:
+        plan = make(arm)
+        rows.append(as_row(arm, plan, device_flops))
+        _say_arm(arm, plan, rows[-1])
+    if len(rows) > 1:
+        _say_all(rows, num_seeds)
+    if json_path is not None:
+        metrics.rewrite(json_path, rows)
+        metrics.say(f"rows: {json_path}")
+
+
+def as_row(
+    experiment: Experiment, plan: Plan, device_flops: float | None
+) -> dict[str, Any]:
+    """The numbers of a plan, for JSON: bytes are of one device, disk is of all.
+
+    `hours` are FLOPs of the run / (devices * FLOP/s), None where nothing is known of
+    the optimizer; `disk_bytes` are those of the checkpoints that are kept and of the
+    one that is being written.
+    """
+    described = to_dict(experiment)
+    optimizer = described["optimizer"]["name"]
+    flops = experiment.tokens_per_step * flops_per_token(experiment.model)
+    num_devices = math.prod(plan.mesh.values())
+    rate = device_flops or H100_FLOPS.get(optimizer)
+    total_flops = flops * experiment.train.num_steps
+    whole = [group for group in (*plan.params, *plan.opt_state) if group.whole]
+    largest_whole = max(whole, key=lambda group: group.num_bytes, default=None)
+    return {
+        "arm": experiment.arm,
+        "config_fingerprint": fingerprint(experiment),
+        "optimizer": optimizer,
+        "sharding": described["sharding"],
+        "mesh": plan.mesh,
+        "num_devices": num_devices,
+        "num_params": num_params(experiment.model),
+        "num_steps": experiment.train.num_steps,
+        "tokens_per_step": experiment.tokens_per_step,
+        "flops_per_step": flops,
+        "device_flops": rate,
+        "hours": rate and total_flops / (num_devices * rate) / 3600,
+        "params_bytes": sum(group.num_bytes for group in plan.params),
+        "opt_state_bytes": sum(group.num_bytes for group in plan.opt_state),
+        "argument_bytes": plan.argument_bytes,
+        "working_bytes": plan.working_bytes,
+        "largest": plan.largest._asdict(),
+        "largest_whole": largest_whole and largest_whole._asdict(),
+        "collectives": plan.collectives,
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "disk_bytes": plan.checkpoint_bytes * (1 + experiment.log.keep_checkpoints),
+        "compile_seconds": plan.compile_seconds,
+        "commit": distributed.commit(),
+        "versions": distributed.versions(),
+        "device": distributed.devices(),
+    }
+
+
+def _say_arm(experiment: Experiment, plan: Plan, row: Mapping[str, Any]) -> None:
+    model, flops = experiment.model, row["flops_per_step"]
     shape = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
     moved = ", ".join(f"{op} {n / _MIB:.2f}" for op, n in plan.collectives.items())
     moved_mib = sum(plan.collectives.values()) / _MIB
-    whole = [group for group in (*plan.params, *plan.opt_state) if group.whole]
-    largest_whole = max(whole, key=lambda group: group.num_bytes, default=None)
+    whole = row["largest_whole"]
     metrics.say(
-        f"{experiment.arm}: fingerprint {fingerprint(experiment)}, "
+        f"{experiment.arm}: fingerprint {row['config_fingerprint']}, "
         f"{model.num_layers} layers of width {model.width}, {model.skip}, "
-        f"{experiment.train.num_steps:,} steps of {tokens:,} tokens\n"
-        f"  parameters         {num_params(model):,}\n"
+        f"{experiment.train.num_steps:,} steps of {row['tokens_per_step']:,} tokens\n"
+        f"  parameters         {row['num_params']:,}\n"
         f"  FLOPs per step     {flops:.3e} (6 N per token and causal attention; the "
         "optimizer comes on top)\n"
         f"  FLOPs of the run   {flops * experiment.train.num_steps:.3e}\n"
-        f"  devices            {math.prod(plan.mesh.values())}, "
+        f"  devices            {row['num_devices']}, "
         f"{experiment.sharding.strategy}: {shape}\n"
+        f"  hours of training  {_hours(row)}\n"
+        f"  checkpoints        {row['disk_bytes'] / _GIB:.3f} GiB of disk at most: "
+        f"{experiment.log.keep_checkpoints} kept and one being written, "
+        f"{row['checkpoint_bytes'] / _GIB:.3f} GiB each\n"
         f"  bytes per device\n"
-        f"    parameters       {params / _GIB:.3f} GiB\n"
-        f"    optimizer state  {opt_state / _GIB:.3f} GiB\n"
+        f"    parameters       {row['params_bytes'] / _GIB:.3f} GiB\n"
+        f"    optimizer state  {row['opt_state_bytes'] / _GIB:.3f} GiB\n"
         f"    all arguments    {_gib(plan.argument_bytes)} (of the compiled program)\n"
         f"    working memory   {_gib(plan.working_bytes)} (compiled for "
         f"{jax.default_backend()})\n"
@@ -150,8 +238,8 @@ def run(experiment: Experiment) -> None:
         "    largest copy     "
         + (
             "nothing is whole on every device\n"
-            if largest_whole is None
-            else f"{largest_whole.num_bytes / _GIB:.6f} GiB, {largest_whole.name}, of "
+            if whole is None
+            else f"{whole['num_bytes'] / _GIB:.6f} GiB, {whole['name']}, of "
             "what is whole on every device\n"
         )
         + f"  collectives        {moved_mib:.2f} MiB a step and device "
@@ -164,6 +252,46 @@ def run(experiment: Experiment) -> None:
             f"    {group.name:32} {group.num_bytes / _MIB:10.3f}  {group.axes:44} "
             f"{group.spec}"
         )
+
+
+def _hours(row: Mapping[str, Any]) -> str:
+    if row["hours"] is None:
+        return (
+            f"not known: the paper did not time {row['optimizer']}; give --device-flops"
+        )
+    return (
+        f"{row['hours']:.2f}, an estimate: FLOPs of the run / ({row['num_devices']} "
+        f"devices x {row['device_flops']:.3g} FLOP/s); if not given by "
+        "--device-flops, what the paper's H100 got done with this optimizer"
+    )
+
+
+def _say_all(rows: Sequence[Mapping[str, Any]], num_seeds: int) -> None:
+    """A line an arm, and what all take one after the other."""
+    lines = [
+        (row["arm"], row["hours"], _memory(row), row["disk_bytes"]) for row in rows
+    ]
+    _, hours, memory, disks = zip(*lines, strict=True)
+    every = (
+        f"all, {num_seeds} seed{'s' * (num_seeds > 1)}",
+        None if None in hours else num_seeds * sum(hours),
+        None if None in memory else max(memory),
+        num_seeds * sum(disks),
+    )
+    metrics.say(
+        f"{'arm':32} {'hours (estimate)':>16} {'memory per device':>24} "
+        f"{'disk of checkpoints':>20}"
+    )
+    for name, took, num_bytes, disk in (*lines, every):
+        told = "not known" if took is None else f"{took:.2f}"
+        metrics.say(f"{name:32} {told:>16} {_gib(num_bytes):>24} {_gib(disk):>20}")
+
+
+def _memory(row: Mapping[str, Any]) -> Any:
+    """Bytes of one device, None where the backend does not tell."""
+    if row["argument_bytes"] is None:
+        return None
+    return row["argument_bytes"] + row["working_bytes"]
 
 
 def _gib(num_bytes: int | None) -> str:

@@ -315,7 +315,7 @@ class Sweep:
 
     @functools.cached_property
     def _known_rms(self) -> dict[str, np.ndarray]:
-        return calibration.known_rms(self._params)
+        return calibration.known_rms(self._params, sharding.fetched)
 
     def _ranges(self, spec: QuantSpec, setting: Setting) -> steps.Ranges:
         how = (setting.taps, setting.calibrator, setting.calibration_seed)

@@ -39,6 +39,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -295,3 +296,8 @@ def bytes_per_device(tree) -> int:
 def to_global(local: np.ndarray, mesh: Mesh) -> Array:
     """This process's rows of a batch -> the global array, rows over the devices."""
     return jax.make_array_from_process_local_data(batch_sharding(mesh), local)
+
+
+def fetched(tree):
+    """Host copies of whole arrays, small ones: all processes need to call it."""
+    return multihost_utils.process_allgather(tree, tiled=True)

@@ -62,7 +62,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"needs 8 devices, XLA_FLAGS gives {jax.device_count()}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def one_device_env() -> dict[str, str]:
     """The environment for a subprocess that should see one CPU device, as a user's."""
     flags = os.environ.get("XLA_FLAGS", "").split()

@@ -3,18 +3,21 @@
 import dataclasses
 import functools
 import math
+import pathlib
 
 import jax
 import pytest
 
-from rfq import cli, hlo, optim, plan, sharding
+from rfq import cli, hlo, metrics, optim, plan, sharding
+from rfq import experiment as experiment_lib
 from rfq.errors import InputError
 from rfq.experiment import Experiment, TrainConfig
 from rfq.model import transformer
-from rfq.model.config import ModelConfig, num_params
+from rfq.model.config import ModelConfig, flops_per_token, num_params
 from rfq.optim.schedule import ScheduleConfig
 from rfq.sharding import ShardingConfig
 
+ROOT = pathlib.Path(__file__).parents[1]
 BATCH_SIZE = 16
 MODEL = ModelConfig(
     num_layers=2,
@@ -138,9 +141,9 @@ def test_sums_of_gradients_stay_cut():
     assert largest.num_bytes < whole
 
 
-@pytest.mark.mesh
-def test_the_placement_names_every_parameter_and_stack(monkeypatch, capsys):
-    """Nothing is compiled here: the step's program is a stand-in."""
+@pytest.fixture
+def not_compiled(monkeypatch):
+    """Nothing is compiled: the step's program is a stand-in that tells nothing."""
 
     class Program:
         def compile(self):
@@ -158,15 +161,24 @@ def test_the_placement_names_every_parameter_and_stack(monkeypatch, capsys):
             self.train = self
 
         def lower(self, state, batch):
-            assert batch.sharding.shard_shape(batch.shape)[0] == BATCH_SIZE // 4
+            shares = sharding.num_shares(batch.sharding.mesh)
+            assert batch.sharding.shard_shape(batch.shape)[0] * shares == len(batch)
             return Program()
 
     compile_train = plan.steps.compile_train
     monkeypatch.setattr(
         plan.steps, "compile_train", lambda *given: Steps(compile_train(*given))
     )
-    plan.run(experiment("muon", strategy="fsdp_tp"))
-    said = capsys.readouterr().out
+
+
+def said_of(capsys, *arms, num_seeds=1, device_flops=None, json_path=None):
+    plan.run(arms, num_seeds=num_seeds, device_flops=device_flops, json_path=json_path)
+    return capsys.readouterr().out
+
+
+@pytest.mark.mesh
+def test_the_placement_names_every_parameter_and_stack(not_compiled, capsys):
+    said = said_of(capsys, experiment("muon", strategy="fsdp_tp"))
     assert "8, fsdp_tp: data=1 x fsdp=4 x tensor=2" in said
     for name in ("blocks/w_q", "embedding", "optimizer 32x128", "optimizer embedding"):
         assert name in said
@@ -176,9 +188,66 @@ def test_the_placement_names_every_parameter_and_stack(monkeypatch, capsys):
     assert hlo.collective_bytes("") == {}
 
 
+PAPER = {  # Configuration -> steps a second on 4 H100 (appendix D, "Hardware").
+    "residual_adamw": 4.77,
+    "residual_kl_shampoo": 1.56,
+    "residual_free_muon": 4.6,
+    "residual_free_soap": 0.9,
+}
+
+
+@pytest.mark.parametrize("arm", PAPER)
+def test_hours_on_four_h100_are_those_of_the_paper(arm, not_compiled, monkeypatch):
+    given = experiment_lib.load(ROOT / "configs" / "paper" / f"{arm}.py")
+    row = plan.as_row(given, planned.__wrapped__(given, 4), None)
+    assert row["num_devices"] == 4
+    # The table's numbers are rounded to two digits and more.
+    assert row["hours"] == pytest.approx(50_000 / PAPER[arm] / 3600, rel=0.01)
+
+
+@pytest.mark.mesh
+def test_a_checkpoint_takes_the_parameters_and_two_moments(not_compiled):
+    given = experiment(strategy="fsdp")
+    row = plan.as_row(given, planned.__wrapped__(given), None)
+    small = 100  # Counters and flags.
+    moments = 3 * 4 * num_params(MODEL)
+    assert moments < row["checkpoint_bytes"] < moments + small
+    # Two are kept while a third is written.
+    assert row["disk_bytes"] == 3 * row["checkpoint_bytes"]
+
+
+@pytest.mark.mesh
+def test_arms_are_added_up_and_rows_are_written(not_compiled, capsys, tmp_path):
+    arms = [experiment(), experiment("muon")]
+    path = tmp_path / "plans.jsonl"
+    said = said_of(capsys, *arms, num_seeds=3, device_flops=1e6, json_path=path)
+    rows = metrics.read(path)
+    flops = 20 * BATCH_SIZE * MODEL.seq_len * flops_per_token(MODEL)
+    assert [row["hours"] for row in rows] == [flops / (8 * 1e6) / 3600] * 2
+    last = said.splitlines()[-2].split()
+    assert last[:4] == ["all,", "3", "seeds", f"{6 * rows[0]['hours']:.2f}"]
+    disk = 3 * sum(row["disk_bytes"] for row in rows)
+    assert last[-2:] == [f"{disk / 2**30:.3f}", "GiB"]
+    assert f"rows: {path}" in said
+
+
+def test_what_the_paper_did_not_time_has_no_hours(not_compiled, capsys):
+    given = dataclasses.replace(experiment(), optimizer=optim.ShampooConfig())
+    said = said_of(capsys, given)
+    assert "not known: the paper did not time shampoo; give --device-flops" in said
+    assert "not known" not in said_of(capsys, given, device_flops=1e9)
+    with pytest.raises(InputError, match="--device-flops=0 must be > 0"):
+        said_of(capsys, given, device_flops=0)
+
+
 def test_devices_belong_to_a_dry_run(capsys):
     config = "configs/demo/residual_adamw.py"
-    assert cli.main(["train", config, "--devices", "8"]) != 0
-    assert "--devices is of --dry-run" in capsys.readouterr().err
+    for option, value in (
+        ("--devices", "8"),
+        ("--device-flops", "1e9"),
+        ("--json", "rows.jsonl"),
+    ):
+        assert cli.main(["train", config, option, value]) == 2
+        assert f"{option} is of --dry-run" in capsys.readouterr().err
     with pytest.raises(InputError, match="--devices=0"):
         plan.pretend(0)

@@ -120,12 +120,19 @@ def ranges(
     return {site: of_site(site, seen) for site, seen in observed.items()}
 
 
-def known_rms(params: Params) -> dict[str, np.ndarray]:
-    """{site: RMS} behind each norm: its gain's, where the channels are alike."""
+def known_rms(
+    params: Params, fetched: Callable[[dict[str, Any]], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """{site: RMS} behind each norm: its gain's, where the channels are alike.
+
+    Args:
+        params: of the model.
+        fetched: brings arrays to the host, wherever their parts are.
+    """
     tables = {**params, **params["blocks"]}
+    gains = fetched({site: tables[gain] for site, gain in NORMALIZED_SITES.items()})
     return {
-        site: np.sqrt(np.mean(np.square(np.asarray(tables[gain])), axis=-1))
-        for site, gain in NORMALIZED_SITES.items()
+        site: np.sqrt(np.mean(np.square(gain), axis=-1)) for site, gain in gains.items()
     }
 
 

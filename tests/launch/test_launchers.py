@@ -15,7 +15,14 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = ("local.sh", "gpu_node.sh", "slurm.sh", "tpu_pod.sh", "sweep.sh")
+SCRIPTS = (
+    "local.sh",
+    "gpu_node.sh",
+    "slurm.sh",
+    "tpu_pod.sh",
+    "sweep.sh",
+    "reproduce_paper.sh",
+)
 
 RFQ = """#!/bin/bash
 echo "rfq $* [${RFQ_PROCESS_ID:-}/${RFQ_NUM_PROCESSES:-} $XLA_FLAGS]" >>"$CALLS"
@@ -127,6 +134,8 @@ WRONG = {
     "sweep": ("sweep.sh", ("x.py", "--out", "o"), "nothing to sweep"),
     "sweep, no scale": ("sweep.sh", ("x.py", "--scale"), "--scale needs demo"),
     "sweep, no config": ("sweep.sh", ("--over", "seed", "1"), "a CONFIG and --out"),
+    "paper, no data": ("reproduce_paper.sh", (), "no data in data/fineweb_edu"),
+    "paper, no value": ("reproduce_paper.sh", ("--data",), "--data needs a value"),
 }
 
 
@@ -296,6 +305,30 @@ def test_a_family_is_compared_once_or_for_every_combination(place):
     assert status == 1  # One arm diverged; the other seed is compared all the same.
     assert [call.removesuffix(" [/ ]") for call in place.called()] == [
         f"{compared}/seed={seed} --seed {seed} --train.num-steps 9" for seed in "01"
+    ]
+
+
+def test_the_paper_is_five_runs_and_two_controls_in_one_command(place):
+    (place.folder / "my data").mkdir()
+    args = ("--data", "my data", "--tokenizer", "t.model", "--seeds", "0", "1")
+    status, _, said = place.run("reproduce_paper.sh", *args)
+    assert status == 0
+    assert "the tasks are left out; rfq prepare tasks --out data/tasks" in said
+    arms = [
+        *("residual_adamw", "residual_kl_shampoo", "residual_muon", "residual_soap"),
+        *("residual_free_kl_shampoo", "residual_free_soap", "residual_free_muon"),
+    ]
+    configs = [f"configs/paper/{arm}.py" for arm in arms]
+    assert all((ROOT / config).is_file() for config in configs)
+    first = f"rfq compare {' '.join(configs)}"
+    data = "--out runs/paper --data.dir my data --data.tokenizer t.model"
+    (place.folder / "data" / "tasks").mkdir(parents=True)
+    place.run("reproduce_paper.sh", *args)
+    place.run("reproduce_paper.sh", "--dry-run", "--devices", "4")
+    assert [call.removesuffix(" [/ ]") for call in place.called()] == [
+        f"{first} {data} --seeds 0 1",
+        f"{first} {data} --tasks.names all --tasks.dir data/tasks --seeds 0 1",
+        f"{first} --dry-run --devices 4",
     ]
 
 

@@ -57,6 +57,14 @@ def _stall() -> None:
     _say("went on")
 
 
+def _slow() -> None:
+    """Process 1 works for longer than silence is borne, but is not silent."""
+    if _ME == 1:
+        time.sleep(float(os.environ["RFQ_LOST_SECONDS"]) + 3.0)
+    distributed.meet("the end")
+    _say("went on")
+
+
 def _steps() -> None:
     with distributed.preemption() as told_to_end:
         for step in range(1, 1000):
@@ -75,6 +83,7 @@ SCENARIOS = {
     "refuse": _refuse,
     "fail": _fail,
     "stall": _stall,
+    "slow": _slow,
     "steps": _steps,
 }
 
