@@ -451,7 +451,7 @@ def test_a_dry_run_says_what_a_run_costs_and_allocates_nothing(
 
 
 def test_a_dry_run_needs_no_data(config, capsys, monkeypatch):
-    monkeypatch.setattr(plan, "run", lambda given: None)
+    monkeypatch.setattr(plan, "run", lambda arms, **options: None)
     argv = ["train", config, "--dry-run", "--data.dir", "nowhere"]
     assert cli.main(argv) == 0
 
@@ -460,10 +460,13 @@ def test_the_dry_run_of_a_compare_covers_each_arm_once(
     config, tmp_path, capsys, monkeypatch
 ):
     seen = []
-    monkeypatch.setattr(plan, "run", lambda given: seen.append(given.arm))
+    monkeypatch.setattr(
+        plan, "run", lambda arms, num_seeds, **options: seen.append((arms, num_seeds))
+    )
     argv = ["compare", config, "--seeds", "0", "1", "--dry-run"]
     assert cli.main(argv) == 0
-    assert seen == ["tiny"]
+    ((arms, num_seeds),) = seen
+    assert [given.arm for given in arms] == ["tiny"] and num_seeds == 2
 
 
 @pytest.fixture
@@ -482,7 +485,7 @@ def test_a_family_is_compared_as_a_whole_and_trained_arm_by_arm(
     family, capsys, monkeypatch
 ):
     seen = []
-    monkeypatch.setattr(plan, "run", seen.append)
+    monkeypatch.setattr(plan, "run", lambda arms, **options: seen.extend(arms))
     words = (family, "--scale", "small", "--dry-run", "--train.num-steps", "9")
     _said(capsys, "compare", *words)
     _said(capsys, "train", *words, "--arm", "small")
