@@ -527,7 +527,7 @@ class Report:
 
 
 def _report(args: Report) -> None:
-    distributed.start()
+    _banner()  # Of a job, all processes must see devices before one can ask for any.
     compare.publish(args.directory)
 
 

@@ -160,7 +160,8 @@ def test_programs_of_a_sweep_are_measured_beside_a_plain_pass(
     assert set(found) == {
         "score", "score paper branch", "calibrate paper", "distort paper",
         "diverge paper branch", "measure moments", "measure channels",
-        "measure tokens", "measure histogram", "measure everything",
+        "measure tokens", "measure histogram", "measure range",
+        "measure everything",
     }  # fmt: skip
     assert found["score"]["ratio"] == 1.0
     assert all(row["median_ms"] > 0 and row["ratio"] > 0 for row in rows)
