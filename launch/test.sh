@@ -9,7 +9,7 @@ usage: launch/test.sh [--all] [-- ARGUMENTS OF pytest]
 Sets up .venv with the developer tools, then runs ruff, basedpyright, import-linter and
 pytest. All stages run even when one fails; the exit status is 1 if any did.
 
-  --all    the tests marked slow too, and programs optimized as users have them
+  --all    the tests marked slow too
   --help   this text
 
   launch/test.sh -- tests/quant -x      one folder, stop at the first failure
@@ -22,15 +22,9 @@ TEXT
 # A file stays in one process, so that what its tests share is made once.
 parallel=(-n auto --maxprocesses 4 --dist loadfile)
 tests=(-m "not slow" --timeout 300)
-# Most of the time is compilation of small programs: without LLVM's optimization a third
-# less. --all has it, as users have.
-xla_flags="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}"
 while [ $# -gt 0 ]; do
   case "$1" in
-    --all)
-      tests=(--timeout 1200)
-      xla_flags="${XLA_FLAGS:-}"
-      ;;
+    --all) tests=(--timeout 1200) ;;
     -h | --help)
       usage
       exit 0
@@ -52,7 +46,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh --dev
 venv="${RFQ_VENV:-.venv}"
 case "$venv" in /*) ;; *) venv="$PWD/$venv" ;; esac
-export PATH="$venv/bin:$PATH" XLA_FLAGS="$xla_flags"
+export PATH="$venv/bin:$PATH"
 
 summary=""
 status=0
