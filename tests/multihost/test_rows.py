@@ -141,4 +141,6 @@ def test_rows_are_those_of_one_device(where, job, one_device, tmp_path):
                 # falls to the other side: some 10 of the 1e5 values that are rounded,
                 # each by a step that moves a token's loss by less than 1e-3 and so the
                 # mean of 1,024 by less than 1e-6.
-                assert row[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+                if isinstance(value, float):
+                    value = pytest.approx(value, rel=1e-5, abs=1e-5)
+                assert row[key] == value, key
