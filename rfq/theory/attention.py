@@ -241,10 +241,8 @@ def _distance(gram: Array, alpha: float) -> Estimate:
     return exact(jnp.max(jnp.abs(gram / alpha - jnp.eye(len(gram)))))
 
 
-def section_4() -> list[Check]:
-    """The identities of the initialization, at the paper's sizes."""
-    w, config = fresh(), InitConfig()
-    rank = "a product of lower rank than its size is alpha times a projector"
+def _identities(*grams: tuple[str, Array, Array, float], note: str = "") -> list[Check]:
+    """A check of each (name, left, right, alpha): left @ right = alpha I."""
     return [
         Check(
             where="4 (i)",
@@ -252,15 +250,22 @@ def section_4() -> list[Check]:
             predicted=0.0,
             measured=_distance(left @ right, alpha),
             tolerance=1e-5,
-            note=rank,
+            note=note,
         )
-        for name, left, right, alpha in (
-            ("W_Q W_K^T per head", w["w_q"][:, 0], w["w_k"][:, 0].T, config.alpha_qk),
-            ("W_V W_O", w["w_v"], w["w_o"], config.alpha_vo),
-            ("W_U W_U^T", w["w_up"], w["w_up"].T, config.alpha_u),
-            ("W_D W_D^T", w["w_down"], w["w_down"].T, config.alpha_d),
-        )
+        for name, left, right, alpha in grams
     ]
+
+
+def section_4() -> list[Check]:
+    """The identities of the initialization, at the paper's sizes."""
+    w, config = fresh(), InitConfig()
+    return _identities(
+        ("W_Q W_K^T per head", w["w_q"][:, 0], w["w_k"][:, 0].T, config.alpha_qk),
+        ("W_V W_O", w["w_v"], w["w_o"], config.alpha_vo),
+        ("W_U W_U^T", w["w_up"], w["w_up"].T, config.alpha_u),
+        ("W_D W_D^T", w["w_down"], w["w_down"].T, config.alpha_d),
+        note="a product of lower rank than its size is alpha times a projector",
+    )
 
 
 def f_6() -> list[Check]:
@@ -295,19 +300,10 @@ def f_6() -> list[Check]:
 def f_7() -> list[Check]:
     """Gram matrices on the small side, and what the scales come to."""
     w, config = fresh(), InitConfig()
-    grams = [
-        Check(
-            where="4 (i)",
-            statement=f"{name} = alpha I: largest entry of the relative difference",
-            predicted=0.0,
-            measured=_distance(left @ right, alpha),
-            tolerance=1e-5,
-        )
-        for name, left, right, alpha in (
-            ("W_Q^T W_K per head", w["w_q"][:, 0].T, w["w_k"][:, 0], config.alpha_qk),
-            ("W_D^T W_D", w["w_down"].T, w["w_down"], config.alpha_d),
-        )
-    ]
+    grams = _identities(
+        ("W_Q^T W_K per head", w["w_q"][:, 0].T, w["w_k"][:, 0], config.alpha_qk),
+        ("W_D^T W_D", w["w_down"].T, w["w_down"], config.alpha_d),
+    )
     preactivations = tokens(400, PAPER.width, seed=14) @ w["w_up"]
     variance = Check(
         where="4 (i)",
