@@ -28,11 +28,7 @@ _GUESSED = "†"
 
 
 def accuracy_tables(shown: View, paper: Paper) -> list[Table]:
-    """For each set of questions a table of the arms, and one of their differences.
-
-    The page sets them by the first word of their names: beside the paper's numbers, or
-    with the main tables where the paper has no such tasks.
-    """
+    """For each set of questions a table of the arms, and one of their differences."""
     rows = [
         {**row, "arm": run.arm, "seed": run.seed}
         for arm in shown.arms
@@ -43,9 +39,7 @@ def accuracy_tables(shown: View, paper: Paper) -> list[Table]:
     asked = dict.fromkeys(load.text(row, "questions") for row in rows)
     for number, questions in enumerate(asked, start=1):
         mine = [row for row in rows if load.text(row, "questions") == questions]
-        known = set(paper.tasks) & set(_scores(mine[0]))
-        name = "beside_tasks" if known else "main_tasks"
-        name += f"_{number}" if number > 1 else ""
+        name = "tasks" if number == 1 else f"tasks_{number}"
         found.append(_table(mine, paper, name))
         if len({row["arm"] for row in mine}) > 1:
             found.append(_differences(mine, shown, f"{name}_arms"))

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from rfq import evals
+from rfq import evals, report
 from rfq.evals import questions, scoring
 from rfq.evals import task as task_lib
 from rfq.report import accuracy, load, paper, tables, view
@@ -129,8 +129,17 @@ def test_without_the_items_a_difference_is_missing(tmp_path):
 
 def test_some_of_the_tasks_have_no_average(tmp_path):
     found, pairs = compared(tmp_path, ("arc_c", "piqa"))
-    assert [found.name, pairs.name] == ["beside_tasks", "beside_tasks_arms"]
+    assert [found.name, pairs.name] == ["tasks", "tasks_arms"]
     assert found.header[-2:] == ("arc_c, validation", "piqa, validation")
     assert data(found.lines[0])["paper_piqa"] == 0.653
     assert pairs.header[-1] == "piqa"
     assert [line.cells[0].text for line in found.lines][3:] == ["chance"]
+
+
+@pytest.mark.slow
+def test_the_page_has_each_table_once(tmp_path):
+    compared(tmp_path, ("arc_c", "piqa"))
+    page = report.run(tmp_path).read_text()
+    assert "missing: no accuracy on tasks" not in page
+    for name in ("tasks", "tasks_arms"):
+        assert page.count(f'id="table-{name}"') == 1, name
