@@ -1,23 +1,36 @@
-"""What every test relies on: the platform, the compilation cache, strictness.
+"""What every test relies on: the platform, quick compilation, strictness.
 
 The environment is set before anything imports jax, because jax reads it once.
 """
 
+import gc
 import getpass
 import importlib.metadata
 import os
 import tempfile
 from pathlib import Path
 
-_EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+# Eight virtual devices for every test, because jax cannot change their number later; a
+# function without shardings runs on device 0 alone, as fast as it would without. And
+# what is compiled here runs once or twice: LLVM's optimization, and the fusion emitters
+# of jaxlib 0.10 (later ones have no choice), cost more than they save.
+_FLAGS = {
+    "--xla_force_host_platform_device_count": 8,
+    "--xla_backend_optimization_level": 0,
+}
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # As `rfq.__main__`: a pool of BLAS threads per LAPACK call starves two busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Eight virtual devices for every test, because jax cannot change their number later.
-# A function without shardings runs on device 0 alone, as fast as it would without.
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT_DEVICES}"
+_GIVEN = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        _GIVEN,
+        *(f"{name}={value}" for name, value in _FLAGS.items() if name not in _GIVEN),
+    ]
+)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -29,6 +42,9 @@ _CACHE = (
     / importlib.metadata.version("jaxlib")
 )
 
+# Tracing makes many objects, of which cycles are few: a look for them every 700, as is
+# the default, is a twentieth of the time.
+gc.set_threshold(100_000)
 # Broadcasting across ranks hides missing axes: tests make it an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

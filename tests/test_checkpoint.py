@@ -12,6 +12,7 @@ import pytest
 
 from rfq import checkpoint
 from rfq.errors import InputError
+from rfq.optim import matrix
 
 ROOT = pathlib.Path(__file__).parents[1]
 ITEMS = ("params", "opt_state", "meta")
@@ -273,3 +274,34 @@ def test_parameters_of_other_names_are_refused(two):
         pytest.raises(InputError, match="cannot be read"),
     ):
         saved.params(4, _abstract(other))
+
+
+@pytest.mark.parametrize("num_matrices", [3, 5, 8])
+def test_stacks_are_restored_cut_short_or_continued_with_padding(
+    num_matrices, tmp_path
+):
+    """Five matrices and three of padding, on so few devices that one has them all."""
+
+    def state(num):
+        age = (np.arange(num) < 5).astype(np.int32) * 7
+        inner = {"momentum": np.arange(num * 6, dtype=np.float32).reshape(num, 2, 3)}
+        stack = matrix.Stack(age, np.zeros(num, np.int32), np.zeros(num), inner)
+        return matrix.MatrixState(np.int32(9), {"w": np.ones(5, bool)}, {"2x3": stack})
+
+    saved_state = state(8)
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        saved.save(1, {"w": np.zeros(1)}, saved_state, {"step": 1})
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        state(num_matrices + 2),
+    )
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        found = saved.opt_state(1, target)
+    kept = min(8, num_matrices + 2)
+    for ours, theirs in zip(
+        jax.tree.leaves(found.stacks), jax.tree.leaves(saved_state.stacks), strict=True
+    ):
+        np.testing.assert_array_equal(ours[:kept], theirs[:kept])
+        assert not np.any(ours[kept:])
+    assert found.count == 9

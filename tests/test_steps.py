@@ -253,13 +253,10 @@ def gradient(num_microbatches, num_devices=1):
     accumulated = functools.partial(
         steps._accumulated, objective, num_microbatches=num_microbatches
     )
-    compiled = jax.jit(accumulated, compiler_options=QUICK)
+    compiled = jax.jit(accumulated)
     found = compiled(PARAMS, sharding.to_global(batches()[0], mesh))
     values, grads = jax.device_get(found)
     return values["loss"], grads
-
-
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 @pytest.mark.slow
@@ -276,7 +273,7 @@ def test_rivals_have_one_gradient_on_one_device_and_on_eight():
         def mean_loss(params, batch):
             return jnp.mean(transformer.token_losses(params, batch, model, seams)[0])
 
-        run = jax.jit(jax.value_and_grad(mean_loss), compiler_options=QUICK)
+        run = jax.jit(jax.value_and_grad(mean_loss))
         params = jax.device_put(examples.params(model), placed)
         return jax.device_get(run(params, sharding.to_global(batches()[0], mesh)))
 
@@ -338,7 +335,7 @@ def test_a_penalty_is_the_mean_fourth_power_of_what_blocks_put_out():
         kept = jnp.stack([*seen["attn_norm_in"][1:], seen["final_norm_in"]])
         return jnp.mean((kept / threshold) ** 4)
 
-    slope = jax.jit(jax.grad(penalty_of), compiler_options=QUICK)(PARAMS)
+    slope = jax.jit(jax.grad(penalty_of))(PARAMS)
     both = jax.tree.map(lambda a, b: a + weight * b, grads, slope)
     expected = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(both)))
     np.testing.assert_allclose(found["grad_norm"], expected, rtol=1e-4)

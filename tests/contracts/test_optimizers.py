@@ -21,8 +21,6 @@ AXES = {
     "embedding": None,
 }
 NUM_STEPS = 45
-# Compiling is most of the time here.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def make_params(seed: int = 0):
@@ -56,7 +54,7 @@ def make(name: str) -> optax.GradientTransformation:
 
 @functools.cache
 def compiled(name: str):
-    return jax.jit(make(name).update, compiler_options=QUICK)
+    return jax.jit(make(name).update)
 
 
 rows = pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS))

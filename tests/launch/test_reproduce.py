@@ -15,7 +15,6 @@ ARMS = {
     *("residual_adamw", "residual_kl_shampoo", "residual_muon", "residual_soap"),
     *("residual_free_kl_shampoo", "residual_free_soap", "residual_free_muon"),
 }
-QUICK = "--xla_backend_optimization_level=0"
 SPECS = ("FP", "W8A8")
 TOY = f"""
     --model.num-layers 2 --model.width 16 --model.num-heads 2 --model.vocab-size 259
@@ -48,12 +47,8 @@ def test_one_command_ends_with_the_report_of_seven_arms(
     tmp_path, tmp_path_factory, one_device_env
 ):
     folder, data = real.repository(tmp_path), tiny.data(tmp_path_factory)
-    env = {
-        **one_device_env,
-        "XLA_FLAGS": f"{one_device_env['XLA_FLAGS']} {QUICK}",
-    }
     out = folder / "runs" / "paper"
-    process = _start(folder, data, env)
+    process = _start(folder, data, one_device_env)
     while not list(out.glob("arms/*/*/done.json")) and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
@@ -61,7 +56,7 @@ def test_one_command_ends_with_the_report_of_seven_arms(
     (finished,) = out.glob("arms/*/*/done.json")
     before = finished.stat().st_mtime_ns
 
-    process = _start(folder, data, env)
+    process = _start(folder, data, one_device_env)
     said, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert said.splitlines()[-1] == "report: runs/paper/report.html"

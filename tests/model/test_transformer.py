@@ -30,10 +30,10 @@ def run(model, params, batch, seams=transformer.PLAIN, states=None):
         return transformer.apply(params, batch[:, :-1], model, seams, states)
 
 
-def compiled(model, params, batch, seams=transformer.PLAIN):
+def compiled(model, params, batch, seams=transformer.PLAIN, **options):
     """The same as one program."""
     forward = functools.partial(transformer.apply, config=model, seams=seams)
-    return jax.jit(forward)(params, batch[:, :-1])
+    return jax.jit(forward, compiler_options=options)(params, batch[:, :-1])
 
 
 def example(**changes):
@@ -155,11 +155,11 @@ def test_the_identity_tap_leaves_no_trace():
 
 def test_measuring_changes_no_bit_and_records_each_layer():
     model, params, batch = example(skip="residual")
-    plain, _ = compiled(model, params, batch)
+    as_users = {"xla_backend_optimization_level": 3}
+    plain, _ = compiled(model, params, batch, **as_users)
     tap = taps.Both(taps.observe_range, taps.Measure(("moments",)))
-    measured, records = compiled(
-        model, params, batch, transformer.Seams(taps.Taps(tap, SITES))
-    )
+    seams = transformer.Seams(taps.Taps(tap, SITES))
+    measured, records = compiled(model, params, batch, seams, **as_users)
     np.testing.assert_array_equal(measured, plain)
     _, sites = decoder.forward(params, batch[:, :-1], model)
     for site, (extremes, found) in records.items():

@@ -58,7 +58,6 @@ def job(tmp_path_factory, one_device_env):
             cwd=folder,
             env={
                 **one_device_env,
-                "XLA_FLAGS": "--xla_backend_optimization_level=0",
                 "WRITES": str(folder / "writes"),
                 "RFQ_LOST_SECONDS": "60",
             },

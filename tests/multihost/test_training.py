@@ -10,22 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rfq import metrics, runs
 from tests import tiny
 from tests.multihost import training_worker
+from tests.multihost.training_worker import EVERY, NUM_STEPS
 
 ROOT = Path(__file__).parents[2]
-# Every optimizer and every strategy; 2 hosts of 4 devices, then 4 of 2.
+# (Processes, devices of each) -> what is trained there, in this order: on each of eight
+# devices' shapes every optimizer and every strategy, each optimizer under three of
+# them. Each optimizer's run goes through all shapes.
 CASES = {
-    (2, 4): (
-        "adamw ddp",
-        "adamw fsdp",
+    (2, 4): ("adamw ddp", "muon hybrid", "kl_shampoo fsdp_tp", "soap fsdp"),
+    (1, 8): (
         "adamw fsdp_tp microbatches=2",
-        "muon hybrid",
-        "kl_shampoo fsdp_tp",
-        "soap fsdp",
+        "muon fsdp",
+        "kl_shampoo ddp",
+        "soap hybrid data=2 tensor=2",
     ),
-    (4, 2): ("muon hybrid tensor=2",),
+    (1, 1): ("adamw ddp", "muon ddp", "kl_shampoo ddp", "soap ddp"),
+    (4, 2): ("adamw fsdp", "muon fsdp_tp", "kl_shampoo hybrid", "soap ddp"),
 }
+OPTIMIZERS = tuple(training_worker.OPTIMIZERS)
 pytestmark = [pytest.mark.slow, pytest.mark.mesh]
 
 
@@ -58,18 +63,23 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _run(num_processes, num_devices, data, out, cases, env):
+def _run(num_processes, num_devices, data, out, runs_dir, cases, env):
     port, flag = str(_free_port()), "--xla_force_host_platform_device_count"
-    env = {**env, "XLA_FLAGS": f"{env['XLA_FLAGS']} {flag}={num_devices}"}
+    job = {
+        **env,
+        "XLA_FLAGS": f"{env['XLA_FLAGS']} {flag}={num_devices}",
+        "RFQ_COORDINATOR": f"127.0.0.1:{port}",
+        "RFQ_NUM_PROCESSES": str(num_processes),
+        "RFQ_LOST_SECONDS": "120",
+    }
     workers = [
         subprocess.Popen(
             [
                 *(sys.executable, "-m", training_worker.__name__),
-                *(str(process), str(num_processes), port, str(data), str(out)),
-                *cases,
+                *(str(data), str(out), str(runs_dir), *cases),
             ],
             cwd=ROOT,
-            env=env,
+            env={**job, "RFQ_PROCESS_ID": str(process)},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -83,15 +93,25 @@ def _run(num_processes, num_devices, data, out, cases, env):
     ]
 
 
-@pytest.mark.parametrize(
-    ("num_processes", "num_devices"), list(CASES), ids=["2x4", "4x2"]
-)
-def test_processes_train_as_one(
-    num_processes, num_devices, data, one_device_env, tmp_path
-):
-    cases = CASES[num_processes, num_devices]
-    told = _run(num_processes, num_devices, data, tmp_path, cases, one_device_env)
-    for case in cases:
+@pytest.fixture(scope="module")
+def journey(data, tmp_path_factory, one_device_env):
+    """What the processes of every shape tell, and where the runs are."""
+    runs_dir = tmp_path_factory.mktemp("runs")
+    told = {}
+    for (num_processes, num_devices), cases in CASES.items():
+        shape = num_processes, num_devices
+        if num_processes == 1:
+            told[shape] = [training_worker.told(cases, data, num_devices, runs_dir)]
+        else:
+            out = tmp_path_factory.mktemp("told")
+            told[shape] = _run(*shape, data, out, runs_dir, cases, one_device_env)
+    return told, runs_dir
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 8), (4, 2)], ids=["2x4", "1x8", "4x2"])
+def test_processes_train_as_one(shape, data, journey):
+    told = journey[0][shape]
+    for case in CASES[shape]:
         expected, tolerance, rows = reference(case.split()[0], data)
         for one in told:
             np.testing.assert_allclose(
@@ -100,11 +120,27 @@ def test_processes_train_as_one(
         # Process p has the rows p, p + n, ... of what one process has: each batch is
         # the same set, and no sequence is lost or seen twice.
         for process, one in enumerate(told):
-            np.testing.assert_array_equal(rows[:, process::num_processes], one["rows"])
+            np.testing.assert_array_equal(rows[:, process :: shape[0]], one["rows"])
 
 
-@pytest.mark.parametrize("case", ["adamw hybrid data=2 tensor=2", "muon fsdp_tp"])
-def test_one_process_of_eight_devices_trains_as_one_device(case, data):
-    expected, tolerance, _ = reference(case.split()[0], data)
-    losses, _ = training_worker.trained(case, data, 8)
-    np.testing.assert_allclose(losses, expected, rtol=0, atol=tolerance)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_that_goes_from_mesh_to_mesh_is_the_same_run(optimizer, data, journey):
+    """2 x 4, 1 x 8, 1 x 1, 4 x 2; every stage goes a step beyond its checkpoint."""
+    told, runs_dir = journey
+    expected, tolerance, rows = reference(optimizer, data)
+    for stage, shape in enumerate(CASES):
+        positions = range(stage * EVERY, min((stage + 1) * EVERY + 1, NUM_STEPS))
+        for process, one in enumerate(told[shape]):
+            taken = one["stages"][optimizer]
+            # It goes on behind the checkpoint, with the uninterrupted run's batches.
+            assert [position for position, _ in taken] == list(positions)
+            for position, batch in taken:
+                np.testing.assert_array_equal(
+                    batch, rows[position, process :: shape[0]]
+                )
+    assert runs.is_finished(runs_dir / optimizer)
+    logged = metrics.read(runs_dir / optimizer / "metrics.jsonl")
+    assert [row["step"] for row in logged] == list(range(1, NUM_STEPS + 1))
+    np.testing.assert_allclose(
+        [row["loss"] for row in logged], expected, rtol=0, atol=tolerance
+    )

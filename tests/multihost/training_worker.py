@@ -1,22 +1,30 @@
-"""One of several processes that train: `... PROCESS COUNT PORT DATA OUT CASE...`."""
+"""One of several processes that train: `... DATA OUT RUNS CASE...`.
+
+Each trains every case for itself; then the run of each optimizer in RUNS, where other
+processes on other meshes have left it, goes a stage further.
+"""
 
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+import pytest
 
-from rfq import optim, runs, sharding, steps
-from rfq.experiment import DataConfig, Experiment, TrainConfig
+from rfq import distributed, optim, runs, sharding, steps, train
+from rfq.errors import Preempted
+from rfq.experiment import DataConfig, Experiment, LogConfig, TrainConfig
 from rfq.model.config import ModelConfig
 from rfq.optim.schedule import ScheduleConfig
 from rfq.sharding import ShardingConfig
 
-QUICK = {"xla_backend_optimization_level": 0}
 NUM_STEPS, BATCH_SIZE = 20, 16
+EVERY = 5  # Steps of a stage.
 MODEL = ModelConfig(
     num_layers=2,
     width=16,
@@ -52,6 +60,9 @@ def experiment(case: str) -> Experiment:
         optimizer=OPTIMIZERS[optimizer],
         schedule=ScheduleConfig(warmup_steps=2),
         train=TrainConfig(num_steps=NUM_STEPS, batch_size=BATCH_SIZE),
+        log=LogConfig(
+            log_every=1, measure_sequences=BATCH_SIZE, checkpoint_every=EVERY
+        ),
         sharding=ShardingConfig(
             strategy=strategy, **{axis: int(size) for axis, size in sizes.items()}
         ),
@@ -60,40 +71,89 @@ def experiment(case: str) -> Experiment:
 
 @functools.cache
 def compiled(case: str, num_devices: int):
-    """The mesh, the program of the first state, and that of a step."""
+    """The mesh and the functions of a run, without the optimizer's diagnostics."""
     given = experiment(case)
     mesh = sharding.make_mesh(num_devices, given.sharding)
     functions = steps.compile_train(given, mesh)
-    batch = jax.ShapeDtypeStruct(
-        (BATCH_SIZE, MODEL.seq_len + 1), "int32", sharding=sharding.batch_sharding(mesh)
-    )
-    step = functions.train.lower(functions.state, batch).compile(QUICK)
-    return mesh, functions.init, step
+    return mesh, dataclasses.replace(functions, diagnose=lambda state: {})
+
+
+def on(case: str, data: pathlib.Path) -> Experiment:
+    """The experiment of a case on prepared data."""
+    return dataclasses.replace(experiment(case), data=DataConfig(dir=str(data)))
 
 
 def trained(case: str, data: pathlib.Path, num_devices: int, *, reverse: bool = False):
     """Losses of all steps, and this process's rows of every batch."""
-    mesh, init, step = compiled(case, num_devices)
-    given = dataclasses.replace(experiment(case), data=DataConfig(dir=str(data)))
-    batches = runs.train_batches(given)
+    mesh, functions = compiled(case, num_devices)
+    batches = runs.train_batches(on(case, data))
     rows = [next(batches) for _ in range(NUM_STEPS)]
     order = slice(None, None, -1 if reverse else 1)
-    state = init(jax.random.key(0))
+    state = functions.init(jax.random.key(0))
     losses = []
     for local in rows:
         batch = sharding.to_global(np.ascontiguousarray(local[order]), mesh)
-        state, values = step(state, batch)
+        state, values = functions.train(state, batch)
         losses.append(values["loss"])
     return [float(loss) for loss in jax.device_get(losses)], np.stack(rows)
 
 
-if __name__ == "__main__":
-    process, count, port, data, out, *cases = sys.argv[1:]
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(process))
-    found = {}
+class Recorded:
+    """Batches that note what is taken, where, and end a step after a stage."""
+
+    def __init__(self, batches, taken):
+        self._batches, self._taken = batches, taken
+
+    def set_state(self, position):
+        self.position = position
+        self._batches.set_state(position)
+
+    def __next__(self):
+        if len(self._taken) > EVERY:
+            raise Preempted("a step behind its checkpoint")
+        batch = next(self._batches)
+        self._taken.append((self.position, batch.tolist()))
+        self.position += 1
+        return batch
+
+
+def gone_further(case: str, data: pathlib.Path, num_devices: int, run_dir):
+    """Trains a stage from where the run is; this process's (position, rows) of it."""
+    taken = []
+    mesh, functions = compiled(case, num_devices)
+    train_batches = runs.train_batches
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda config: mesh)
+        patch.setattr(steps, "compile_train", lambda *given: functions)
+        patch.setattr(
+            runs, "train_batches", lambda given: Recorded(train_batches(given), taken)
+        )
+        # The 259 bytes cannot be halved; one more is never seen.
+        patch.setattr(runs.manifest_lib, "check", lambda *data, **wanted: None)
+        patch.setattr(train, "_measure", lambda *given: {})
+        try:
+            train.run(on(case, data), run_dir)
+        except Preempted:
+            assert len(taken) == EVERY + 1
+    return taken
+
+
+def told(cases: Sequence[str], data: pathlib.Path, num_devices: int, out: pathlib.Path):
+    """This process's losses and rows of each case, and its part of each stage."""
+    found = {"losses": {}, "stages": {}}
     for case in cases:
-        losses, rows = trained(case, pathlib.Path(data), jax.device_count())
-        found[case] = losses
-    told = {"losses": found, "rows": rows.tolist()}
-    pathlib.Path(out, f"{process}.json").write_text(json.dumps(told))
+        found["losses"][case], rows = trained(case, data, num_devices)
+        found["rows"] = rows.tolist()
+        optimizer = case.split()[0]
+        run_dir = out / optimizer
+        found["stages"][optimizer] = gone_further(case, data, num_devices, run_dir)
+    return found
+
+
+if __name__ == "__main__":
+    data_, out_, runs_, *cases_ = sys.argv[1:]
+    distributed.start()
+    said = told(cases_, pathlib.Path(data_), jax.device_count(), pathlib.Path(runs_))
+    name = f"{os.environ['RFQ_PROCESS_ID']}.json"
+    pathlib.Path(out_, name).write_text(json.dumps(said))
+    distributed.part()

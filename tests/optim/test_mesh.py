@@ -15,7 +15,6 @@ from rfq.errors import InputError
 from rfq.optim import matrix
 from rfq.params import MatrixAxes
 
-QUICK = {"xla_backend_optimization_level": 0}
 COLLECTIVES = re.compile(
     r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
 )
@@ -64,13 +63,13 @@ def compiled(name: str, num_layers: int, width: int, mesh):
         key: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh))
         for key, shape in shapes(num_layers, width).items()
     }
-    init = jax.jit(tx.init).lower(grads).compile(QUICK)
+    init = jax.jit(tx.init).lower(grads).compile()
     state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         jax.eval_shape(tx.init, grads),
         init.output_shardings,
     )
-    return jax.jit(tx.update).lower(grads, state).compile(QUICK), state
+    return jax.jit(tx.update).lower(grads, state).compile(), state
 
 
 @pytest.mark.mesh
@@ -98,8 +97,8 @@ def test_eight_devices_do_what_one_does(name, num_layers):
     ]
     for mesh in (None, make_mesh(8)):
         tx = scale_by(config, axes=AXES, placement=replicated(mesh))
-        state = jax.jit(tx.init, compiler_options=QUICK)(grads[0])
-        update = jax.jit(tx.update, compiler_options=QUICK)
+        state = jax.jit(tx.init)(grads[0])
+        update = jax.jit(tx.update)
         params = {key: np.zeros(size, np.float32) for key, size in sizes.items()}
         for g in grads:
             out, state = update(g, state)
@@ -260,7 +259,7 @@ def test_parts_of_leaves_become_whole_matrices_and_parts_again(name):
             rule, axes=axes, placement=placement, leaf_scale=matrix.unscaled
         )
         state = jax.jit(tx.init)(grads)
-        out, state = jax.jit(tx.update, compiler_options=QUICK)(grads, state)
+        out, state = jax.jit(tx.update)(grads, state)
         found[placement is None] = jax.device_get((out, state.active))
         if placement is not None:
             assert state.stacks["8x8"].age.tolist() == [2] * 6 + [0] * 2
@@ -305,7 +304,7 @@ def test_a_state_goes_on_with_padding_of_zeros(name):
 
     def made(mesh):
         tx = scale_by(config, axes=AXES, placement=replicated(mesh))
-        return jax.jit(tx.update, compiler_options=QUICK), tx.init
+        return jax.jit(tx.update), tx.init
 
     (update, init), (update_on_8, init_on_8) = made(None), made(make_mesh(8))
     state = init(grads[0])

@@ -13,8 +13,6 @@ from tests.oracles import optimizer_adapter as adapter
 
 DATA = Path(__file__).parent / "data"
 CASES = json.loads((DATA / "cases.json").read_text())["cases"]
-# Compiling is most of the time here.
-QUICK = {"xla_backend_optimization_level": 0}
 TRAJECTORIES = [
     (name, key)
     for name, case in CASES.items()
@@ -48,7 +46,7 @@ def trajectory(tx, params, grads, after_first=lambda state: state) -> np.ndarray
     """Parameters after every call; `grads` are functions of the parameters."""
     key = next(iter(params))
     state = tx.init(params)
-    update = jax.jit(tx.update, compiler_options=QUICK)
+    update = jax.jit(tx.update)
     saved = []
     for index, grad in enumerate(grads):
         updates, state = update({key: grad(params[key])}, state, params)

@@ -27,8 +27,6 @@ KL_FORMS = [
     for kind in (optim.KLShampooConfig, optim.KLSoapConfig)
     for form in FORMS[kind]
 ]
-# Compiling is most of the time here.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +54,7 @@ def directions(config, grads):
     params = {"w": jnp.zeros(grads[0].shape)}
     state, update, found = (
         tx.init(params),
-        jax.jit(tx.update, compiler_options=QUICK),
+        jax.jit(tx.update),
         [],
     )
     basis = None
