@@ -362,9 +362,9 @@ def start() -> None:
                 "deactivate" if explicit else LAUNCHERS[launch.launcher].method
             ),
             initialization_timeout=start_seconds + 60,
-            # A process speaks to jax twice in this time, so that jax, which aborts with a
-            # stack trace, may miss it after half of it: well behind our own watch, which
-            # needs `lost_seconds` and two beats.
+            # A process speaks to jax twice in this time, so that jax, which aborts with
+            # a stack trace, may miss it after half of it: well behind our own watch,
+            # which needs `lost_seconds` and two beats.
             heartbeat_timeout_seconds=4 * lost_seconds + 60,
             # Process 0 may write a long report after the others are done.
             shutdown_timeout_seconds=1800,
