@@ -204,6 +204,8 @@ class _Job:
         self._hosts: dict[int, str] = {}
         me = f"{socket.gethostname()}, pid {os.getpid()}"
         self.client.key_value_set(f"rfq/host/{self.process_id}", me)
+        # Known to the watch from the start, though it should never speak again.
+        self.client.key_value_set(f"rfq/alive/{self.process_id}", "joined")
         self.meet("start")
         self._hosts = self.read("rfq/host/")
         self._watching = threading.Thread(target=self._watch, daemon=True)
@@ -259,8 +261,15 @@ class _Job:
             Exception
         ):  # Somebody was first, or process 0 is gone.
             self.client.key_value_set("rfq/end", json.dumps(row))
+        self._outlive_the_others()
+
+    def _outlive_the_others(self) -> None:
+        """Lets them read why the job ends: the store lives in process 0.
+
+        jax aborts, with a stack trace, whoever still runs when the store is gone.
+        """
         if self.process_id == 0:
-            time.sleep(2.0)  # The store lives here: let the others read it.
+            time.sleep(2.0)
 
     def await_verdict(self) -> None:
         """Gives the watch time to find who is gone; it ends this process if it does."""
@@ -296,6 +305,7 @@ class _Job:
             if self._leaving.is_set():
                 return
             if verdict is not None:
+                self._outlive_the_others()
                 who = self.name(verdict["process"])
                 _leave(verdict["code"], f"{who} {verdict['reason']}")
 

@@ -142,6 +142,16 @@ def test_a_host_that_stands_still_for_too_long_is_gone(one_device_env):
     assert "process 1 of 2" in _sentence(said)
 
 
+def test_a_host_that_never_speaks_is_gone(one_device_env):
+    """As one that stands still before its first word."""
+    job = Job("mute", one_device_env)
+    said = job.processes[0].communicate(timeout=120)[1]
+    job.processes[1].kill()
+    job.processes[1].communicate(timeout=60)
+    assert job.processes[0].returncode == distributed.REQUEUE, said
+    assert "process 1 of 2" in _sentence(said)
+
+
 def test_told_to_end_all_stop_after_the_same_step(one_device_env):
     ended = Job("steps", one_device_env).end()
     assert [ended[i][0] for i in (0, 1)] == [distributed.REQUEUE] * 2, ended
