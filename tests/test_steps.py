@@ -17,28 +17,18 @@ from rfq.errors import InputError
 from rfq.experiment import Experiment, LogConfig, QuantizeConfig, TrainConfig
 from rfq.model import init as init_lib
 from rfq.model import layers, transformer
-from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
+from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS
 from rfq.model.init import InitConfig
 from rfq.optim import matrix
 from rfq.optim.schedule import ScheduleConfig
 from rfq.quant import calibrate, distortion, grid
 from rfq.quant.spec import QuantSpec
 from rfq.sharding import ShardingConfig
+from tests import tiny
 from tests.model import examples
 from tests.oracles import decoder
 
-MODEL = ModelConfig(
-    num_layers=2,
-    width=16,
-    num_heads=2,
-    vocab_size=32,
-    seq_len=16,
-    skip="residual",
-    beta=1.0,
-    compute_dtype="float32",
-    remat=False,
-    loss_chunks=1,
-)
+MODEL = dataclasses.replace(tiny.MODEL, vocab_size=32)
 NUM_STEPS, BATCH_SIZE = 10, 8
 PARAMS = examples.params(MODEL)
 OPTIMIZERS = {

@@ -35,6 +35,19 @@ from rfq.optim.schedule import ScheduleConfig
 SEQ_LEN, NUM_STEPS, CHECKPOINT_EVERY = 16, 12, 4
 SPECS = ("FP", "W8A8", "W2A3", "A8", "A4", "W2")
 
+MODEL = ModelConfig(
+    num_layers=2,
+    width=16,
+    num_heads=2,
+    vocab_size=259,
+    seq_len=SEQ_LEN,
+    skip="residual",
+    beta=1.0,
+    compute_dtype="float32",
+    remat=False,
+    loss_chunks=1,
+)
+
 # The paper's 19 settings: tables 2 to 4 and full precision.
 PAPER_SPECS = (
     "FP",
@@ -194,18 +207,7 @@ def experiment(data_dir: pathlib.Path, **changes) -> Experiment:
     """Two layers of width 16 under AdamW; `changes` are fields of Experiment."""
     base = Experiment(
         arm="tiny",
-        model=ModelConfig(
-            num_layers=2,
-            width=16,
-            num_heads=2,
-            vocab_size=259,
-            seq_len=SEQ_LEN,
-            skip="residual",
-            beta=1.0,
-            compute_dtype="float32",
-            remat=False,
-            loss_chunks=1,
-        ),
+        model=MODEL,
         init=InitConfig(recipe="gpt2"),
         optimizer=AdamWConfig(learning_rate=2e-2),
         schedule=ScheduleConfig(warmup_steps=2),

@@ -38,7 +38,7 @@ def spectral_drift(w: np.ndarray, o: np.ndarray, rate: float) -> float:
 
     max_k |rate^2 - 2 rate cos theta_k|: the drift of W - rate O, exactly.
     """
-    cosines = np.linalg.eigvals(w.T @ o).real
+    cosines = np.real(np.linalg.eigvals(w.T @ o))
     return float(np.max(np.abs(rate**2 - 2.0 * rate * cosines)))
 
 

@@ -12,23 +12,12 @@ from rfq.data import tokenize
 from rfq.evals import scoring
 from rfq.experiment import Experiment
 from rfq.model import transformer
-from rfq.model.config import ModelConfig
 from tests import tiny
 from tests.evals.documents import DOCUMENTS
 
 SEQ_LEN = 64
 TOKENIZER = tokenize.load("byte")
-MODEL = ModelConfig(
-    num_layers=2,
-    width=16,
-    num_heads=2,
-    vocab_size=259,
-    seq_len=SEQ_LEN,
-    skip="residual",
-    compute_dtype="float32",
-    remat=False,
-    loss_chunks=1,
-)
+MODEL = dataclasses.replace(tiny.MODEL, seq_len=SEQ_LEN)
 RNG = np.random.default_rng(0)
 PARAMS = jax.tree.map(
     lambda leaf: RNG.normal(0.0, 0.4, leaf.shape).astype(np.float32),

@@ -19,24 +19,14 @@ import pytest
 from rfq import distributed, optim, runs, sharding, steps, train
 from rfq.errors import Preempted
 from rfq.experiment import DataConfig, Experiment, LogConfig, TrainConfig
-from rfq.model.config import ModelConfig
 from rfq.optim.schedule import ScheduleConfig
 from rfq.sharding import ShardingConfig
+from tests import tiny
 
 NUM_STEPS, BATCH_SIZE = 20, 16
 EVERY = 5  # Steps of a stage.
-MODEL = ModelConfig(
-    num_layers=2,
-    width=16,
-    num_heads=2,
-    vocab_size=260,
-    seq_len=16,
-    skip="residual",
-    beta=1.0,
-    compute_dtype="float32",
-    remat=False,
-    loss_chunks=1,
-)
+# The 259 bytes cannot be halved; one more is never seen.
+MODEL = dataclasses.replace(tiny.MODEL, vocab_size=260)
 # The decomposition that compiles fastest. In the eigenbasis a coordinate whose gradient
 # is rounding noise moves by the sign of that noise, unless eps is above it:
 # SOAP's default would move the losses by 1e-3.
@@ -128,7 +118,7 @@ def gone_further(case: str, data: pathlib.Path, num_devices: int, run_dir):
         patch.setattr(
             runs, "train_batches", lambda given: Recorded(train_batches(given), taken)
         )
-        # The 259 bytes cannot be halved; one more is never seen.
+        # The data's manifest counts 259.
         patch.setattr(runs.manifest_lib, "check", lambda *data, **wanted: None)
         patch.setattr(train, "_measure", lambda *given: {})
         try:
