@@ -530,11 +530,11 @@ _boundaries = itertools.count()
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and SIGUSR1 into an answer at the next step's end.
+    """Turns SIGTERM and SIGUSR1 into an answer at the end of the next piece of work.
 
-    Yields a function to call after every step, by all processes; it returns True, for
-    all of them after the same step, once any of them was told to end. Between processes
-    jax's preemption service agrees on the step; it listens for SIGTERM only.
+    Yields a function to call after every step or setting, by all processes; it returns
+    True, for all of them after the same one, once any was told to end. Between
+    processes jax's preemption service agrees on it; it listens for SIGTERM only.
     """
     asked = threading.Event()
 

@@ -45,4 +45,4 @@ class Diverged(RuntimeError):
 
 
 class Preempted(RuntimeError):
-    """Training was told to end, and saved; the message says where."""
+    """Told to end: what is done is saved, and the message says where."""

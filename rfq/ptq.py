@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq import metrics, runs, sharding, steps
+from rfq import distributed, metrics, runs, sharding, steps
 from rfq import taps as tap_lib
 from rfq.data.manifest import Manifest
+from rfq.errors import Preempted
 from rfq.evals import calibration, decode, heldout, questions, scoring
 from rfq.experiment import Experiment
 from rfq.model import layers, transformer
@@ -57,6 +58,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
 
     Raises:
         InputError: the run is not finished, or its data or checkpoint do not fit.
+        Preempted: SIGTERM or SIGUSR1 came; the setting in work has its row.
     """
     sweep, common, manifest = _open(experiment, run_dir)
     out = run_dir / "quantize"
@@ -68,7 +70,10 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
 
     wanted = _settings(experiment, experiment.quantize.specs)
     name = f"quantize {experiment.arm} seed {experiment.seed}"
-    with metrics.progress(name, len(wanted)) as bar:
+    with (
+        metrics.progress(name, len(wanted)) as bar,
+        distributed.preemption() as told_to_end,
+    ):
         for number, setting in enumerate(wanted, start=1):
             if setting not in found["rows.jsonl"]:
                 started = time.perf_counter()
@@ -85,6 +90,8 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
                 # Last, so that a row is never without what stands behind it.
                 metrics.append(out / "rows.jsonl", found["rows.jsonl"][setting])
             bar.update(number, setting.spec)
+            if told_to_end():
+                raise _preempted(number, len(wanted), out)
     return [found["rows.jsonl"][setting] for setting in wanted]
 
 
@@ -100,6 +107,7 @@ def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
 
     Raises:
         InputError: as `run`; a task's file is missing or wrong.
+        Preempted: as `run`.
     """
     asked = questions.load(experiment, sharding.make_mesh(config=experiment.sharding))
     sweep, common, _ = _open(experiment, run_dir)
@@ -117,8 +125,11 @@ def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
     answered: dict[Setting, scoring.Answers] = {}
     num_batches = len(asked.plan.batches)
     name = f"tasks {experiment.arm} seed {experiment.seed}"
-    with metrics.progress(name, len(needed) * num_batches) as bar:
-        for setting in missing:
+    with (
+        metrics.progress(name, len(needed) * num_batches) as bar,
+        distributed.preemption() as told_to_end,
+    ):
+        for number, setting in enumerate(missing, start=1):
             started = time.perf_counter()
             full, own = sweep.full(setting), sweep.canonical(setting)
             for each in (full, own):
@@ -145,7 +156,16 @@ def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
             metrics.rewrite(folder / items, questions.items(asked, answered[own]))
             metrics.append(path, row)
             found[setting] = row
+            if told_to_end():
+                raise _preempted(number, len(missing), path)
     return [found[setting] for setting in wanted]
+
+
+def _preempted(number: int, total: int, out: pathlib.Path) -> Preempted:
+    return Preempted(
+        f"told to end: {number} of {total} settings are saved in {out}; the same "
+        "command goes on from there"
+    )
 
 
 def setting(experiment: Experiment, spec: str, taps: str, stream: str) -> Setting:

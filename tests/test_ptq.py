@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import shutil
+import signal
 import weakref
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from rfq import checkpoint, experiment, metrics, params, ptq, sharding, steps
-from rfq.errors import InputError
+from rfq.errors import InputError, Preempted
 from rfq.evals import heldout
 from rfq.model.config import BLOCK_SITES, TAP_SETS, num_params
 from rfq.quant import calibrate
@@ -266,6 +267,28 @@ def test_a_killed_sweep_goes_on_after_its_last_row(swept, unswept, given, monkey
     assert _texts(unswept) == _texts(swept)
     expected = metrics.read(swept / "quantize" / "rows.jsonl")
     assert list(map(_same, found)) == list(map(_same, expected))
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name
+)
+def test_a_sweep_told_to_end_keeps_its_rows_and_goes_on(
+    swept, unswept, given, monkeypatch, number
+):
+    update = metrics.Progress.update
+
+    def told(self, step, note):
+        update(self, step, note)
+        if step == 3:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted) as caught:
+        patch.setattr(metrics.Progress, "update", told)
+        ptq.run(given, unswept)
+    assert "3 of 12 settings are saved" in str(caught.value)
+    assert len(metrics.read(unswept / "quantize" / "rows.jsonl")) == 3
+    ptq.run(given, unswept)
+    assert _texts(unswept) == _texts(swept)
 
 
 def test_other_tokens_are_another_question(swept, given, tmp_path):

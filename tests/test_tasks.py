@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
-from rfq import cli, evals, ptq
+from rfq import cli, evals, metrics, ptq
+from rfq.errors import Preempted
 from rfq.evals import commonsense
 from rfq.evals import task as task_lib
 from rfq.report import accuracy, load, paper, view
@@ -72,6 +74,25 @@ def test_rows_are_the_papers_with_what_stands_behind_them(asked):
     # Long texts of bytes do not fit in 16 tokens.
     assert full["scores"]["boolq"]["num_truncated"] > 0
     assert full["scores"]["hellaswag"]["num_windowed"] > 0
+
+
+def test_a_sweep_told_to_end_keeps_its_rows_and_goes_on(asked, tmp_path, monkeypatch):
+    given, run_dir, rows, _ = asked
+    run_dir = tiny.copied(run_dir, tmp_path)
+    (run_dir / "quantize" / "tasks.jsonl").unlink()
+    given = tiny.with_fields(given, "tasks", specs=tiny.PAPER_SPECS[:2])
+    append = metrics.append
+
+    def told(path, row):
+        append(path, row)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted) as caught:
+        patch.setattr(metrics, "append", told)
+        ptq.run_tasks(given, run_dir)
+    assert "1 of 2 settings are saved" in str(caught.value)
+    for ours, theirs in zip(ptq.run_tasks(given, run_dir), rows, strict=False):
+        assert ours["scores"] == theirs["scores"]
 
 
 def test_dumped_items_give_the_accuracies_again(asked):
