@@ -275,15 +275,8 @@ def test_a_killed_sweep_goes_on_after_its_last_row(swept, unswept, given, monkey
 def test_a_sweep_told_to_end_keeps_its_rows_and_goes_on(
     swept, unswept, given, monkeypatch, number
 ):
-    update = metrics.Progress.update
-
-    def told(self, step, note):
-        update(self, step, note)
-        if step == 3:
-            signal.raise_signal(number)
-
     with monkeypatch.context() as patch, pytest.raises(Preempted) as caught:
-        patch.setattr(metrics.Progress, "update", told)
+        tiny.signal_at(patch, step=3, number=number)
         ptq.run(given, unswept)
     assert "3 of 12 settings are saved" in str(caught.value)
     assert len(metrics.read(unswept / "quantize" / "rows.jsonl")) == 3

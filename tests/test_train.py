@@ -213,16 +213,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_leads_to_the_same_end(
 def test_a_run_told_to_end_saves_its_step_and_goes_on_to_the_same_end(
     whole, given, tmp_path, monkeypatch, number
 ):
-    update = metrics.Progress.update
-
-    def told(self, step, note):
-        update(self, step, note)
-        if step == 5:
-            signal.raise_signal(number)
-
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
     with monkeypatch.context() as patch, pytest.raises(Preempted) as caught:
-        patch.setattr(metrics.Progress, "update", told)
+        tiny.signal_at(patch, step=5, number=number)
         train.run(given, tmp_path)
     # The step in flight is the last one, and it is saved when the exception arrives.
     assert "saved at step 5 of 12" in str(caught.value)

@@ -11,13 +11,14 @@ import itertools
 import json
 import pathlib
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 import pytest
 
-from rfq import checkpoint, ptq, runs, sharding, steps, train
+from rfq import checkpoint, metrics, ptq, runs, sharding, steps, train
 from rfq.data import prepare, tokenize
 from rfq.experiment import (
     DataConfig,
@@ -157,6 +158,18 @@ def kill_after(
         return inner(*args, **kwargs)
 
     patch.setattr(owner, name, call)
+
+
+def signal_at(patch: pytest.MonkeyPatch, *, step: int, number: int) -> None:
+    """Sends this process a signal when a bar reaches a step."""
+    update = metrics.Progress.update
+
+    def told(self: metrics.Progress, done: int, note: str = "") -> None:
+        update(self, done, note)
+        if done == step:
+            signal.raise_signal(number)
+
+    patch.setattr(metrics.Progress, "update", told)
 
 
 def write_text(path: pathlib.Path, *, salt: int = 0) -> pathlib.Path:
