@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +156,9 @@ def test_the_identity_tap_leaves_no_trace():
 
 def test_measuring_changes_no_bit_and_records_each_layer():
     model, params, batch = example(skip="residual")
-    as_users = {"xla_backend_optimization_level": 3}
+    as_users: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
+    if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
+        as_users["xla_cpu_use_fusion_emitters"] = True
     plain, _ = compiled(model, params, batch, **as_users)
     tap = taps.Both(taps.observe_range, taps.Measure(("moments",)))
     seams = transformer.Seams(taps.Taps(tap, SITES))
