@@ -114,6 +114,24 @@ def test_readings_are_changes_of_the_residual_free_arm(family, section, scale):
     assert sum(fingerprint(arm) == fingerprint(base) for arm in found) == 1
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_figure_3_changes_the_optimizer_or_the_temperature(scale):
+    family = arms("optimizers", scale)
+    free = family["residual_free_kl_shampoo"]
+    for name in ("adamw", "muon", "soap", "kl_shampoo"):
+        cold = family[f"residual_free_{name}"]
+        hot = family[f"residual_free_{name}_beta_1.1"]
+        assert changed(hot, cold) == {"model.beta"}
+        assert {f.split(".")[0] for f in changed(cold, free)} <= {"optimizer"}
+    # What the scale has as a config of its own needs no second run.
+    own = {
+        fingerprint(experiment_lib.load(path))
+        for path in (CONFIGS / scale).glob("*.py")
+        if path.stem not in ("residual_muon", "residual_soap")
+    }
+    assert own <= {fingerprint(arm) for arm in family.values()}
+
+
 @pytest.mark.slow  # The step of two dozen models is traced.
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_arm_can_be_dry_run(scale):
