@@ -47,6 +47,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
         mesh=mesh,
     )
     num_steps, every = experiment.train.num_steps, experiment.log
+    ends_here = False
     name = f"train {experiment.arm} seed {experiment.seed}"
     with (
         checkpoint.Checkpoints(run_dir, keep=every.keep_checkpoints) as saved,
@@ -92,6 +93,11 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
     }
     metrics.write_text(run_dir / "done.json", metrics.to_json(finished) + "\n")
     distributed.meet("the end of training")
+    if ends_here:
+        raise Preempted(
+            f"told to end: training is finished in {run_dir}; the same command goes on "
+            "from there"
+        )
 
 
 class _Log:

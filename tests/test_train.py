@@ -227,6 +227,18 @@ def test_a_run_told_to_end_saves_its_step_and_goes_on_to_the_same_end(
     _assert_same_run(tmp_path, whole, given)
 
 
+def test_a_run_told_to_end_in_its_last_step_is_finished_and_ends_all_the_same(
+    whole, given, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch, pytest.raises(Preempted) as caught:
+        tiny.signal_at(patch, step=tiny.NUM_STEPS, number=signal.SIGTERM)
+        train.run(given, tmp_path)
+    assert "training is finished" in str(caught.value)
+    assert (tmp_path / "done.json").exists()
+    train.run(given, tmp_path)  # Nothing is left to do.
+    _assert_same_run(tmp_path, whole, given)
+
+
 def test_a_checkpoint_of_another_experiment_is_refused_by_the_field(
     whole, given, tmp_path
 ):
