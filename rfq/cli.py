@@ -517,18 +517,30 @@ def _generate(args: Generate) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Write the report of a compare directory again, from the rows that are there.
+    """Write tables, figures, the paper's claims and one page from what is there.
+
+    Takes any number of directories of `rfq compare`, or runs of `rfq train` that
+    `rfq quantize` measured; one that holds theory.jsonl adds the lemmas. A run that
+    several hold counts once; an arm whose name another config has takes the fields
+    that differ into its own.
 
     Example: rfq report runs/demo
+    Example: rfq report runs/demo runs/mine runs/theory --out runs/all
     """
 
-    # The --out of `rfq compare`.
-    directory: Positional[pathlib.Path]
+    # Directories of `rfq compare`, of `rfq train`, or with theory.jsonl.
+    directories: Positional[tuple[pathlib.Path, ...]]
+    # Where report.html, tables/ and figures/ go, if not into the one directory given.
+    out: pathlib.Path | None = None
 
 
 def _report(args: Report) -> None:
     _banner()  # Of a job, all processes must see devices before one can ask for any.
-    compare.publish(args.directory)
+    if args.out is None and len(args.directories) != 1:
+        raise InputError(
+            f"{len(args.directories)} directories; give one, or several and --out DIR"
+        )
+    compare.publish(args.directories, args.out or args.directories[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -603,15 +615,14 @@ class Theory:
 
     # Write the table to this file, a JSON object a line.
     json: pathlib.Path | None = None
-    # Directory for the figure of the two mechanisms and its data.
+    # Directory for the table as theory.jsonl, which `rfq report` takes, and for the
+    # figure of the two mechanisms and its data.
     out: pathlib.Path | None = None
 
 
 def _theory(args: Theory) -> None:
     _banner()
     theory.run(json_path=args.json, out=args.out)
-    if args.json is not None:
-        metrics.say(f"rows: {args.json}")
 
 
 # Name -> (arguments, function, whether config overrides may follow). A name of two

@@ -78,25 +78,26 @@ def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
         row["seconds"] for row in rows
     )
     metrics.write_text(out / "context.json", json.dumps(context, indent=1) + "\n")
-    page = publish(out)
+    page = publish([out], out)
     if diverged:
         raise Diverged("; ".join(diverged))
     return page
 
 
-def publish(out: pathlib.Path) -> pathlib.Path:
-    """Writes the report of a compare directory, from process 0, and says its result.
+def publish(directories: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
+    """Writes the report of directories to `out`, from process 0, and says its result.
 
     Returns:
         The path of the report, on all processes once it is there.
 
     Raises:
-        InputError: as `report.run`.
+        InputError: as `report.read` and `report.run`.
     """
 
     def write() -> str:
-        page = report.run(out)
-        metrics.say(report.summary(out))
+        results = report.read(directories, out)
+        page = report.run(results)
+        metrics.say(report.summary(results))
         metrics.say(f"report: {page}")
         return str(page)
 

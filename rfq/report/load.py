@@ -162,15 +162,26 @@ def _by_step(records: Sequence[Record]) -> list[Record]:
     return [last[step] for step in sorted(step for step in last if step is not None)]
 
 
-def _seed_of(directory: pathlib.Path) -> int | None:
-    """The s of `seed-<s>`, or None for any other folder."""
+def _home_of(directory: pathlib.Path) -> tuple[str, int] | None:
+    """Arm and seed of a run directory; None for any other folder.
+
+    `arms/<arm>/seed-<s>` says it by its path, what `rfq train` wrote by its config.
+    """
     prefix, _, seed = directory.name.rpartition("-")
-    return int(seed) if prefix == "seed" and seed.isdigit() else None
+    if directory.parent.parent.name == "arms":
+        named = directory.is_dir() and prefix == "seed" and seed.isdigit()
+        return (directory.parent.name, int(seed)) if named else None
+    experiment = child(read_json(directory / "config.json"), "experiment")
+    arm, number_ = text(experiment, "arm"), number(experiment, "seed")
+    return None if arm is None or number_ is None else (arm, int(number_))
 
 
-def _read_run(directory: pathlib.Path, seed: int, notes: list[str]) -> Run:
-    return Run(
-        arm=directory.parent.name,
+def _read_run(
+    directory: pathlib.Path, arm: str, seed: int, notes: list[str]
+) -> tuple[Run, list[Record]]:
+    """A run, and its rows."""
+    run = Run(
+        arm=arm,
         seed=seed,
         config=read_json(directory / "config.json"),
         metrics=_by_step(read_jsonl(directory / "metrics.jsonl", notes)),
@@ -182,22 +193,16 @@ def _read_run(directory: pathlib.Path, seed: int, notes: list[str]) -> Run:
         done=read_json(directory / "done.json"),
         failed=read_json(directory / "failed.json"),
     )
-
-
-def _quantize_rows(directory: pathlib.Path, notes: list[str]) -> list[Record]:
-    """The rows of the single runs, for a compare that has not joined them yet."""
-    rows: list[Record] = []
-    for path in sorted(directory.glob("arms/*/seed-*/quantize/rows.jsonl")):
-        home = path.parent.parent
-        known = {"arm": home.parent.name, "seed": _seed_of(home)}
-        rows += [{**known, **row} for row in read_jsonl(path, notes)]
-    if rows:
-        notes.append("rows.jsonl is absent; the rows are those of the single runs.")
-    return rows
+    rows = read_jsonl(directory / "quantize" / "rows.jsonl", notes)
+    return run, [{"arm": arm, "seed": seed, **row} for row in rows]
 
 
 def load(directory: str | pathlib.Path) -> Results:
-    """Reads a compare directory; absent files give empty records.
+    """Reads what one command wrote into a directory; absent files give empty records.
+
+    That of `rfq compare`, or a run of `rfq train` and `rfq quantize`, or one that holds
+    theory.jsonl. A run's own rows count, also those that were made after the
+    comparison; rows.jsonl stands in where a run has none.
 
     Raises:
         InputError: there is no such directory, nothing in it to report, or a line that
@@ -206,21 +211,26 @@ def load(directory: str | pathlib.Path) -> Results:
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         raise InputError(
-            f"{str(directory)!r} is not a directory; give the one that `rfq compare` "
-            "wrote"
+            f"{str(directory)!r} is not a directory; give one that `rfq compare` or "
+            "`rfq train` wrote"
         )
     notes: list[str] = []
-    runs = []
-    for home in sorted(directory.glob("arms/*/seed-*")):
-        seed = _seed_of(home)
-        if seed is not None and home.is_dir():
-            runs.append(_read_run(home, seed, notes))
-    rows: Sequence[Record] = read_jsonl(directory / "rows.jsonl", notes)
-    rows = rows or _quantize_rows(directory, notes)
-    if not rows and not runs:
+    runs: list[Run] = []
+    rows: list[Record] = []
+    for home in (directory, *sorted(directory.glob("arms/*/seed-*"))):
+        named = _home_of(home)
+        if named is not None:
+            run, own = _read_run(home, *named, notes)
+            runs.append(run)
+            rows += own
+    covered = {(row["arm"], row["seed"]) for row in rows}
+    joined = read_jsonl(directory / "rows.jsonl", notes)
+    rows += [row for row in joined if (row.get("arm"), row.get("seed")) not in covered]
+    theory = read_jsonl(directory / "theory.jsonl", notes)
+    if not rows and not runs and not theory:
         raise InputError(
-            f"{str(directory)!r} has neither rows.jsonl nor runs under arms/; give the "
-            "directory that `rfq compare` wrote"
+            f"{str(directory)!r} has neither rows.jsonl nor a run, its own or under "
+            "arms/; give a directory that `rfq compare` or `rfq train` wrote"
         )
     unnamed = sum(text(row, "arm") is None for row in rows)
     if unnamed:
@@ -230,6 +240,6 @@ def load(directory: str | pathlib.Path) -> Results:
         rows=tuple(row for row in rows if text(row, "arm") is not None),
         runs=tuple(runs),
         context=read_json(directory / "context.json"),
-        theory=read_jsonl(directory / "theory.jsonl", notes),
+        theory=theory,
         notes=tuple(dict.fromkeys(notes)),
     )

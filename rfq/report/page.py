@@ -249,17 +249,15 @@ def html_page(
     )
 
 
-def run(directory: str | pathlib.Path) -> pathlib.Path:
-    """Writes report.html, tables/ and figures/ into a compare directory.
+def run(results: Results) -> pathlib.Path:
+    """Writes report.html, tables/ and figures/ into the results' directory.
 
     Returns:
         The path of report.html.
 
     Raises:
-        InputError: nothing to report there, a bad line, or files that cannot be
-            written.
+        InputError: files cannot be written.
     """
-    results = load.load(directory)
     shown = view.of(results)
     printed = paper.load()
     judged = claims.judge(shown, printed)
@@ -268,7 +266,7 @@ def run(directory: str | pathlib.Path) -> pathlib.Path:
     folders = {name: results.directory / name for name in ("tables", "figures")}
     try:
         for folder in folders.values():
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         for table in written:
             base = folders["tables"] / table.name
             base.with_suffix(".md").write_text(tables.markdown(table), encoding="utf-8")
@@ -287,9 +285,9 @@ def run(directory: str | pathlib.Path) -> pathlib.Path:
     return path
 
 
-def summary(directory: str | pathlib.Path) -> str:
+def summary(results: Results) -> str:
     """The result in one line an arm, with what a reader must know, for a terminal."""
-    shown = view.of(load.load(directory))
+    shown = view.of(results)
     table = tables.glance_table(shown)
     lines = [
         list(table.header),

@@ -70,7 +70,8 @@ def run(*, json_path: pathlib.Path | None, out: pathlib.Path | None) -> list[Row
 
     Args:
         json_path: a JSON-lines file for the rows that are returned, None for none.
-        out: directory for the figure of the two mechanisms and its data, None for none.
+        out: directory for the same rows, theory.jsonl, and for the figure of the two
+            mechanisms and its data; None for none.
 
     Returns:
         `Check.row` of every check, in the order of `CLAIMS`.
@@ -85,8 +86,10 @@ def run(*, json_path: pathlib.Path | None, out: pathlib.Path | None) -> list[Row
             rows += [check.row(claim) for check in checks()]
         shown.update(len(CLAIMS))
     _say(rows)
-    if json_path is not None:
-        metrics.rewrite(json_path, rows)
+    for path in (json_path, out and out / "theory.jsonl"):
+        if path is not None:
+            metrics.rewrite(path, rows)
+            metrics.say(f"rows: {path}")
     if out is not None:
         for path in _draw(out):
             metrics.say(f"figure: {path}")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from rfq import report
+from rfq.report import load
 
 MEAN = 1.5
 CENTER, SCALE = 1.2, 1.7  # Of the bins.
@@ -274,7 +275,6 @@ def write(
                     for s in measured
                 ],
             )
-            _dump(home / "quantize" / "rows.jsonl", rows)
             _dump(
                 home / "quantize" / "sites.jsonl",
                 [
@@ -375,5 +375,5 @@ def arms() -> dict[str, Arm]:
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A directory with its report written: two seeds; read it, do not change it."""
     directory = write(tmp_path_factory.mktemp("rendered") / "demo", seeds=(0, 1))
-    report.run(directory)
+    report.run(load.load(directory))
     return directory

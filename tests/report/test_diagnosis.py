@@ -29,7 +29,7 @@ def _home(directory: pathlib.Path) -> pathlib.Path:
 
 
 def test_the_page_shows_them(directory):
-    page = report.run(directory).read_text(encoding="utf-8")
+    page = report.run(load.load(directory)).read_text(encoding="utf-8")
     shown = view.of(load.load(directory))
     for make in (
         diagnosis.noise_table,

@@ -50,12 +50,28 @@ def test_nothing_to_report_is_one_clear_sentence(tmp_path, name):
         load.load(tmp_path / name)
 
 
-def test_rows_of_single_runs_stand_in_for_rows_that_are_not_joined_yet(make):
+def test_a_runs_own_rows_count_and_rows_jsonl_stands_in_where_there_are_none(make):
     directory = make()
-    (directory / "rows.jsonl").unlink()
-    results = load.load(directory)
-    assert len(results.rows) == 4 * 28
-    assert "rows.jsonl is absent" in results.notes[0]
+    before = load.load(directory).rows
+    own = directory / "arms" / "residual_adamw" / "seed-0" / "quantize" / "rows.jsonl"
+    own.write_text(json.dumps({"spec": "W4A4", "loss": 3.5}) + "\n")
+    rows = load.load(directory).rows
+    mine = [row for row in rows if row["arm"] == "residual_adamw"]
+    assert mine == [
+        {"arm": "residual_adamw", "seed": 0, "spec": "W4A4", "loss": 3.5},
+    ]
+    assert len(rows) == len(before) * 3 // 4 + 1
+
+
+def test_a_directory_of_rfq_train_is_a_run(make):
+    home = make() / "arms" / "residual_adamw" / "seed-0"
+    config = json.loads((home / "config.json").read_text())
+    config["experiment"] |= {"arm": "mine", "seed": 3}
+    (home / "config.json").write_text(json.dumps(config))
+    alone = home.rename(home.parents[2] / "mine")
+    (run,) = load.load(alone).runs
+    assert (run.arm, run.seed) == ("mine", 3)
+    assert run.metrics and run.measures
 
 
 def test_a_step_written_twice_by_a_resume_counts_once_and_the_last_wins(make):

@@ -169,7 +169,7 @@ def test_almost_nothing_still_makes_a_page(tmp_path):
     row = {"arm": "<b>odd</b>", "spec": "W8A8"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     before = dict(matplotlib.rcParams)
-    page = report.run(tmp_path).read_text(encoding="utf-8")
+    page = report.run(load.load(tmp_path)).read_text(encoding="utf-8")
     # Drawing leaves a notebook's own matplotlib style alone.
     assert dict(matplotlib.rcParams) == before
     assert page.count("missing") > 20
@@ -179,13 +179,13 @@ def test_almost_nothing_still_makes_a_page(tmp_path):
 
 def test_a_directory_without_results_is_refused(tmp_path):
     with pytest.raises(errors.InputError, match="neither rows"):
-        report.run(tmp_path)
+        report.run(load.load(tmp_path))
 
 
 def test_the_summary_is_the_main_result_in_100_columns(make, arms):
     del arms["residual_free_muon"]
     arms["residual_adamw"] = dataclasses.replace(arms["residual_adamw"], loss=5.3)
-    text = report.summary(make(arms=arms))
+    text = report.summary(load.load(make(arms=arms)))
     assert max(map(len, text.splitlines())) <= 100
     assert "residual-free KL-Shampoo" in text
     assert "+0.420 / +0.420" in text

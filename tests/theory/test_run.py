@@ -85,13 +85,15 @@ def test_the_figure_and_its_data_are_written(monkeypatch, tmp_path):
             mechanisms.Curve("residual", False, (1, 2), known),
         ]
 
-    monkeypatch.setattr(run, "CLAIMS", {})
+    monkeypatch.setattr(run, "CLAIMS", CHEAP)
     monkeypatch.setattr(
         mechanisms, "PANELS", {name: curves for name in mechanisms.PANELS}
     )
     assert cli.main(["theory", "--out", str(tmp_path / "theory")]) == 0
     for kind in ("png", "svg"):
         assert (tmp_path / "theory" / f"mechanisms.{kind}").stat().st_size > 1000
+    lines = (tmp_path / "theory" / "theory.jsonl").read_text().splitlines()
+    assert {json.loads(line)["claim"] for line in lines} == set(CHEAP)
     lines = (tmp_path / "theory" / "mechanisms.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 4 * len(mechanisms.PANELS)
