@@ -2,7 +2,8 @@
 
 A claim names parts, as "residual AdamW". Several arms may play one, at other learning
 rates or temperatures; the one with the lowest full-precision loss (mean over its seeds)
-does. What is not there raises `NotTestable` with its name.
+does. An arm that did not train plays none: it has light tails and loses nothing because
+it has learnt nothing. What is not there raises `NotTestable` with its name.
 """
 
 import collections
@@ -36,6 +37,9 @@ RIVALS = (
 # Seeds from which on the spread between them makes an interval.
 ENOUGH_SEEDS = 3
 
+# How a run ended that learnt no more than word frequencies.
+FATES: Mapping[str, str] = {"stuck": "collapsed", "not finite": "diverged"}
+
 
 class NotTestable(Exception):
     """What a claim needs and these rows lack, one phrase each."""
@@ -67,6 +71,9 @@ class Facts(NamedTuple):
 
     Attributes:
         recipe: of the initialization, "orthogonal" or a Gaussian one.
+        vo_pair: how that draws W_V and W_O, "transpose" as the paper writes it or
+            "independent".
+        accelerated: whether it ran on something else than a CPU.
         rival: one of RIVALS, or a part of one.
         rest: all else that the config fixes, without the learning rates, the seed and
             the temperature: arms that share it differ in nothing else.
@@ -77,10 +84,13 @@ class Facts(NamedTuple):
     optimizer: str | None
     recipe: str | None
     w_down: str | None
+    vo_pair: str | None
     norm: str | None
     beta: float | None
     num_layers: int | None
     width: int | None
+    num_params: float | None
+    accelerated: bool | None
     learning_rate: float | None
     rival: str | None
     rest: str
@@ -119,45 +129,84 @@ class Evidence:
         known = [size for size in sizes if None not in size]
         return collections.Counter([*known, (None, None)]).most_common(1)[0][0]
 
+    def only(self, test: Callable[[Facts], bool]) -> "Evidence":
+        """The same evidence without the arms that fail a test."""
+        kept = [arm for arm, facts in self.facts.items() if test(facts)]
+        if len(kept) == len(self.facts):
+            return self
+        found = self.shown.results
+        results = dataclasses.replace(
+            found,
+            rows=[row for row in found.rows if row["arm"] in kept],
+            runs=[run for run in found.runs if run.arm in kept],
+            context={**found.context, "arms": kept},
+        )
+        shown = dataclasses.replace(self.shown, results=results)
+        return dataclasses.replace(self, shown=shown)
+
     def trained(self, arm: str) -> bool:
         """Whether the arm ended with a loss that means something."""
         return self.shown.status(arm) in ("ok", "above bigram")
 
     def failed(self, arm: str) -> bool:
         """Whether the arm ended at word frequencies, or did not end."""
-        return self.shown.status(arm) in ("stuck", "not finite")
+        return self.shown.status(arm) in FATES
 
-    def where(self, test: Callable[[Facts], bool]) -> list[str]:
-        """Arms of the common size, without another fix or norm, that pass a test."""
+    def fates(self, arms: Sequence[str]) -> str:
+        """The arms that failed and how: "residual AdamW at 0.01 collapsed"."""
+        return "; ".join(
+            f"{self.facts[arm].label} {FATES[self.shown.status(arm)]}"
+            for arm in arms
+            if self.failed(arm)
+        )
+
+    def of_one_size(self, test: Callable[[Facts], bool]) -> list[str]:
+        """Arms of the common size with an outcome that pass a test."""
         return [
             arm
             for arm, facts in self.facts.items()
             if self.shown.status(arm) not in ("missing", "unfinished")
             and {(facts.num_layers, facts.width), (None, None)} & {self.size}
-            and facts.rival is None
-            and facts.norm in (None, "rms_norm")
             and test(facts)
         ]
 
+    def where(self, test: Callable[[Facts], bool]) -> list[str]:
+        """Arms of the common size, without another fix or norm, that pass a test."""
+        return self.of_one_size(
+            lambda f: f.rival is None and f.norm in (None, "rms_norm") and test(f)
+        )
+
     def best(self, arms: Sequence[str]) -> str | None:
-        """The arm of lowest full-precision loss; one that failed if none trained."""
+        """The arm of lowest full-precision loss among those that trained."""
         losses = {a: self.shown.full_loss(a).value for a in arms if self.trained(a)}
         known = {arm: loss for arm, loss in losses.items() if loss is not None}
-        if known:
-            return min(known, key=lambda arm: known[arm])
-        return arms[0] if arms else None
+        return min(known, key=lambda arm: known[arm], default=None)
 
-    def plays(self, part: Part) -> str | None:
-        """The arm that plays a part: the paper's initialization, the lowest loss."""
+    def outcome(self, arms: Sequence[str]) -> str | None:
+        """The best arm, or one that failed if none trained.
+
+        For claims whose subject is whether a model trains, or what a step costs.
+        """
+        return self.best(arms) or next((arm for arm in arms if self.failed(arm)), None)
+
+    def lacking(self, name: str, arms: Sequence[str]) -> str:
+        """What to ask for when none of the arms that could play a part trained."""
+        fates = self.fates(arms)
+        return f"{name} that trained ({fates})" if fates else name
+
+    def playing(self, part: Part) -> list[str]:
+        """The arms that may play a part: those of the paper's initialization."""
         orthogonal = part[0] == "residual_free"
-        return self.best(
-            self.where(
-                lambda f: (
-                    (f.skip, f.optimizer) == part
-                    and (f.recipe is None or (f.recipe == "orthogonal") == orthogonal)
-                )
+        return self.where(
+            lambda f: (
+                (f.skip, f.optimizer) == part
+                and (f.recipe is None or (f.recipe == "orthogonal") == orthogonal)
             )
         )
+
+    def plays(self, part: Part) -> str | None:
+        """The arm that plays a part: the lowest loss; None if nobody trained."""
+        return self.best(self.playing(part))
 
     def arms(self, *parts: Part) -> list[str]:
         """The arms that play these parts.
@@ -165,9 +214,56 @@ class Evidence:
         Raises:
             NotTestable: the parts that nobody plays.
         """
-        found = {part: self.plays(part) for part in parts}
-        self.require({part_label(part): arm for part, arm in found.items()})
-        return [arm for arm in found.values() if arm is not None]
+        arms, absent = self._cast({part: self.playing(part) for part in parts})
+        if absent:
+            raise NotTestable(*absent)
+        return arms
+
+    def some(self, *parts: Part) -> tuple[list[str], list[str]]:
+        """The arms that play of these parts, and the names of the other parts.
+
+        Raises:
+            NotTestable: nobody plays any.
+        """
+        arms, absent = self._cast({part: self.playing(part) for part in parts})
+        if not arms:
+            raise NotTestable(*absent)
+        return arms, absent
+
+    def at_one_temperature(self, *parts: Part) -> list[str]:
+        """The arms that play these parts with one beta, that of the lowest loss.
+
+        Raises:
+            NotTestable: the parts that nobody plays, or all if no beta has them all.
+        """
+        self.arms(*parts)
+        playing = {part: self.playing(part) for part in parts}
+        casts = []
+        for beta in {facts.beta for facts in self.facts.values()}:
+            arms, absent = self._cast(
+                {
+                    part: [arm for arm in found if self.facts[arm].beta == beta]
+                    for part, found in playing.items()
+                }
+            )
+            casts += [] if absent else [arms]
+        if not casts:
+            names = ", ".join(map(part_label, parts))
+            raise NotTestable(f"{names} at one attention temperature")
+        best = self.best([arm for arms in casts for arm in arms])
+        return next(arms for arms in casts if best in arms)
+
+    def _cast(
+        self, playing: Mapping[Part, Sequence[str]]
+    ) -> tuple[list[str], list[str]]:
+        """The best arm of each part, and what is lacking of the parts without one."""
+        arms = {part: self.best(found) for part, found in playing.items()}
+        absent = [
+            self.lacking(part_label(part), playing[part])
+            for part, arm in arms.items()
+            if arm is None
+        ]
+        return [arm for arm in arms.values() if arm is not None], absent
 
     def require(self, found: Mapping[str, object]) -> None:
         """Names all that is None.
@@ -179,19 +275,6 @@ class Evidence:
         if absent:
             raise NotTestable(*absent)
 
-    def some(self, *parts: Part) -> tuple[list[str], list[str]]:
-        """The arms that trained of these parts, and the names of the others.
-
-        Raises:
-            NotTestable: nobody plays any.
-        """
-        found = {part: self.plays(part) for part in parts}
-        arms = [arm for arm in found.values() if arm is not None and self.trained(arm)]
-        absent = [part_label(part) for part, arm in found.items() if arm not in arms]
-        if not arms:
-            raise NotTestable(*absent)
-        return arms, absent
-
     def sides(self) -> tuple[list[str], list[str]]:
         """The residual and the residual-free arms that trained, one a part.
 
@@ -202,7 +285,7 @@ class Evidence:
         for facts in self.facts.values():
             arm = self.plays((facts.skip or "", facts.optimizer or ""))
             side = sides.get(facts.skip or "")
-            if arm and side is not None and arm not in side and self.trained(arm):
+            if arm and side is not None and arm not in side:
                 side.append(arm)
         self.require(
             {
@@ -311,8 +394,14 @@ class Evidence:
         ]
 
     def increase(self, arm: str, name: str, stream: str) -> Estimate:
-        """Increase of held-out loss under a WnAm setting, nats."""
-        return self.shown.increase(arm, self.shown.precision(name), stream)
+        """Increase of held-out loss under a WnAm setting, nats.
+
+        Infinite where that of a seed is not finite.
+        """
+        found = self.shown.increase(arm, self.shown.precision(name), stream)
+        if found.not_finite:
+            return found._replace(value=math.inf, lo=math.inf, hi=math.inf)
+        return found
 
     def accuracy_change(self, arm: str, name: str, stream: str) -> Estimate:
         """Change of the mean accuracy over tasks from full precision, a fraction."""
@@ -345,14 +434,40 @@ class Evidence:
             and (b := _full_losses(other)) is not None
             and a.shape == b.shape
         ]
-        if not pairs:
-            return Number(label, gap)
-        sides = [np.stack(side) for side in zip(*pairs, strict=True)]
-        ends = [bootstrap.paired_interval(*(side.mean(0) for side in sides))]
-        if len(pairs) >= ENOUGH_SEEDS:
-            ends.append(bootstrap.paired_interval(*(side.mean(1) for side in sides)))
-        lo, hi = min(end[0] for end in ends), max(end[1] for end in ends)
+        lo, hi = _paired_interval(pairs) if pairs else (None, None)
         return Number(label, gap, lo=lo, hi=hi)
+
+    def added(self, arm: str, low: str, high: str, stream: str) -> Estimate:
+        """Held-out loss of an arm under one WnAm setting less that under another.
+
+        Paired over sequences where losses.jsonl has them, else by their intervals.
+        """
+        found = difference(*(self.increase(arm, name, stream) for name in (low, high)))
+        first, second = (self._losses(arm, name, stream) for name in (low, high))
+        pairs = [
+            (a, b)
+            for draw, a in first.items()
+            if (b := second.get(draw)) is not None and a.shape == b.shape
+        ]
+        if found.value is None or math.isinf(found.value) or not pairs:
+            return found
+        value = statistics.fmean(float(np.mean(b - a)) for a, b in pairs)
+        lo, hi = _paired_interval(pairs)
+        return found._replace(value=value, lo=lo, hi=hi)
+
+    def _losses(
+        self, arm: str, name: str, stream: str
+    ) -> dict[tuple[int, object], np.ndarray]:
+        """Of the held-out sequences, by seed and draw of calibration tokens."""
+        return {
+            (run.seed, record.get("calibration_seed")): losses
+            for run in self.shown.runs(arm)
+            for record in run.losses
+            if record.get("spec") == name
+            and record.get("stream") == stream
+            and view.setting_of(record) == self.shown.setting
+            and (losses := _sequence_losses(record)) is not None
+        }
 
     def training_loss(self, arm: str, *, at: str, limit: float) -> float | None:
         """Smoothed training loss at a step or a second; mean over seeds."""
@@ -365,12 +480,12 @@ class Evidence:
     def temperature_pairs(self) -> list[tuple[str, str]]:
         """Residual-free arms without and with a temperature, equal in all else.
 
-        Of several learning rates the one of lowest loss stands on each side.
+        Of several learning rates the one of lowest loss stands on each side, or one
+        that failed; one of the two trained.
         """
         groups: dict[str, dict[float, list[str]]] = {}
         for arm, facts in self.facts.items():
-            known = self.shown.full_loss(arm).value is not None
-            if known and facts.skip == "residual_free" and facts.beta is not None:
+            if facts.skip == "residual_free" and facts.beta is not None:
                 by_beta = groups.setdefault(facts.rest, {})
                 by_beta.setdefault(facts.beta, []).append(arm)
         return [
@@ -378,8 +493,9 @@ class Evidence:
             for by_beta in groups.values()
             for beta in sorted(by_beta)
             if beta > 1
-            and (off := self.best(by_beta.get(1.0, [])))
-            and (on := self.best(by_beta[beta]))
+            and (off := self.outcome(by_beta.get(1.0, [])))
+            and (on := self.outcome(by_beta[beta]))
+            and (self.trained(off) or self.trained(on))
         ]
 
     def isometry(self, arm: str) -> float | None:
@@ -401,18 +517,53 @@ class Evidence:
         return [row for row in rows if load.text(row, "claim") == lemma]
 
 
+def difference(low: Estimate, high: Estimate) -> Estimate:
+    """High less low; its interval is without 0 where theirs are apart.
+
+    Two that are not finite do not differ. Without both there is no value.
+    """
+    if low.value is None or high.value is None:
+        return Estimate()
+    if math.isinf(low.value) and math.isinf(high.value):
+        return Estimate(0.0, 0.0, 0.0)
+    value = high.value - low.value
+    if low.lo is None or low.hi is None or high.lo is None or high.hi is None:
+        return Estimate(value)
+    return Estimate(value, high.lo - low.hi, high.hi - low.lo)
+
+
+def _paired_interval(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[float, float]:
+    """The hull of a bootstrap over sequences and, of enough seeds, one over seeds."""
+    sides = [np.stack(side) for side in zip(*pairs, strict=True)]
+    ends = [bootstrap.paired_interval(*(side.mean(0) for side in sides))]
+    if len(pairs) >= ENOUGH_SEEDS:
+        ends.append(bootstrap.paired_interval(*(side.mean(1) for side in sides)))
+    return min(end[0] for end in ends), max(end[1] for end in ends)
+
+
 def _full_losses(run: Run) -> np.ndarray | None:
     for record in run.losses:
         if record.get("spec") == "FP" and record.get("compute_dtype") == "float32":
-            losses = [x for x in load.numbers(record, "losses") if x is not None]
-            return np.asarray(losses) if losses else None
+            return _sequence_losses(record)
     return None
+
+
+def _sequence_losses(record: Record) -> np.ndarray | None:
+    """One loss a sequence; None where one is missing or not finite."""
+    losses = [x for x in load.numbers(record, "losses") if x is not None]
+    whole = losses and len(losses) == len(load.numbers(record, "losses"))
+    return np.asarray(losses) if whole else None
 
 
 def _facts(shown: View, arm: str) -> Facts:
     configs = [load.child(run.config, "experiment") for run in shown.runs(arm)]
     config = next((found for found in configs if found), {})
     row = next((row for row in shown.results.rows if row.get("arm") == arm), {})
+    records = (row, *(run.config for run in shown.runs(arm)))
+    devices = (load.text(record, "device") for record in records)
+    device = next((found for found in devices if found is not None), None)
     model, init, optimizer = (
         load.child(config, name) for name in ("model", "init", "optimizer")
     )
@@ -430,14 +581,27 @@ def _facts(shown: View, arm: str) -> Facts:
         or next((name for name in (*SPECTRAL, *SIGN_LIKE) if name in named), None),
         recipe=load.text(init, "recipe"),
         w_down=load.text(init, "w_down"),
+        vo_pair=load.text(init, "vo_pair"),
         norm=load.text(model, "norm"),
         beta=load.number(model, "beta"),
         num_layers=None if layers is None else int(layers),
         width=None if width is None else int(width),
+        num_params=load.number(row, "num_params") or _num_params(model),
+        accelerated=None if device is None else "cpu" not in device,
         learning_rate=load.number(optimizer, "learning_rate"),
         rival=_rival(model, load.child(config, "train")),
         rest=_rest(config),
     )
+
+
+def _num_params(model: Record) -> float | None:
+    """Weights of a config, but for the few of norms and cures."""
+    fields = ("num_layers", "width", "mlp_ratio", "vocab_size")
+    known = [value for name in fields if (value := load.number(model, name))]
+    if len(known) < len(fields):
+        return None
+    layers, width, ratio, vocab = known
+    return layers * (4 + 2 * ratio) * width**2 + vocab * width
 
 
 def _rival(model: Record, train: Record) -> str | None:

@@ -21,6 +21,7 @@ from rfq.report.evidence import (
     NotTestable,
     Number,
     Part,
+    difference,
     part_label,
     rank_correlation,
     rank_interval,
@@ -32,18 +33,19 @@ Verdict = Literal[
     "holds with a correction",
     "does not hold",
     "not testable from these rows",
+    "not testable at this scale",
 ]
 HOLDS: Verdict = "holds"
 CORRECTED: Verdict = "holds with a correction"
 FAILS: Verdict = "does not hold"
 UNTESTABLE: Verdict = "not testable from these rows"
+TOO_SMALL: Verdict = "not testable at this scale"
 
 NEAR_GAUSSIAN = 1.0  # Excess kurtosis within which activations count as near Gaussian.
 NEAR_GAUSSIAN_NATS = 0.05  # The same for negentropy.
 HEAVY = 10.0  # Excess kurtosis above which tails are heavy.
 NEGLIGIBLE = 0.01  # Nats that do not matter to a reader.
 LITTLE = 0.1  # Part of what a model gains over word frequencies that is a little.
-DEEP = 12  # Layers from which a model is deep: earlier work stopped there (section 1).
 EXPLAINS = 0.7  # Rank correlation from which one number explains another.
 ENOUGH_ARMS = 8  # For a rank correlation over arms.
 NEAR_ISOMETRIC = 1.0  # max |s^2 / alpha - 1| below which no direction has vanished.
@@ -63,7 +65,8 @@ class Judgement:
     Attributes:
         why: one line.
         numbers: those that it rests on.
-        missing: what would be needed, or was not there beside what decided.
+        missing: what would be needed, or is asked and was not there beside what
+            decided.
     """
 
     verdict: Verdict
@@ -137,49 +140,67 @@ def stays_gaussian(e: Evidence) -> Judgement:
     )
 
 
+# No skip, orthogonal initialization, spectral updates: in or left out.
+Corner = tuple[bool, bool, bool]
+
+_WITH = ("residual-free", "orthogonal", "spectral")
+_WITHOUT = ("residual", "Gaussian", "sign-like")
+_ALL_THREE: Corner = (True, True, True)
+_OTHERS: Sequence[Corner] = [
+    (a, b, c)
+    for a, b, c in itertools.product((True, False), repeat=3)
+    if (a, b, c) != _ALL_THREE
+]
+
+
+def _corner(facts: Facts) -> Corner | None:
+    known = facts.optimizer in (*SPECTRAL, *SIGN_LIKE)
+    if facts.skip is None or facts.recipe is None or not known:
+        return None
+    free, orthogonal = facts.skip == "residual_free", facts.recipe == "orthogonal"
+    return free, orthogonal, facts.optimizer in SPECTRAL
+
+
+def _corner_name(corner: Corner) -> str:
+    pairs = zip(corner, _WITH, _WITHOUT, strict=True)
+    return ", ".join(name if inside else other for inside, name, other in pairs)
+
+
 def all_ingredients(e: Evidence) -> Judgement:
     """C4: the 2 x 2 x 2 table of connection, initialization and optimizer."""
-
-    def cell(free: bool, orthogonal: bool, spectral: bool) -> str | None:
-        return e.best(
-            e.where(
-                lambda f: (
-                    f.skip == ("residual_free" if free else "residual")
-                    and f.recipe is not None
-                    and (f.recipe == "orthogonal") == orthogonal
-                    and f.optimizer in (SPECTRAL if spectral else SIGN_LIKE)
-                )
-            )
-        )
-
-    names = {
-        (True, True, True): "residual-free, orthogonal, spectral",
-        (False, True, True): "residual, orthogonal, spectral",
-        (True, False, True): "residual-free, Gaussian, spectral",
-        (True, True, False): "residual-free, orthogonal, AdamW",
+    found = {
+        corner: e.where(lambda f, corner=corner: _corner(f) == corner)
+        for corner in (_ALL_THREE, *_OTHERS)
     }
-    found = {name: cell(*key) for key, name in names.items()}
-    e.require(found)
-    (_, base), *others = [(n, arm) for n, arm in found.items() if arm is not None]
-    numbers, needless = [e.heaviest(base)], []
-    for name, arm in others:
-        if e.failed(arm):
-            continue
-        numbers.append(e.heaviest(arm))
-        if numbers[-1].value < NEAR_GAUSSIAN:
-            needless.append(name)
-    if numbers[0].value >= NEAR_GAUSSIAN or len(needless) == len(others):
-        verdict = FAILS
-        why = (
-            "All three together are not near Gaussian."
-            if numbers[0].value >= NEAR_GAUSSIAN
-            else "Near Gaussian without any one of them."
-        )
-    elif needless:
-        verdict, why = CORRECTED, f"Near Gaussian also with {'; '.join(needless)}."
+    base = e.best(found[_ALL_THREE])
+    arms = {at: arm for at in _OTHERS if (arm := e.outcome(found[at])) is not None}
+    one_left_out = {_corner_name(at): arms.get(at) for at in _OTHERS if sum(at) == 2}
+    named = e.lacking(_corner_name(_ALL_THREE), found[_ALL_THREE])
+    e.require({named: base, **one_left_out})
+    numbers = [e.heaviest(base or "")]
+    near = []
+    for corner, arm in arms.items():
+        if e.trained(arm):
+            numbers.append(e.heaviest(arm))
+            if numbers[-1].value < NEAR_GAUSSIAN:
+                near.append(corner)
+    needless = [
+        name for i, name in enumerate(_WITH) if any(not corner[i] for corner in near)
+    ]
+    if numbers[0].value >= NEAR_GAUSSIAN:
+        verdict, why = FAILS, "All three together are not near Gaussian."
+    elif near:
+        verdict = FAILS if len(needless) == len(_WITH) else CORRECTED
+        why = f"Near Gaussian also: {'; '.join(map(_corner_name, near))}."
     else:
         verdict, why = HOLDS, "Without any one, tails grow or training fails."
-    return Judgement(verdict=verdict, why=why, numbers=numbers)
+    fates = e.fates(list(arms.values()))
+    return Judgement(
+        verdict=verdict,
+        why=why + (f" Of the controls, {fates}." if fates else ""),
+        numbers=numbers,
+        missing=[_corner_name(at) for at in _OTHERS if at not in arms],
+    )
 
 
 def full_precision_cost(e: Evidence) -> Judgement:
@@ -223,7 +244,7 @@ def _compare(
     unit: str,
     matters: float,
 ) -> _Cell | None:
-    """The arm of least loss on each side, and whether their intervals are apart."""
+    """The arm that loses least on each side, and whether their intervals are apart."""
     best: list[tuple[Number, Estimate]] = []
     for arms in sides:
         known = [(a, x) for a in arms if (x := lost(a, name, stream)).value is not None]
@@ -237,13 +258,15 @@ def _compare(
     (a, first), (b, second) = best
     won = 0
     if max(a.value, b.value) > matters:
-        won = int(_apart(second, first)) - int(_apart(first, second))
+        won = int(_above(difference(second, first))) - int(
+            _above(difference(first, second))
+        )
     return _Cell(won, (a, b))
 
 
-def _apart(low: Estimate, high: Estimate) -> bool:
-    """Whether two intervals do not overlap, low below high."""
-    return low.hi is not None and high.lo is not None and low.hi < high.lo
+def _above(gap: Estimate) -> bool:
+    """Whether a difference is above 0 with its whole interval."""
+    return gap.lo is not None and gap.lo > 0.0
 
 
 def _lost_accuracy(e: Evidence) -> Callable[[str, str, str], Estimate]:
@@ -259,16 +282,18 @@ def _lost_accuracy(e: Evidence) -> Callable[[str, str, str], Estimate]:
 def degrades_least(e: Evidence) -> Judgement:
     """C6: the order at W8A8 and W8A6 in both placements; W8A4 where these cost none."""
     sides = e.sides()
+    kinds = (
+        ("increase of loss", e.increase, "nats", NEGLIGIBLE),
+        ("loss of accuracy", _lost_accuracy(e), "accuracy lost", 0.0),
+    )
     cells: list[_Cell] = []
+    absent = []
     for names in (("W8A8", "W8A6"), ("W8A4",)):
-        for name in names:
-            for stream in view.STREAMS:
-                for lost, unit, matters in (
-                    (e.increase, "nats", NEGLIGIBLE),
-                    (_lost_accuracy(e), "accuracy lost", 0.0),
-                ):
-                    cell = _compare(e, name, stream, sides, lost, unit, matters)
-                    cells += [cell] if cell else []
+        for name, (what, *rest) in itertools.product(names, kinds):
+            for stream, place in view.STREAMS.items():
+                cell = _compare(e, name, stream, sides, *rest)
+                cells += [cell] if cell else []
+                absent += [] if cell else [f"{what} at {name}, {place}"]
         if any(cell.won for cell in cells):
             break
     if not cells:
@@ -281,28 +306,30 @@ def degrades_least(e: Evidence) -> Judgement:
         f"{open_cells} the intervals overlap or nothing is lost."
     )
     if not won and not lost:
-        return Judgement(verdict=UNTESTABLE, why=why, numbers=numbers)
+        return Judgement(verdict=UNTESTABLE, why=why, numbers=numbers, missing=absent)
     verdict = HOLDS if not lost else CORRECTED if won else FAILS
     if verdict == CORRECTED:
         why += " It depends on the width or on where the stream's quantizer stands."
-    return Judgement(verdict=verdict, why=why, numbers=numbers)
+    return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)
 
 
 def as_good_at_many_bits(e: Evidence) -> Judgement:
     """C7: residual KL-Shampoo loses no more than residual-free at W8A10 and W8A12."""
-    residual, free = e.arms(RESIDUAL_KL, FREE_KL)
-    numbers, good = [], []
-    for name in ("W8A12", "W8A10"):
-        for stream in view.STREAMS:
-            found = [e.increase(arm, name, stream) for arm in (residual, free)]
-            ours, theirs = (each.value for each in found)
-            if ours is None or theirs is None:
-                continue
-            good.append(ours - theirs <= NEGLIGIBLE or not _apart(found[1], found[0]))
-            for arm, each in zip((residual, free), found, strict=True):
-                label = f"{e.facts[arm].label}, {name}, {view.STREAMS[stream]}"
-                value = each.value or 0.0
-                numbers.append(Number(label, value, "nats", each.lo, each.hi))
+    pair = e.arms(FREE_KL, RESIDUAL_KL)
+    numbers, good, absent = [], [], []
+    for name, (stream, place) in itertools.product(
+        ("W8A12", "W8A10"), view.STREAMS.items()
+    ):
+        found = [e.increase(arm, name, stream) for arm in pair]
+        gap = difference(*found)
+        if gap.value is None:
+            absent.append(f"{name}, {place}, of both arms")
+            continue
+        good.append(gap.value <= NEGLIGIBLE or (gap.lo is not None and gap.lo <= 0.0))
+        for arm, each in zip(pair, found, strict=True):
+            label = f"{e.facts[arm].label}, {name}, {place}"
+            value = each.value or 0.0
+            numbers.append(Number(label, value, "nats", each.lo, each.hi))
     if not good:
         raise NotTestable("increases of loss at W8A12 or W8A10 of both arms")
     verdict = HOLDS if all(good) else CORRECTED if any(good) else FAILS
@@ -310,46 +337,50 @@ def as_good_at_many_bits(e: Evidence) -> Judgement:
         f"As good in {sum(good)} of {len(good)} comparisons, to within {NEGLIGIBLE} "
         "nats or the intervals."
     )
-    return Judgement(verdict=verdict, why=why, numbers=numbers)
+    return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)
 
 
 def weights_matter_little(e: Evidence) -> Judgement:
     """C8: WnAm costs what Am costs, n >= 8."""
-    gaps: list[tuple[float, bool, str, str]] = []
+    gaps: list[Number] = []
     widths = set()
     for precision in e.shown.precisions:
-        bits = precision.weight_bits
-        alone = e.shown.precision(f"A{precision.act_bits}")
-        if bits is None or bits < 8 or alone is None:
+        bits, alone = precision.weight_bits, f"A{precision.act_bits}"
+        if bits is None or bits < 8 or precision.act_bits is None:
             continue
-        for arm in e.shown.arms:
-            for stream in view.STREAMS:
-                a, b = (e.shown.increase(arm, p, stream) for p in (precision, alone))
-                if a.value is None or b.value is None:
-                    continue
-                gap = abs(a.value - b.value)
-                clear = gap > NEGLIGIBLE and (_apart(a, b) or _apart(b, a))
-                label = f"{e.facts[arm].label}, {precision.name} against {alone.name}"
-                gaps.append((gap, clear, label, view.STREAMS[stream]))
-                widths.add(bits)
+        for arm in filter(e.trained, e.shown.arms):
+            # Residual-free blocks cannot tell the placements apart.
+            free = e.facts[arm].skip == "residual_free"
+            for stream in ("branch",) if free else view.STREAMS:
+                gap = e.added(arm, alone, precision.name, stream)
+                if gap.value is not None:
+                    label = f"{e.facts[arm].label}, {precision.name} less {alone}"
+                    label += f", {view.STREAMS[stream]}"
+                    gaps.append(Number(label, gap.value, "nats", gap.lo, gap.hi))
+                    widths.add(bits)
     if not gaps:
         raise NotTestable("increases at the same activation width with and without "
                           "quantized weights")  # fmt: skip
-    differing = sum(clear for _, clear, _, _ in gaps)
+    differing = [gap for gap in gaps if abs(gap.value) > NEGLIGIBLE and _clear(gap)]
     verdict = HOLDS if not differing else CORRECTED
-    if 2 * differing > len(gaps):
+    if 2 * len(differing) > len(gaps):
         verdict = FAILS
-    gap, _, label, stream = max(gaps)
     why = (
-        f"{differing} of {len(gaps)} pairs differ by more than {NEGLIGIBLE} nats with "
-        "intervals apart."
+        f"{len(differing)} of {len(gaps)} differences are beyond {NEGLIGIBLE} nats "
+        "with an interval without 0."
     )
+    largest = max(gaps, key=lambda gap: abs(gap.value))
     return Judgement(
         verdict=verdict,
         why=why,
-        numbers=[Number(f"largest difference: {label}, {stream}", gap)],
+        numbers=differing or [largest],
         missing=[f"{bits}-bit weights" for bits in (8, 16) if bits not in widths],
     )
+
+
+def _clear(gap: Number) -> bool:
+    """Whether the interval of a difference is without 0."""
+    return gap.lo is not None and gap.hi is not None and not gap.lo <= 0.0 <= gap.hi
 
 
 def less_noise(e: Evidence) -> Judgement:
@@ -408,7 +439,7 @@ def kurtosis_explains(e: Evidence) -> Judgement:
     found: dict[str, list[tuple[float, int]]] = {}
     for precision in e.shown.precisions:
         for stream in view.STREAMS if precision.act_bits is not None else ():
-            lost = {a: e.shown.increase(a, precision, stream).value for a in arms}
+            lost = {a: e.increase(a, precision.name, stream).value for a in arms}
             if max((x for x in lost.values() if x is not None), default=0) < NEGLIGIBLE:
                 continue
             measured = {arm: _predictors(e, arm, precision, stream) for arm in arms}
@@ -457,9 +488,8 @@ def _predictors(
 
 def optimizer_order(e: Evidence) -> Judgement:
     """C11: training loss at equal steps and at equal wall time."""
-    parts = (FREE_KL, FREE_SOAP, FREE_MUON)
-    arms = e.arms(*parts)
-    numbers, right = [], []
+    arms = e.at_one_temperature(FREE_KL, FREE_SOAP, FREE_MUON)
+    numbers, orders = [], []
     for at, index, unit in (("step", 0, "steps"), ("seconds", 1, "seconds")):
         ends = [
             end
@@ -468,21 +498,22 @@ def optimizer_order(e: Evidence) -> Judgement:
             if (end := curves.ends(run)[index]) is not None
         ]
         limit = min(ends, default=0.0)
-        losses = [e.training_loss(arm, at=at, limit=limit) for arm in arms]
-        known = [loss for loss in losses if loss is not None]
-        if len(known) < len(arms):
+        found = {arm: e.training_loss(arm, at=at, limit=limit) for arm in arms}
+        losses = {arm: loss for arm, loss in found.items() if loss is not None}
+        if len(losses) < len(arms):
             raise NotTestable(f"training losses at equal {unit}")
-        right.append(known == sorted(known))
-        for arm, loss in zip(arms, known, strict=True):
+        orders.append(sorted(arms, key=lambda arm, losses=losses: losses[arm]))
+        for arm, loss in losses.items():
             label = f"{e.facts[arm].label}, training loss after {limit:,.0f} {unit}"
             numbers.append(Number(label, loss))
-    verdict = HOLDS if all(right) else CORRECTED if any(right) else FAILS
-    why = {
-        HOLDS: "The order is the paper's at equal steps and at equal wall time.",
-        CORRECTED: "The order is the paper's at equal "
-        + ("steps, not at equal wall time." if right[0] else "wall time, not steps."),
-        FAILS: "The order is another at equal steps and at equal wall time.",
-    }[verdict]
+    right = [order == arms for order in orders]
+    verdict = HOLDS if all(right) else FAILS
+    if any(right) != all(right) or (
+        not any(right) and all(order[0] == arms[0] for order in orders)
+    ):
+        verdict = CORRECTED
+    steps, seconds = (" < ".join(e.facts[a].label for a in order) for order in orders)
+    why = f"Losses at equal steps: {steps}; at equal wall time: {seconds}."
     return Judgement(verdict=verdict, why=why, numbers=numbers)
 
 
@@ -491,29 +522,48 @@ def temperature_helps(e: Evidence) -> Judgement:
     pairs = e.temperature_pairs()
     if not pairs:
         raise NotTestable("a residual-free arm with beta = 1 and its twin with 1.1")
-    gaps = [e.loss_gap(off, on) for off, on in pairs]
-    lower = [gap.value < 0 and not (gap.hi or 0) > 0 for gap in gaps]
-    higher = [gap.value > 0 and not (gap.lo or 0) < 0 for gap in gaps]
+    signs = [_raised(e, off, on) for off, on in pairs]
+    numbers = [
+        e.loss_gap(*pair)
+        for pair in pairs
+        if all(e.shown.full_loss(arm).value is not None for arm in pair)
+    ]
     layers = ", ".join(str(e.facts[on].num_layers) for _, on in pairs)
     why = (
-        f"Temperature lowers the loss in {sum(lower)} and raises it in {sum(higher)} "
-        f"of {len(pairs)} pairs of arms (layers: {layers})."
+        f"Temperature lowers the loss in {signs.count(-1)} and raises it in "
+        f"{signs.count(1)} of {len(pairs)} pairs of arms (layers: {layers})."
     )
-    if not any(lower) and not any(higher):
-        return Judgement(verdict=UNTESTABLE, why=why, numbers=gaps)
-    verdict = HOLDS if all(lower) else CORRECTED if any(lower) else FAILS
-    return Judgement(verdict=verdict, why=why, numbers=gaps)
+    if fates := e.fates([arm for pair in pairs for arm in pair]):
+        why += f" Of these, {fates}."
+    if not any(signs):
+        return Judgement(verdict=UNTESTABLE, why=why, numbers=numbers)
+    verdict = CORRECTED if -1 in signs else FAILS
+    if set(signs) == {-1}:
+        verdict = HOLDS
+    return Judgement(verdict=verdict, why=why, numbers=numbers)
+
+
+def _raised(e: Evidence, low: str, high: str) -> int:
+    """Sign of the loss of `high` less that of `low`, 0 if open; who failed has more."""
+    if e.failed(low) or e.failed(high):
+        return int(e.failed(high)) - int(e.failed(low))
+    gap = e.loss_gap(low, high)
+    apart = gap.lo is None or _clear(gap)
+    return int(np.sign(gap.value)) if apart else 0
 
 
 def _by_depth(e: Evidence, test: Callable[[Facts], bool]) -> dict[int, str]:
-    """Depth -> the residual-free arm of lowest loss among those that pass a test."""
+    """Depth -> the outcome of the residual-free arms that pass a test."""
     groups: dict[int, list[str]] = {}
     for arm, facts in e.facts.items():
-        ended = e.trained(arm) or e.failed(arm)
         plain = facts.skip == "residual_free" and facts.norm in (None, "rms_norm")
-        if ended and plain and facts.num_layers and test(facts):
+        if plain and facts.num_layers and test(facts):
             groups.setdefault(facts.num_layers, []).append(arm)
-    return {depth: e.best(arms) or "" for depth, arms in sorted(groups.items())}
+    return {
+        depth: arm
+        for depth, arms in sorted(groups.items())
+        if (arm := e.outcome(arms)) is not None
+    }
 
 
 def _learnt(e: Evidence, arm: str) -> tuple[bool, list[Number]]:
@@ -532,15 +582,13 @@ def adamw_fails_deep(e: Evidence) -> Judgement:
     found = _by_depth(
         e, lambda f: f.optimizer == "adamw" and f.recipe in (None, "orthogonal")
     )
-    deep = {depth: arm for depth, arm in found.items() if depth >= DEEP}
-    if not deep:
-        seen = f" (there is depth {max(found)})" if found else ""
-        raise NotTestable(f"residual-free AdamW of {DEEP} layers or more{seen}")
+    if not found:
+        raise NotTestable(part_label(FREE_ADAMW))
     results = {depth: _learnt(e, arm) for depth, arm in found.items()}
-    failed = [depth for depth in deep if not results[depth][0]]
-    verdict = HOLDS if len(failed) == len(deep) else CORRECTED if failed else FAILS
-    why = f"Above the bigram floor or failed at depth {_list(failed)}"
     learnt = [depth for depth, (beats, _) in results.items() if beats]
+    failed = [depth for depth in results if depth not in learnt]
+    verdict = HOLDS if not learnt else CORRECTED if failed else FAILS
+    why = f"Above the bigram floor or failed at depth {_list(failed)}"
     why += f", below it at depth {_list(learnt)}."
     numbers = [number for _, each in results.values() for number in each]
     return Judgement(verdict=verdict, why=why, numbers=numbers)
@@ -552,32 +600,42 @@ def _list(values: Sequence[int]) -> str:
 
 def updates_keep_isometry(e: Evidence) -> Judgement:
     """C14: deviation of W_V, W_O, W_U, W_D from isometries they started as."""
-
-    def orthogonal(optimizers: Sequence[str]) -> dict[str, float]:
-        arms = e.where(lambda f: f.recipe == "orthogonal" and f.optimizer in optimizers)
-        found = {arm: e.isometry(arm) for arm in arms if e.trained(arm)}
-        return {arm: value for arm, value in found.items() if value is not None}
-
     kinds = {
         "an orthogonally initialized arm with a spectral optimizer": SPECTRAL,
         "an orthogonally initialized arm with AdamW or sign descent": SIGN_LIKE,
     }
-    found = {name: orthogonal(optimizers) for name, optimizers in kinds.items()}
-    e.require({name: values or None for name, values in found.items()})
-    spectral, sign = found.values()
+    found: list[dict[str, float]] = []
+    absent = []
+    for name, optimizers in kinds.items():
+        arms = e.where(
+            lambda f, optimizers=optimizers: (
+                f.recipe == "orthogonal" and f.optimizer in optimizers
+            )
+        )
+        measured = {arm: e.isometry(arm) for arm in filter(e.trained, arms)}
+        found.append({arm: x for arm, x in measured.items() if x is not None})
+        absent += [] if found[-1] else [e.lacking(name, arms)]
+    if absent:
+        raise NotTestable(*absent)
+    spectral, sign = found
     both = {**spectral, **sign}
     what = "median deviation from an isometry at the end"
     numbers = [Number(f"{e.facts[a].label}, {what}", v, "") for a, v in both.items()]
     paths = {arm: _path(e, arm) for arm in both}
     per_path = {arm: both[arm] / path for arm, path in paths.items() if path}
-    if max(spectral.values()) >= min(sign.values()):
+    at_the_end = max(spectral.values()) < min(sign.values())
+    matched = None
+    if len(per_path) == len(both):
+        matched = max(per_path[a] for a in spectral) < min(per_path[a] for a in sign)
+    if not at_the_end and not matched:
         verdict, why = FAILS, "A spectral arm is as far from an isometry as sign-like."
+    elif not at_the_end:
+        verdict = CORRECTED
+        why = "Nearer at matched length of the updates, but not at the end."
     elif max(spectral.values()) >= NEAR_ISOMETRIC:
         verdict = CORRECTED
         why = "Nearer than sign-like ones, but no longer near an isometry."
-    elif len(per_path) == len(both) and max(per_path[a] for a in spectral) >= min(
-        per_path[a] for a in sign
-    ):
+    elif matched is False:
         verdict = CORRECTED
         why = "Nearer at the end, but not at matched length of the updates."
     else:
@@ -586,9 +644,8 @@ def updates_keep_isometry(e: Evidence) -> Judgement:
     numbers += [
         Number(f"{e.facts[a].label}, {what}", v, "") for a, v in per_path.items()
     ]
-    absent = (
-        [] if len(per_path) == len(both) else ["optim/update_rms, to match updates"]
-    )
+    unmatched = [e.facts[arm].label for arm in both if arm not in per_path]
+    absent = [f"optim/update_rms of {name}, to match updates" for name in unmatched]
     return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)
 
 
@@ -607,35 +664,45 @@ def _path(e: Evidence, arm: str) -> float | None:
     return None
 
 
-def from_theory(*lemmas: str) -> Callable[[Evidence], Judgement]:
-    """C15 and C16: the verdicts of `rfq theory` on these lemmas."""
+def from_theory(
+    *lemmas: str, corrections: Sequence[str] = ()
+) -> Callable[[Evidence], Judgement]:
+    """C15 and C16: the verdicts of `rfq theory` on these lemmas.
+
+    Corrections are what is the case instead: that they hold is against the lemmas.
+    """
 
     def judge_rows(e: Evidence) -> Judgement:
-        rows = {lemma: e.theory(lemma) for lemma in lemmas}
-        e.require(
-            {
-                f"{lemma} in theory.jsonl (rfq theory --json DIR/theory.jsonl)": (
-                    found or None
-                )
-                for lemma, found in rows.items()
-            }
-        )
-        every = [row for found in rows.values() for row in found]
+        rows = {name: e.theory(name) for name in (*lemmas, *corrections)}
+        absent = [name for name, found in rows.items() if not found]
+        if absent:
+            raise NotTestable(
+                f"{', '.join(absent)} in theory.jsonl: run `rfq theory --out DIR` and "
+                "give DIR to `rfq report` beside the runs"
+            )
+        every = [row for name in lemmas for row in rows[name]]
+        against = [row for name in corrections for row in rows[name]]
         verdicts = [load.text(row, "verdict") for row in every]
-        if all(verdict == HOLDS for verdict in verdicts):
+        borne_out = [row for row in against if row.get("verdict") == HOLDS]
+        verdict = CORRECTED
+        if set(verdicts) == {HOLDS} and not borne_out:
             verdict = HOLDS
-        elif all(verdict == FAILS for verdict in verdicts):
+        elif set(verdicts) == {FAILS}:
             verdict = FAILS
-        else:
-            verdict = CORRECTED
-        said = next((row for row in every if row.get("verdict") != HOLDS), every[0])
+        why = "; ".join(
+            f"{count} of {len(every)} checks: {each}"
+            for each in (HOLDS, CORRECTED, FAILS)
+            if (count := verdicts.count(each))
+        )
+        said = [row for row in every if row.get("verdict") != HOLDS][:1]
+        why += "".join(f". {_said(row)} ({load.text(row, 'why')})" for row in said)
+        why += "".join(f". Against it, {_said(row)}" for row in borne_out[:1])
         numbers = [
             Number(_said(row), value, "", *_errors(row, value))
-            for row in every
+            for row in (*every, *against)
             if (value := load.number(row, "measured")) is not None
         ]
-        why = load.text(said, "why") or "As `rfq theory` found."
-        return Judgement(verdict=verdict, why=why, numbers=numbers)
+        return Judgement(verdict=verdict, why=why + ".", numbers=numbers)
 
     return judge_rows
 
@@ -688,7 +755,7 @@ def falls_with_depth(e: Evidence) -> Judgement:
 
 def throughput(e: Evidence) -> Judgement:
     """C18: steps/s by optimizer in the paper's order, and memory."""
-    arms = {cost.arm: e.plays((_skip(cost.arm), _optimizer(cost.arm)))
+    arms = {cost.arm: e.outcome(e.playing((_skip(cost.arm), _optimizer(cost.arm))))
             for cost in e.paper.costs}  # fmt: skip
     speeds = {
         name: value
@@ -713,23 +780,14 @@ def throughput(e: Evidence) -> Judgement:
         Number(f"{view.arm_label(name)}, peak memory of a device", value, "GB")
         for name, value in memory.items()
     ]
-    if any(
-        "cpu" in (load.text(row, "device") or "cpu") for row in e.shown.results.rows
-    ):
-        why = "The paper's are of a GPU, these of a CPU."
-        return Judgement(
-            verdict=UNTESTABLE, why=why, numbers=numbers, missing=["one accelerator"]
-        )
     theirs = {cost.arm: cost for cost in e.paper.costs if cost.arm in speeds}
     order = sorted(theirs, key=lambda name: -theirs[name].steps_per_second)
     right = [a for a, b in itertools.pairwise(order) if speeds[a] > speeds[b]]
-    same = len(right) == len(order) - 1
-    verdict = HOLDS if same and len(memory) == len(speeds) else CORRECTED
-    if not right:
-        verdict = FAILS
+    verdict = HOLDS if len(right) == len(order) - 1 else CORRECTED if right else FAILS
     why = f"{len(right)} of {len(order) - 1} neighbors in the paper's order of speed "
     why += "stand in the same order here."
-    absent = [f"memory of {view.arm_label(n)}" for n in speeds if n not in memory]
+    unknown = [view.arm_label(name) for name in speeds if name not in memory]
+    absent = [f"memory of {', '.join(unknown)}"] if unknown else []
     absent += [view.arm_label(name) for name in arms if name not in speeds]
     return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)
 
@@ -742,42 +800,84 @@ def _optimizer(arm: str) -> str:
     return arm.removeprefix(_skip(arm) + "_")
 
 
+# How an orthogonal initialization draws W_V, W_O and W_D: (vo_pair, w_down).
+Reading = tuple[str, str]
+
+_AS_WRITTEN: Reading = ("transpose", "plain")
+
+
+def _reading(facts: Facts) -> Reading:
+    vo_pair, w_down = _AS_WRITTEN
+    return facts.vo_pair or vo_pair, facts.w_down or w_down
+
+
+def _reading_label(reading: Reading) -> str:
+    if reading == _AS_WRITTEN:
+        return "as the paper writes it"
+    vo_pair, w_down = reading
+    changes = [f"W_D {w_down}"] if w_down != _AS_WRITTEN[1] else []
+    changes += [f"W_V and W_O {vo_pair}"] if vo_pair != _AS_WRITTEN[0] else []
+    return "with " + ", ".join(changes)
+
+
 def trains_deep(e: Evidence) -> Judgement:
     """C19: orthogonal residual-free arms against the bigram floor, by depth."""
 
-    def deep(test: Callable[[Facts], bool]) -> dict[int, str]:
+    def learnt(test: Callable[[Facts], bool]) -> dict[int, tuple[bool, list[Number]]]:
         found = _by_depth(e, lambda f: f.optimizer in SPECTRAL and test(f))
-        return {depth: arm for depth, arm in found.items() if depth >= DEEP}
+        return {depth: _learnt(e, arm) for depth, arm in found.items()}
 
-    plain = deep(lambda f: f.recipe == "orthogonal" and f.w_down == "plain")
-    centered = deep(lambda f: f.recipe == "orthogonal" and f.w_down == "centered")
-    if not plain and not centered:
-        raise NotTestable(
-            f"a residual-free arm of {DEEP} layers or more with an orthogonal "
-            "initialization and a spectral optimizer"
-        )
+    orthogonal = [f for f in e.facts.values() if f.recipe == "orthogonal"]
     results = {
-        kind: {depth: _learnt(e, arm) for depth, arm in arms.items()}
-        for kind, arms in (("plain", plain), ("centered", centered))
+        _reading_label(reading): learnt(
+            lambda f, reading=reading: (
+                f.recipe == "orthogonal" and _reading(f) == reading
+            )
+        )
+        for reading in dict.fromkeys(map(_reading, orthogonal))
     }
-    learnt = {
-        kind: [depth for depth, (beats, _) in each.items() if beats]
-        for kind, each in results.items()
+    results = {name: found for name, found in results.items() if found}
+    if not results:
+        raise NotTestable(
+            "a residual-free arm with an orthogonal initialization and a spectral "
+            "optimizer"
+        )
+    gaussian = "from a Gaussian initialization"
+    control = learnt(lambda f: f.recipe not in (None, "orthogonal"))
+    below = {
+        name: [depth for depth, (beats, _) in found.items() if beats]
+        for name, found in {**results, gaussian: control}.items()
     }
-    deepest = max([*plain, *centered])
-    if deepest in learnt["plain"]:
-        verdict = HOLDS
-    else:
-        verdict = CORRECTED if learnt["plain"] or learnt["centered"] else FAILS
-    why = (
-        f"Below the bigram floor at depth {_list(learnt['plain'])} as the paper draws "
-        f"W_D, at depth {_list(learnt['centered'])} with W_D centered; the deepest is "
-        f"{deepest}."
+    why = "Below the bigram floor: "
+    why += "; ".join(
+        f"{name} at depth {_list(below[name])} (tried: {_list(list(found))})"
+        for name, found in {**results, gaussian: control}.items()
+        if found
     )
-    numbers = [n for each in results.values() for _, ns in each.values() for n in ns]
-    control = deep(lambda f: f.recipe != "orthogonal")
-    absent = [] if control else [f"a Gaussian control of {DEEP} layers or more"]
-    return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)
+    written = _reading_label(_AS_WRITTEN)
+    depths = {depth for found in results.values() for depth in found}
+    tried = results.get(written, {})
+    verdict = UNTESTABLE
+    if tried:
+        deepest = max(tried)
+        verdict = CORRECTED if any(below[name] for name in results) else FAILS
+        if deepest in below[written] and deepest not in below[gaussian]:
+            verdict = HOLDS
+    absent = [
+        f"the initialization {written} at depth {depth}"
+        for depth in sorted(depths - set(tried))
+    ]
+    absent += [
+        f"a Gaussian control of depth {depth}"
+        for depth in sorted(set(tried) - set(control))
+    ]
+    numbers = [
+        number
+        for found in (*results.values(), control)
+        for _, each in found.values()
+        for number in each
+    ]
+    return Judgement(verdict=verdict, why=why + ".", numbers=numbers, missing=absent)
 
 
 def only_route(e: Evidence) -> Judgement:
@@ -785,43 +885,46 @@ def only_route(e: Evidence) -> Judgement:
     _, free = e.sides()
     best = e.best(free) or ""
     names = ("W8A6", "W4A4")
-    rivals = {
-        arm: facts
-        for arm, facts in e.facts.items()
-        if facts.skip == "residual" and e.trained(arm)
-    }
-    missing = [
+    cells = [(name, stream) for name in names for stream in view.STREAMS]
+    unmeasured = [
         f"{name} rows of {view.arm_label(best)}"
-        for name in names
-        if e.increase(best, name, "branch").value is None
+        for name, stream in cells
+        if e.increase(best, name, stream).value is None
     ]
-    if missing:
-        raise NotTestable(*missing)
-    base, numbers, as_good = e.loss(best), [e.loss(best)], []
-    for arm in rivals:
-        losses = []
-        for name in names:
-            for stream in view.STREAMS:
-                ours, theirs = (e.increase(a, name, stream) for a in (arm, best))
-                if ours.value is not None and theirs.value is not None:
-                    losses.append(ours.value - theirs.value)
-        if len(losses) == len(names) * len(view.STREAMS):
-            label = (
-                f"{e.facts[arm].label} less {e.facts[best].label}, increase, largest"
-            )
-            numbers += [e.loss(arm), Number(label, max(losses))]
-            no_cost = e.loss(arm).value <= base.value + NEGLIGIBLE
-            if no_cost and max(losses) <= NEGLIGIBLE:
-                as_good.append(view.arm_label(arm))
+    if unmeasured:
+        raise NotTestable(*dict.fromkeys(unmeasured))
+    base = e.loss(best)
+    numbers, measured, as_good = [base], [], []
+    rivals = e.of_one_size(lambda f: f.skip == "residual")
+    for arm in filter(e.trained, rivals):
+        gaps = [
+            difference(e.increase(best, *cell), e.increase(arm, *cell)).value
+            for cell in cells
+        ]
+        known = [gap for gap in gaps if gap is not None]
+        if len(known) < len(cells):
+            continue
+        measured.append(arm)
+        label = f"{e.facts[arm].label} less {e.facts[best].label}, increase, largest"
+        numbers += [e.loss(arm), Number(label, max(known))]
+        no_cost = e.loss(arm).value <= base.value + NEGLIGIBLE
+        if no_cost and max(known) <= NEGLIGIBLE:
+            as_good.append(view.arm_label(arm))
     if as_good:
         why = f"As good at W8A6 and W4A4 and no worse before: {', '.join(as_good)}."
         return Judgement(verdict=FAILS, why=why, numbers=numbers)
-    tried = {facts.rival for facts in rivals.values()}
-    absent = [f"residual with {rival}" for rival in RIVALS if rival not in tried]
-    if e.plays(RESIDUAL_KL) is None:
-        absent.insert(0, part_label(RESIDUAL_KL))
-    if absent:
-        why = f"No residual arm here is as good; not tried: {', '.join(absent)}."
-        return Judgement(verdict=UNTESTABLE, why=why, numbers=numbers, missing=absent)
-    why = f"None of {len(rivals)} residual arms is as good."
-    return Judgement(verdict=HOLDS, why=why, numbers=numbers)
+    kinds = {part_label(RESIDUAL_KL): e.playing(RESIDUAL_KL)}
+    kinds |= {
+        f"residual with {rival}": [a for a in rivals if e.facts[a].rival == rival]
+        for rival in RIVALS
+    }
+    absent = [
+        f"{' and '.join(names)} rows of {name}"
+        if e.best(arms)
+        else e.lacking(name, arms)
+        for name, arms in kinds.items()
+        if not set(arms) & set(measured)
+    ]
+    why = f"None of {len(measured)} residual arms is as good."
+    verdict = UNTESTABLE if absent else HOLDS
+    return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)

@@ -4,12 +4,16 @@ import csv
 import dataclasses
 import io
 import itertools
+import math
 import pathlib
 
 import pytest
 
+from rfq import experiment
+from rfq.model.config import num_params
 from rfq.report import claims, evidence, judges, load, paper, tables, view
-from rfq.report.judges import CORRECTED, FAILS, HOLDS, UNTESTABLE
+from rfq.report.judges import CORRECTED, FAILS, HOLDS, TOO_SMALL, UNTESTABLE
+from rfq.theory import run as theory_run
 
 BITS = (16, 12, 10, 8, 6, 4)
 FLOORS = {"unigram": 5.3, "bigram": 3.7}
@@ -24,10 +28,13 @@ class Made:
         shape: of the kurtosis over layers at the end.
         lost: increase of loss at 4 activation bits; a quarter for each bit more.
         in_place: the same in place, None for no difference.
-        at: increases at single settings, in both placements.
+        at: increases at single settings, in both placements; NaN for one that is not
+            finite, None for no row.
         speed: training steps a second.
         curve: training loss at each logged step.
         accuracy: change of the mean accuracy at a setting.
+        diverged: no row, and a note that training failed.
+        losses: of quantized sequences, as in losses.jsonl.
     """
 
     loss: float = 3.0
@@ -42,9 +49,13 @@ class Made:
     relative_error: float = 0.1
     recipe: str | None = None
     w_down: str = "plain"
+    vo_pair: str = "transpose"
     norm: str = "rms_norm"
     beta: float = 1.0
     layers: int = 4
+    num_params: float | None = 54e6
+    width: int = 512
+    diverged: bool = False
     rate: float = 1e-3
     isometry: float = 0.3
     update_rms: float = 0.1
@@ -55,6 +66,7 @@ class Made:
     accuracy: dict = dataclasses.field(default_factory=dict)
     model: dict = dataclasses.field(default_factory=dict)
     train: dict = dataclasses.field(default_factory=dict)
+    losses: tuple[dict, ...] = ()
 
 
 def results(**arms: Made) -> load.Results:
@@ -75,7 +87,7 @@ def _plays(name: str) -> tuple[str, str]:
     return skip, next(o for o in (*evidence.SPECTRAL, "adamw", "sign_gd") if o in rest)
 
 
-def _increase(made: Made, spec: str, bits: int, stream: str) -> float:
+def _increase(made: Made, spec: str, bits: int, stream: str) -> float | None:
     at_four = made.lost
     if stream == "in_place" and made.in_place is not None:
         at_four = made.in_place
@@ -83,7 +95,19 @@ def _increase(made: Made, spec: str, bits: int, stream: str) -> float:
     return made.at.get(spec, smooth)
 
 
+def _measured(increase: float) -> dict:
+    if math.isnan(increase):
+        return {"loss_increase": None, "nonfinite": ["loss_increase"]}
+    return {
+        "loss_increase": increase,
+        "loss_increase_lo": 0.95 * increase,
+        "loss_increase_hi": 1.05 * increase,
+    }
+
+
 def _rows(name: str, made: Made) -> list[dict]:
+    if made.diverged:
+        return []
     common = {
         "arm": name,
         "seed": 0,
@@ -91,6 +115,7 @@ def _rows(name: str, made: Made) -> list[dict]:
         "taps": "paper",
         "calibrator": "min_max",
         "excess_kurtosis": made.kurtosis[-1],
+        "num_params": made.num_params,
     }
     rows = [{**common, "spec": "FP", "compute_dtype": "float32", "loss": made.loss}]
     widths = {"W8": 8, "W16": 16, "": None}
@@ -98,6 +123,8 @@ def _rows(name: str, made: Made) -> list[dict]:
     for spec, weight, bits in (*specs, ("W4A4", 4, 4)):
         for stream in ("branch", "in_place"):
             increase = _increase(made, spec, bits, stream)
+            if increase is None:
+                continue
             sqnr = 6.0 * bits + made.sqnr
             rows.append(
                 {
@@ -106,9 +133,7 @@ def _rows(name: str, made: Made) -> list[dict]:
                     "weight_bits": weight,
                     "act_bits": bits,
                     "stream": stream,
-                    "loss_increase": increase,
-                    "loss_increase_lo": 0.95 * increase,
-                    "loss_increase_hi": 1.05 * increase,
+                    **_measured(increase),
                     "sqnr_db": sqnr,
                     "bulk_sqnr_db": sqnr,
                     "nmse": 10 ** (-sqnr / 10),
@@ -157,7 +182,7 @@ def _run(name: str, made: Made) -> load.Run:
         "norm": made.norm,
         "beta": made.beta,
         "num_layers": made.layers,
-        "width": 64,
+        "width": made.width,
         "seq_len": 64,
         **made.model,
     }
@@ -167,7 +192,11 @@ def _run(name: str, made: Made) -> load.Run:
         config={
             "experiment": {
                 "model": model,
-                "init": {"recipe": recipe, "w_down": made.w_down},
+                "init": {
+                    "recipe": recipe,
+                    "w_down": made.w_down,
+                    "vo_pair": made.vo_pair,
+                },
                 "optimizer": {"name": optimizer, "learning_rate": made.rate},
                 "train": {"batch_size": 16, **made.train},
             }
@@ -175,7 +204,10 @@ def _run(name: str, made: Made) -> load.Run:
         metrics=metrics,
         measures=measures,
         sites=[],
-        losses=[{"spec": "FP", "compute_dtype": "float32", "losses": losses}],
+        losses=[
+            {"spec": "FP", "compute_dtype": "float32", "losses": losses},
+            *made.losses,
+        ],
         tasks=[
             {
                 "spec": spec,
@@ -193,7 +225,7 @@ def _run(name: str, made: Made) -> load.Run:
             }
         },
         done={"num_steps": 30, "peak_bytes": made.memory},
-        failed={},
+        failed={"message": "the loss is not finite"} if made.diverged else {},
     )
 
 
@@ -252,6 +284,22 @@ RIVALS = {
         "model": {"norm": "single_scale_norm", "embedding": "projected"}
     },
 }
+
+
+def rivals(changed: str = "", **change) -> dict:
+    """Every rival, worse than the residual-free arms, with one changed."""
+    return {
+        name: {"lost": 0.5, **fix, **(change if name == changed else {})}
+        for name, fix in RIVALS.items()
+    }
+
+
+def hot(**change) -> dict:
+    """A deep arm and its twin with a temperature."""
+    twin = {"beta": 1.1, "layers": 12, **change}
+    return {MUON: {"layers": 12}, "residual_free_muon_beta": twin}
+
+
 DEEP = {"layers": 24, "loss": 3.0}
 STUCK = {"layers": 24, "loss": 5.29}
 GROWS = {"kurtosis": lambda i: (0.0, 1.0 + i), "sqnr": lambda i: 0.0}
@@ -284,6 +332,10 @@ CASES = [
     ("C3", FAILS, {SOAP: {"kurtosis": (0.0, -2.0, 0.0)}}),
     ("C4", HOLDS, INGREDIENTS),
     ("C4", CORRECTED, {**INGREDIENTS, "residual_free_adamw": {}}),
+    ("C4", HOLDS, {**INGREDIENTS, "residual_free_adamw": {"diverged": True}}),
+    ("C4", FAILS, {**INGREDIENTS, **every_free(kurtosis=(0.0, 3.0))}),
+    # One corner with none of the three tells that none is necessary.
+    ("C4", FAILS, {**INGREDIENTS, ADAMW: {"kurtosis": (0.0, 0.1)}}),
     (
         "C4",
         FAILS,
@@ -299,15 +351,20 @@ CASES = [
     }),
     ("C6", FAILS, every_free(lost=2.0)),
     ("C6", UNTESTABLE, {arm: {"lost": 0.001} for arm in STORY}),
+    ("C6", FAILS, every_free(at={"W8A6": math.nan})),
     ("C6", CORRECTED, every_free(accuracy={"W8A8": -0.2}) | {
         ADAMW: {"accuracy": {"W8A8": -0.1}}
     }),
     ("C7", HOLDS, {}),
     ("C7", FAILS, {RESIDUAL_KL: {"at": {"W8A10": 0.2, "W8A12": 0.2}}}),
     ("C7", CORRECTED, {RESIDUAL_KL: {"at": {"W8A10": 0.2}}}),
+    ("C7", CORRECTED, {RESIDUAL_KL: {"at": {"W8A10": math.nan}}}),
+    ("C7", HOLDS, {KL: {"at": {"W8A10": math.nan}}}),
     ("C8", HOLDS, {}),
     ("C8", FAILS, {arm: {"w8": 0.3} for arm in STORY}),
     ("C8", CORRECTED, {MUON: {"w8": 0.3}}),
+    ("C8", CORRECTED, {MUON: {"at": {"W8A8": math.nan}}}),
+    ("C8", HOLDS, {MUON: {"w8": 0.3, "loss": 5.29}}),
     ("C9", HOLDS, {}),
     ("C9", FAILS, {MUON: {"sqnr": -30.0}}),
     ("C10", HOLDS, eight(**GROWS)),
@@ -318,12 +375,17 @@ CASES = [
     ("C10", FAILS, eight(**SHRINKS)),
     ("C11", HOLDS, {}),
     ("C11", CORRECTED, {KL: {"curve": (4.0, 3.2, 2.8), "speed": 2.0}}),
+    ("C11", CORRECTED, {SOAP: {"curve": (4.0, 3.9, 3.8)}}),
     ("C11", FAILS, {KL: {"curve": (4.0, 3.9, 3.8)}}),
-    ("C12", HOLDS, {"residual_free_muon_beta": {"beta": 1.1, "loss": 2.9}}),
-    ("C12", FAILS, {"residual_free_muon_beta": {"beta": 1.1, "loss": 3.1}}),
-    ("C12", UNTESTABLE, {"residual_free_muon_beta": {"beta": 1.1, "loss": 3.0}}),
+    ("C12", HOLDS, hot(loss=2.9)),
+    ("C12", FAILS, hot(loss=3.1)),
+    ("C12", UNTESTABLE, hot(loss=3.0)),
+    ("C12", TOO_SMALL, hot(layers=4) | {MUON: {}}),
+    ("C12", FAILS, hot(loss=5.29)),
+    ("C12", HOLDS, hot(loss=3.1) | {MUON: {"layers": 12, "loss": 5.29}}),
     ("C13", HOLDS, {"residual_free_adamw": STUCK}),
     ("C13", FAILS, {"residual_free_adamw": DEEP}),
+    ("C13", TOO_SMALL, {"residual_free_adamw": {}}),
     ("C13", CORRECTED, {
         "residual_free_adamw": DEEP | {"layers": 12},
         "residual_free_adamw_24": STUCK,
@@ -331,6 +393,7 @@ CASES = [
     ("C14", HOLDS, ISOMETRIC),
     ("C14", CORRECTED, {"residual_free_adamw": {"isometry": 5.0, "update_rms": 20.0}}),
     ("C14", FAILS, {"residual_free_adamw": {"isometry": 0.1}}),
+    ("C14", CORRECTED, {"residual_free_adamw": {"isometry": 0.2, "update_rms": 0.01}}),
     ("C17", HOLDS, {}),
     ("C17", CORRECTED, {ADAMW: {"shape": (1.0, 0.6, 0.2, 0.3)}}),
     ("C17", FAILS, {ADAMW: {"shape": (0.2, 0.4, 0.6, 1.0)}}),
@@ -338,15 +401,39 @@ CASES = [
     ("C18", HOLDS, COSTS),
     ("C18", FAILS, {ADAMW: {"speed": 1.0}, MUON: {"speed": 2.0}, KL: {"speed": 3.0},
                     RESIDUAL_KL: {"speed": 4.0}, SOAP: {"speed": 5.0}}),
-    ("C18", UNTESTABLE, {arm: {"device": "1 cpu device(s)"} for arm in STORY}),
+    ("C18", TOO_SMALL, {arm: {"device": "1 cpu device(s)"} for arm in STORY}),
     ("C19", HOLDS, {"residual_free_muon_deep": DEEP}),
     ("C19", CORRECTED, {
         "residual_free_muon_deep": STUCK,
         "residual_free_muon_deep_centered": DEEP | {"w_down": "centered"},
     }),
     ("C19", FAILS, {"residual_free_muon_deep": STUCK}),
-    ("C20", HOLDS, {name: {"lost": 0.5} | fix for name, fix in RIVALS.items()}),
+    # What was not tried has not failed.
+    ("C19", UNTESTABLE, {"residual_free_muon_deep": DEEP | {"w_down": "centered"}}),
+    ("C19", UNTESTABLE, {"residual_free_muon_deep": STUCK | {"w_down": "centered"}}),
+    ("C19", UNTESTABLE, {"residual_free_muon_deep": DEEP | {"vo_pair": "independent"}}),
+    ("C19", CORRECTED, {
+        "residual_free_muon_deep": STUCK,
+        "residual_free_muon_deep_independent": DEEP | {"vo_pair": "independent"},
+    }),
+    ("C19", CORRECTED, {
+        "residual_free_muon_deep": DEEP,
+        "residual_free_muon_deep_gaussian": DEEP | {"recipe": "gpt2"},
+    }),
+    ("C19", HOLDS, {
+        "residual_free_muon_deep": DEEP,
+        "residual_free_muon_deep_gaussian": STUCK | {"recipe": "gpt2"},
+    }),
+    ("C19", TOO_SMALL, {}),
+    ("C20", HOLDS, rivals()),
     ("C20", FAILS, {"residual_gated_adamw": {"lost": 0.1}}),
+    ("C20", FAILS, {KL: {"at": {"W8A6": math.nan, "W4A4": math.nan}}} | {
+        arm: {"loss": 3.1} for arm in (SOAP, MUON)
+    }),
+    ("C20", HOLDS, rivals("residual_gated_adamw", at={"W4A4": math.nan})),
+    ("C20", UNTESTABLE, rivals("residual_gated_adamw", at={"W4A4": None})),
+    ("C20", UNTESTABLE, rivals("residual_gated_adamw", loss=5.29)),
+    ("C20", UNTESTABLE, rivals("residual_gated_adamw", lost=0.1, width=256)),
     ("C20", UNTESTABLE, {}),
 ]  # fmt: skip
 
@@ -363,25 +450,41 @@ def test_verdicts_follow_the_rows(claim, verdict, changes):
     assert found.numbers
 
 
-def _theory(verdict: str) -> list[dict]:
+def _theory(verdict: str, **others: str) -> list[dict]:
     return [
         {
-            "claim": f"Lemma {i}",
+            "claim": name,
+            "statement": "what is claimed",
             "measured": 0.5,
             "standard_error": 0.01,
-            "verdict": verdict,
+            "verdict": others.get(name, verdict),
             "why": "A factor.",
         }
-        for i in (1, 2, 3)
+        for name in theory_run.CLAIMS
     ]
 
 
 @pytest.mark.parametrize("claim", ["C15", "C16"])
 def test_verdicts_on_lemmas_are_those_of_the_theory(claim):
     for verdict in (HOLDS, CORRECTED, FAILS):
-        found = dataclasses.replace(story(), theory=_theory(verdict))
+        rows = _theory(verdict, F1=FAILS)
+        found = dataclasses.replace(story(), theory=rows)
         assert verdict_of(found, claim) == verdict
-    assert "Lemma" in judged(story(), claim)[claim].missing[0]
+    (missing,) = judged(story(), claim)[claim].missing
+    assert "Lemma" in missing
+    assert "rfq theory --out DIR" in missing
+
+
+def test_variance_without_a_norm_is_lemma_5():
+    rows = _theory(FAILS, **{"Lemma 5": HOLDS})
+    assert verdict_of(dataclasses.replace(story(), theory=rows), "C15") == HOLDS
+
+
+def test_a_correction_that_holds_is_against_the_lemmas():
+    found = dataclasses.replace(story(), theory=_theory(HOLDS))
+    judgement = judged(found, "C16")["C16"]
+    assert judgement.verdict == CORRECTED
+    assert "F1" in judgement.why
 
 
 def test_every_claim_has_rows_for_it_and_rows_against_it():
@@ -408,14 +511,16 @@ OF_BOTH_KINDS = ("C5", "C6", "C9", "C20")
             "C4": "residual, orthogonal, spectral",
             "C10": "3 more arms",
             "C12": "its twin with 1.1",
-            "C13": "residual-free AdamW of 12 layers",
+            "C13": "residual-free AdamW, with 12 layers",
             "C14": "AdamW or sign descent",
-            "C15": "Lemma 1",
+            "C15": "Lemma 5",
             "C16": "Lemma 2",
-            "C19": "a residual-free arm of 12 layers",
             "C20": "residual with gated attention",
         }),
-        (tuple(STORY), {"C8": "with and without quantized weights"}),
+        (tuple(STORY), {
+            "C8": "with and without quantized weights",
+            "C19": "a residual-free arm with an orthogonal initialization",
+        }),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named_and_nothing_is_concluded(absent, named):
@@ -435,10 +540,172 @@ def test_of_several_learning_rates_the_lowest_loss_speaks():
     assert verdict_of(story(residual_adamw_3e3=higher), "C1") == HOLDS
 
 
-def test_a_stuck_arm_speaks_for_nobody():
+FAILED = ({"loss": 5.29, "kurtosis": (0.0, 0.01)}, {"diverged": True})
+
+
+@pytest.mark.parametrize("failed", FAILED, ids=["stuck", "diverged"])
+@pytest.mark.parametrize(
+    ("claim", "arm"),
+    [
+        ("C1", ADAMW),
+        ("C2", RESIDUAL_KL),
+        ("C7", RESIDUAL_KL),
+        ("C7", KL),
+        ("C11", KL),
+        ("C14", "residual_free_adamw"),
+        ("C17", ADAMW),
+    ],
+)
+def test_who_did_not_train_is_named_and_speaks_for_nobody(claim, arm, failed):
+    found = judged(story(**{arm: failed}), claim)[claim]
+    assert found.verdict == UNTESTABLE, found
+    fate = "diverged" if "diverged" in failed else "collapsed"
+    assert f"{view.arm_label(arm)} at 0.001 {fate}" in found.why
+
+
+@pytest.mark.parametrize("failed", FAILED, ids=["stuck", "diverged"])
+def test_all_three_ingredients_must_train_to_be_near_gaussian(failed):
+    changes = {**INGREDIENTS, **dict.fromkeys(FREE, failed)}
+    found = judged(story(**changes), "C4")["C4"]
+    assert found.verdict == UNTESTABLE, found
+    assert "residual-free, orthogonal, spectral that trained" in found.why
+
+
+def test_a_stuck_arm_is_not_the_least_degraded():
     # Robust because it learnt nothing; without it C6 does not hold.
     stuck = every_free(lost=2.0) | {MUON: {"lost": 0.0, "loss": 5.29}}
     assert verdict_of(story(**stuck), "C6") == FAILS
+
+
+@pytest.mark.parametrize("failed", FAILED, ids=["stuck", "diverged"])
+def test_a_temperature_under_which_training_fails_raises_the_loss(failed):
+    found = judged(story(**hot(**failed)), "C12")["C12"]
+    assert found.verdict == FAILS, found
+    assert "residual-free Muon beta at 0.001 " in found.why
+
+
+def test_a_depth_at_which_adamw_diverges_is_one_at_which_it_fails():
+    deep = {"residual_free_adamw": {"layers": 24, "diverged": True}}
+    assert verdict_of(story(**deep), "C13") == HOLDS
+
+
+def test_optimizers_are_compared_at_one_temperature():
+    # The arm of lowest loss has another temperature than its rivals.
+    tempered = {"residual_free_kl_shampoo_beta": {"beta": 1.1, "loss": 2.5}}
+    slow = {KL: {"curve": (4.0, 3.9, 3.8)}}
+    assert verdict_of(story(**tempered, **slow), "C11") == FAILS
+    found = judged(story(**tempered, **{KL: None}), "C11")["C11"]
+    assert found.verdict == UNTESTABLE
+    assert "at one attention temperature" in found.why
+    every = {f"{arm}_beta": {"beta": 1.1, "loss": 2.5} for arm in (SOAP, MUON)}
+    found = judged(story(**tempered, **every), "C11")["C11"]
+    assert all(" beta at " in number.what for number in found.numbers)
+
+
+def test_weights_are_judged_by_pairs_of_sequences():
+    # Their intervals overlap, though every sequence is .04 harder.
+    hard = [1.0 if i < 32 else -1.0 for i in range(64)]
+    losses = tuple(
+        {
+            "spec": spec,
+            "stream": "branch",
+            "taps": "paper",
+            "calibrator": "min_max",
+            "losses": [3.0 + h + more for h in hard],
+        }
+        for spec, more in (("A8", 1.0), ("W8A8", 1.04))
+    )
+    at = {"A8": 1.0, "W8A8": 1.04, "W16A8": 1.0}
+    assert verdict_of(story(**{KL: {"at": at}}), "C8") == HOLDS
+    found = judged(story(**{KL: {"at": at, "losses": losses}}), "C8")["C8"]
+    assert found.verdict == CORRECTED, found
+    (number,) = found.numbers
+    assert "residual-free KL-Shampoo at 0.001, W8A8 less A8" in number.what
+    assert number.value == pytest.approx(0.04)
+    assert number.hi - number.lo < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("claim", "changes", "unseen"),
+    [
+        ("C3", {SOAP: None}, "residual-free SOAP"),
+        (
+            "C3",
+            {SOAP: {"loss": 5.29}},
+            "residual-free SOAP that trained (residual-free SOAP at 0.001 collapsed)",
+        ),
+        ("C4", INGREDIENTS, "residual-free, Gaussian, sign-like"),
+        ("C6", {}, "loss of accuracy at W8A8, branch"),
+        (
+            "C7",
+            {KL: {"at": {"W8A10": None}}},
+            "W8A10, in place, of both arms",
+        ),
+        (
+            "C8",
+            {arm: {"at": {f"W16A{b}": None for b in BITS}} for arm in STORY},
+            "16-bit weights",
+        ),
+        ("C19", {"residual_free_muon_deep": DEEP}, "a Gaussian control of depth 24"),
+    ],
+)
+def test_a_verdict_on_a_part_says_what_was_not_seen(claim, changes, unseen):
+    found = judged(story(**changes), claim)[claim]
+    assert found.verdict == HOLDS, found
+    assert unseen in found.missing
+    assert "not seen: " in found.why
+    assert unseen in found.why
+
+
+IN_SMALL = ("C2", "C5", "C7", "C17")
+IN_DEMO = ("C3", "C6", "C8", "C9", "C11")
+
+
+def test_runs_too_small_for_a_claim_decide_nothing_and_say_where_they_point():
+    tiny = {arm: {"num_params": 328_512.0} for arm in STORY}
+    large, small = (judged(story(**each), *IN_SMALL, *IN_DEMO) for each in ({}, tiny))
+    for claim in IN_SMALL:
+        assert large[claim].verdict == HOLDS
+        assert small[claim].verdict == TOO_SMALL
+        assert "It takes 50 M parameters or more. Here: holds." in small[claim].why
+        assert small[claim].numbers == large[claim].numbers
+        assert "with 50 M parameters or more" in small[claim].missing[0]
+    for claim in IN_DEMO:
+        assert small[claim] == large[claim]
+
+
+def test_heavy_tails_take_a_width_of_128():
+    narrow = {arm: {"width": 64} for arm in STORY}
+    assert verdict_of(story(**narrow), "C1") == TOO_SMALL
+
+
+def test_of_arms_of_several_sizes_those_large_enough_decide():
+    tiny = {"num_params": 328_512.0, "kurtosis": (0.0, 0.1), "loss": 1.0}
+    names = [f"residual_kl_shampoo_tiny_{i}" for i in range(5)]
+    assert verdict_of(story(**dict.fromkeys(names, tiny)), "C2") == HOLDS
+
+
+def test_a_size_that_rows_do_not_tell_is_counted_or_left_open():
+    unknown = {"num_params": None}
+    told = {**unknown, "model": {"vocab_size": 512, "mlp_ratio": 4}}
+    for change, verdict in ((unknown, HOLDS), (told, TOO_SMALL)):
+        arms = {arm: change for arm in STORY}
+        assert verdict_of(story(**arms), "C2") == verdict
+
+
+def test_the_scales_are_those_of_the_configs():
+    configs = pathlib.Path(__file__).parents[2] / "configs"
+    for scale in (claims.DEMO, claims.SMALL):
+        base = experiment.load(configs / f"{scale.name}_base.py")
+        # A little below, so that a change of vocabulary makes no other scale.
+        count = num_params(base.model)
+        assert 0.9 * count < scale.num_params <= count
+
+
+def test_a_number_that_is_not_finite_says_so():
+    found = judged(story(**{RESIDUAL_KL: {"at": {"W8A10": math.nan}}}), "C7")["C7"]
+    texts = [claims.number_text(number) for number in found.numbers]
+    assert texts.count(tables.NOT_FINITE) == 2
 
 
 def test_a_norm_or_another_fix_is_not_the_paper_s_arm():
