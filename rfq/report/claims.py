@@ -37,13 +37,14 @@ class Scale(NamedTuple):
     @property
     def needs(self) -> str:
         """The bounds in words."""
-        bounds = [
-            f"{tables.count_text(self.num_params)} parameters" * (self.num_params > 0),
-            f"{self.num_layers} layers" * (self.num_layers > 0),
-            f"width {self.width}" * (self.width > 0),
-        ]
-        parts = [f"{bound} or more" for bound in bounds if bound]
-        return " and ".join([*parts, *["an accelerator"] * self.accelerated])
+        params = tables.count_text(self.num_params)
+        bounds = (
+            (self.num_params, f"{params} parameters or more"),
+            (self.num_layers, f"{self.num_layers} layers or more"),
+            (self.width, f"width {self.width} or more"),
+            (self.accelerated, "an accelerator"),
+        )
+        return " and ".join(text for least, text in bounds if least)
 
     def reached_by(self, facts: Facts) -> bool:
         """Whether an arm is large enough, as far as it is known what it is."""
@@ -56,7 +57,7 @@ class Scale(NamedTuple):
         return large and not (self.accelerated and facts.accelerated is False)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.needs}" if self.needs else self.name
+        return f"{self.name} ({self.needs})" if self.needs else self.name
 
 
 # Of configs/: 0.33 M parameters, 54 M parameters, and 12 layers of the former, which is
@@ -380,9 +381,9 @@ def numbers_table(judged: Sequence[Judged]) -> Table:
                 Cell(
                     text=number_text(number),
                     data={
-                        "value": number.value,
-                        "lo": number.lo,
-                        "hi": number.hi,
+                        "value": _finite(number.value),
+                        "lo": _finite(number.lo),
+                        "hi": _finite(number.hi),
                         "unit": number.unit,
                         "loss": number.loss,
                     },
@@ -399,3 +400,7 @@ def numbers_table(judged: Sequence[Judged]) -> Table:
         header=("Claim", "What", "Value"),
         lines=lines,
     )
+
+
+def _finite(value: float | None) -> float | str | None:
+    return value if value is None or math.isfinite(value) else tables.NOT_FINITE

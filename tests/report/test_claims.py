@@ -58,7 +58,7 @@ class Made:
     diverged: bool = False
     rate: float = 1e-3
     isometry: float = 0.3
-    update_rms: float = 0.1
+    update_rms: float | None = 0.1
     speed: float = 4.0
     memory: float = 81e9
     curve: tuple[float, ...] = (4.0, 3.5, 3.0)
@@ -584,6 +584,13 @@ def test_a_temperature_under_which_training_fails_raises_the_loss(failed):
     assert "residual-free Muon beta at 0.001 " in found.why
 
 
+def test_an_unknown_length_of_updates_refutes_nothing_about_isometries():
+    near = {"residual_free_adamw": {"isometry": 0.1, "update_rms": None}}
+    found = judged(story(**near), "C14")["C14"]
+    assert found.verdict == UNTESTABLE
+    assert "optim/update_rms of residual-free AdamW" in found.why
+
+
 def test_a_depth_at_which_adamw_diverges_is_one_at_which_it_fails():
     deep = {"residual_free_adamw": {"layers": 24, "diverged": True}}
     assert verdict_of(story(**deep), "C13") == HOLDS
@@ -703,9 +710,12 @@ def test_the_scales_are_those_of_the_configs():
 
 
 def test_a_number_that_is_not_finite_says_so():
-    found = judged(story(**{RESIDUAL_KL: {"at": {"W8A10": math.nan}}}), "C7")["C7"]
-    texts = [claims.number_text(number) for number in found.numbers]
-    assert texts.count(tables.NOT_FINITE) == 2
+    shown = view.of(story(**{RESIDUAL_KL: {"at": {"W8A10": math.nan}}}))
+    every = claims.judge(shown, paper.load())
+    table = claims.numbers_table([each for each in every if each.id == "C7"])
+    cells = [line.cells[-1] for line in table.lines]
+    assert [cell.text for cell in cells].count(tables.NOT_FINITE) == 2
+    assert [cell.data["value"] for cell in cells].count(tables.NOT_FINITE) == 2
 
 
 def test_a_norm_or_another_fix_is_not_the_paper_s_arm():
