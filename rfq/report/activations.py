@@ -26,7 +26,7 @@ def layers_figure(
     shown: View, field: str, *, sites: Sequence[str], name: str, title: str
 ) -> Figure:
     """A row of LAYER_STATISTICS by layer at the end of training, one panel a site."""
-    looks = style.looks(shown.arms)
+    looks = style.looks(shown)
     ends = {arm: shown.ends(arm) for arm in shown.arms}
     label, linear = LAYER_STATISTICS[field]
 
@@ -141,7 +141,7 @@ def _at(record: Record, field: str, index: int) -> float | None:
 
 def histogram_figure(shown: View) -> Figure:
     """Standardized activations of a middle layer, one panel an arm."""
-    looks = style.looks(shown.arms)
+    looks = style.looks(shown)
     site = "attn_norm_in"
     found = {
         arm: made
@@ -232,7 +232,7 @@ EVOLUTION_STEPS = 4
 
 def evolution_figure(shown: View, paper: Paper) -> Figure:
     """Histograms of all arms by layer and step, as the paper's figures 7 to 9."""
-    looks = style.looks(shown.arms)
+    looks = style.looks(shown)
     layers = sorted({entry.layer for entry in paper.kurtosis})
     found: dict[tuple[int, float], dict[str, Histogram]] = {}
     for arm in shown.arms:

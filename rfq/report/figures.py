@@ -137,7 +137,7 @@ def spread(centers: Sequence[float], heights: Sequence[float]) -> list[float]:
 
 def label_ends(ax: Axes, shown: View, ends: Sequence[End]) -> None:
     """Writes each arm's name right of its line, moved apart where they collide."""
-    looks = style.looks(shown.arms)
+    looks = style.looks(shown)
     ax.autoscale_view()
     to_axes = ax.transData + ax.transAxes.inverted()
     tips = [to_axes.transform((end.x, end.y)) for end in ends]

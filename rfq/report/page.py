@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import jinja2
 import markupsafe
+from matplotlib.markers import MarkerStyle
 
 from rfq.errors import InputError
 from rfq.report import (
@@ -180,12 +181,19 @@ def _css(looks: Mapping[str, style.Look]) -> markupsafe.Markup:
 
 def _swatch(look: style.Look, index: int) -> markupsafe.Markup:
     """A short sample of an arm's line and marker."""
-    dash = ' stroke-dasharray="5 2.5"' if look.line == "--" else ""
+    dash = {"--": "5 2.5", "-.": "5 2 1 2"}.get(look.line, "none")
+    marker = MarkerStyle(look.marker)
+    outline = marker.get_path().transformed(marker.get_transform().scale(7.0, -7.0))
+    shape = "".join(
+        "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in polygon) + "Z"
+        for polygon in outline.to_polygons()
+    )
     color = f"var(--arm-{index})"
     return markupsafe.Markup(
         f'<svg class="swatch" viewBox="0 0 34 12" aria-hidden="true">'
-        f'<line x1="1" x2="33" y1="6" y2="6" stroke="{color}" stroke-width="2"{dash}/>'
-        f'<circle cx="17" cy="6" r="3.4" fill="{color}"/></svg>'
+        f'<line x1="1" x2="33" y1="6" y2="6" stroke="{color}" stroke-width="2" '
+        f'stroke-dasharray="{dash}"/>'
+        f'<path d="{shape}" transform="translate(17 6)" fill="{color}"/></svg>'
     )
 
 
@@ -197,9 +205,7 @@ def html_page(
 ) -> str:
     """The page, complete without JavaScript and without a network."""
     printed = paper.load()
-    known = dict.fromkeys((*shown.arms, *(entry.arm for entry in printed.kurtosis)))
-    known |= dict.fromkeys(row.arm for row in printed.tables["table2"])
-    looks = style.looks(tuple(known))
+    looks = style.looks(view.with_arms(shown, printed.arms))
     drawings = {
         (figure.name, panel.name): markupsafe.Markup(
             render.panel_svg(panel, f"f{i}p{j}", looks)

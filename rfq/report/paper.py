@@ -52,6 +52,12 @@ class Paper(NamedTuple):
     titles: Mapping[str, str]
     tables: Mapping[str, Sequence[PaperRow]]
 
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Every arm of which a number is printed."""
+        parts = (*self.tables.values(), self.kurtosis, self.costs)
+        return tuple(dict.fromkeys(entry.arm for part in parts for entry in part))
+
     def accuracy(self, table: str, arm: str, spec: str) -> float | None:
         """The average accuracy of a row, or None where the paper has no such row."""
         rows = self.tables[table]

@@ -1,6 +1,5 @@
 """Figures against bits: loss, accuracy and noise."""
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Callable
@@ -42,7 +41,7 @@ def _width_title(weight_bits: int | None) -> str:
 
 def increase_figure(shown: View) -> Figure:
     """Loss increase against activation bits, one panel a weight width and placement."""
-    looks = style.looks(shown.arms)
+    looks = style.looks(shown)
     panels = []
 
     def panel(weight_bits: int | None, stream: str) -> Panel | None:
@@ -105,7 +104,7 @@ def increase_figure(shown: View) -> Figure:
 
 def accuracy_figure(shown: View) -> Figure:
     """Mean accuracy on the eight tasks against activation bits, one panel a width."""
-    looks = style.looks(shown.arms)
+    looks = style.looks(shown)
     found: dict[int | None, dict[str, list[tuple[int, float, float]]]] = {}
     full: dict[str, float] = {}
     for arm in shown.arms:
@@ -194,7 +193,7 @@ def calibration_count(shown: View) -> float:
 
 def sqnr_figure(shown: View) -> Figure:
     """SQNR against activation bits beside a Gaussian tensor, and the gap to it."""
-    looks = style.looks(shown.arms)
+    looks = style.looks(shown)
     half_range = gaussian_half_range(calibration_count(shown))
     widths = _weight_widths(shown)
     weight_bits = widths[0] if widths else None
@@ -330,7 +329,8 @@ def paper_figure(shown: View, paper: Paper) -> Figure:
 
     def panel(table: str, title: str) -> Panel:
         arms = tuple(dict.fromkeys(row.arm for row in paper.tables[table]))
-        looks = style.looks(arms)
+        both = view.with_arms(shown, arms)
+        looks = style.looks(both)
 
         def draw(ax: Axes) -> None:
             ends, every = [], set()
@@ -348,7 +348,7 @@ def paper_figure(shown: View, paper: Paper) -> Figure:
             )
             ax.invert_xaxis()
             ax.set_ylabel("average zero-shot accuracy")
-            figures.label_ends(ax, shown_with(shown, arms), ends)
+            figures.label_ends(ax, both, ends)
 
         return Panel(table, title, draw)
 
@@ -364,15 +364,4 @@ def paper_figure(shown: View, paper: Paper) -> Figure:
             panel("table2", "paper: weights 8 bit (its Table 2)"),
             panel("table4", "paper: activations only (its Table 4)"),
         ],
-    )
-
-
-def shown_with(shown: View, arms: tuple[str, ...]) -> View:
-    """The view with these arms known too, for colors."""
-    extra = [arm for arm in arms if arm not in shown.arms]
-    if not extra:
-        return shown
-    context = {**shown.results.context, "arms": [*shown.arms, *extra]}
-    return dataclasses.replace(
-        shown, results=dataclasses.replace(shown.results, context=context)
     )

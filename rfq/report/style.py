@@ -1,10 +1,12 @@
 """One look for every figure: colors of the arms, and ink that follows the page."""
 
+import itertools
 import textwrap
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from rfq.report import view
+from rfq.report.view import View
 
 
 class Look(NamedTuple):
@@ -14,7 +16,7 @@ class Look(NamedTuple):
         light, dark: hex colors for a light and for a dark page; the light one goes into
             the files under figures/.
         marker: matplotlib marker, so that color is never the only difference.
-        line: matplotlib line style; residual arms are dashed.
+        line: matplotlib line style, which tells the connection; see LINES.
     """
 
     light: str
@@ -23,26 +25,34 @@ class Look(NamedTuple):
     line: str
 
 
-_DASHED, _SOLID = "--", "-"
+# Line style by connection; where that is unknown, dashes and dots.
+LINES: Mapping[str | None, str] = {"residual": "--", "residual_free": "-", None: "-."}
 
-# After Okabe and Ito (2008), darkened where the original has under 3:1 on white. Warm
-# is residual, cool is residual-free.
-ARMS: Mapping[str, Look] = {
-    "residual_adamw": Look("#d1460b", "#ff8a4c", "o", _DASHED),
-    "residual_kl_shampoo": Look("#b0408b", "#ec8bc6", "s", _DASHED),
-    "residual_muon": Look("#a07400", "#e6b93c", "^", _DASHED),
-    "residual_soap": Look("#7a4a2b", "#c99a78", "v", _DASHED),
-    "residual_free_kl_shampoo": Look("#0067a8", "#5bb5f0", "D", _SOLID),
-    "residual_free_muon": Look("#00835f", "#3fcfa4", "P", _SOLID),
-    "residual_free_soap": Look("#2a8fb8", "#8fd8f5", "X", _SOLID),
-    "residual_free_adamw": Look("#5d4db3", "#aa9df0", "*", _SOLID),
+# (light, dark, marker) of the arms of the main comparison, after Okabe and Ito (2008),
+# darkened where the original has under 3:1 on white. Warm is residual, cool is
+# residual-free.
+ARMS: Mapping[str, tuple[str, str, str]] = {
+    "residual_adamw": ("#d1460b", "#ff8a4c", "o"),
+    "residual_kl_shampoo": ("#b0408b", "#ec8bc6", "s"),
+    "residual_muon": ("#a07400", "#e6b93c", "^"),
+    "residual_soap": ("#7a4a2b", "#c99a78", "v"),
+    "residual_free_kl_shampoo": ("#0067a8", "#5bb5f0", "D"),
+    "residual_free_muon": ("#00835f", "#3fcfa4", "P"),
+    "residual_free_soap": ("#2a8fb8", "#8fd8f5", "X"),
+    "residual_free_adamw": ("#5d4db3", "#aa9df0", "*"),
 }
-SPARE = (
-    Look("#4d4d4d", "#bdbdbd", "h", _SOLID),
-    Look("#8c6d00", "#d9c04d", "<", _SOLID),
-    Look("#8a2b2b", "#e08a8a", ">", _SOLID),
-    Look("#3f6b2b", "#9fd07f", "p", _SOLID),
+# Of all other arms, in order: the two cycles have coprime lengths, so that 63 arms
+# differ, and no color is one of ARMS.
+SPARE_COLORS = (
+    ("#4d4d4d", "#bdbdbd"),
+    ("#8a2b2b", "#e08a8a"),
+    ("#3f6b2b", "#9fd07f"),
+    ("#1f4e79", "#86b4e0"),
+    ("#c2185b", "#ff80ab"),
+    ("#00757d", "#4fd3dc"),
+    ("#7b2fa0", "#d29aec"),
 )
+SPARE_MARKERS = ("h", "<", ">", "p", "d", "o", "s", "^", "v")
 
 # Ink of figures. In the page each becomes the CSS variable of that name.
 INK = {"ink": "#1c1d1f", "muted": "#6b6e73", "hairline": "#d7d9dc"}
@@ -82,11 +92,18 @@ RC: dict = {
 }
 
 
-def looks(arms: tuple[str, ...]) -> Mapping[str, Look]:
-    """The look of each arm: the fixed one, or the spare ones in order."""
-    others = [arm for arm in arms if arm not in ARMS]
-    spare = {arm: SPARE[i % len(SPARE)] for i, arm in enumerate(others)}
-    return {arm: ARMS.get(arm) or spare[arm] for arm in arms}
+def looks(shown: View) -> Mapping[str, Look]:
+    """The look of each arm: fixed by name or the next spare, dashed by connection."""
+    spare = zip(itertools.cycle(SPARE_COLORS), itertools.cycle(SPARE_MARKERS))
+    found = {}
+    for arm in shown.arms:
+        if arm in ARMS:
+            light, dark, marker = ARMS[arm]
+        else:
+            (light, dark), marker = next(spare)
+        line = LINES.get(shown.skip(arm), LINES[None])
+        found[arm] = Look(light, dark, marker, line)
+    return found
 
 
 def short_label(arm: str) -> str:

@@ -15,7 +15,7 @@ from rfq.report.view import View
 
 def training_figure(shown: View) -> Figure:
     """Training and held-out loss against steps and against wall time."""
-    looks = style.looks(shown.arms)
+    looks = style.looks(shown)
     floors = {name: shown.floor(name) for name in ("unigram", "bigram")}
     runs = {arm: [r for r in shown.runs(arm) if r.metrics] for arm in shown.arms}
     runs = {arm: found for arm, found in runs.items() if found}
@@ -148,7 +148,7 @@ def _trajectories(
 
 def kurtosis_training_figure(shown: View) -> Figure:
     """Kurtosis over training, and against the loss it was reached at."""
-    looks = style.looks(shown.arms)
+    looks = style.looks(shown)
     measured = [m for run in shown.results.runs for m in run.measures]
 
     def panel(
@@ -207,7 +207,7 @@ def kurtosis_training_figure(shown: View) -> Figure:
 def temperature_figure(shown: View, paper: Paper) -> Figure:
     """Training loss with and without attention temperature (figure 3, middle)."""
     pairs = Evidence(shown=shown, paper=paper).temperature_pairs()
-    looks = style.looks(shown.arms)
+    looks = style.looks(shown)
 
     def panel(off: str, on: str) -> Panel:
         def draw(ax: Axes) -> None:
@@ -256,7 +256,7 @@ def _log_axis(ax: Axes) -> None:
 
 def ranges_figure(shown: View) -> Figure:
     """How far the stream's values reach, over steps and by layer (appendix E.2)."""
-    looks = style.looks(shown.arms)
+    looks = style.looks(shown)
 
     def reach(measure: Record) -> list[float]:
         return [

@@ -355,6 +355,13 @@ def of(results: Results, setting: Setting | None = None) -> View:
     return View(results=results, setting=setting or default)
 
 
+def with_arms(shown: View, arms: Sequence[str]) -> View:
+    """The view with these arms known too, as if planned."""
+    context = {**shown.results.context, "arms": [*shown.arms, *arms]}
+    results = dataclasses.replace(shown.results, context=context)
+    return dataclasses.replace(shown, results=results)
+
+
 def _blew_up(run: Run) -> bool:
     return bool(run.metrics) and load.nonfinite(run.metrics[-1], "loss")
 

@@ -75,7 +75,7 @@ def test_every_kind_of_figure_is_made_and_says_how_to_read_it(make):
             for line in ax.get_lines():
                 arm = (line.get_gid() or "").removeprefix("arm:")
                 if arm:
-                    assert line.get_color() == style.ARMS[arm].light
+                    assert line.get_color() == style.ARMS[arm][0]
 
 
 def test_without_files_a_figure_says_what_is_missing(make):
@@ -101,9 +101,37 @@ def test_drawn_increases_are_those_of_the_rows(make, stream):
             assert value == found.increase(arm, at, stream).value
 
 
-def test_unknown_arms_get_colors_of_their_own():
-    looks = style.looks(("residual_adamw", "mine", "another"))
-    assert len({look.light for look in looks.values()}) == 3
+def _luminance(color):
+    """Relative luminance of a hex color (WCAG 2)."""
+    parts = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def _contrast(one, other):
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_thirty_unknown_arms_look_different_and_stand_out(make):
+    found = view.with_arms(shown(make()), [f"mine_{i}" for i in range(30)])
+    looks = style.looks(found).values()
+    assert len(looks) == 34
+    assert len({(look.light, look.marker) for look in looks}) == 34
+    for look in looks:
+        # WCAG 2 asks 3:1 of graphics; the pages are white and #15171a.
+        assert _contrast(look.light, "#ffffff") >= 3
+        assert _contrast(look.dark, "#15171a") >= 3
+
+
+def test_dashes_tell_the_connection_whatever_the_name(make, arms):
+    directory = make(
+        arms={"gated": arms["residual_adamw"], "mine_free": arms["residual_adamw"]}
+    )
+    looks = style.looks(view.with_arms(shown(directory), ["unknown"]))
+    found = {arm: look.line for arm, look in looks.items()}
+    assert (found["gated"], found["mine_free"]) == ("--", "-")
+    assert found["unknown"] == "-."
 
 
 def test_a_gaussian_on_a_min_max_grid_has_the_tabulated_sqnr():
