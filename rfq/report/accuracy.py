@@ -9,7 +9,7 @@ from rfq.report import load, tables, view
 from rfq.report.load import Record
 from rfq.report.paper import Paper
 from rfq.report.tables import Cell, Line, Table
-from rfq.report.view import View
+from rfq.report.view import Estimate, View
 from rfq.stats import bootstrap
 
 # What rows of two arms share where they answer to the same question.
@@ -40,7 +40,7 @@ def accuracy_tables(shown: View, paper: Paper) -> list[Table]:
     for number, questions in enumerate(asked, start=1):
         mine = [row for row in rows if load.text(row, "questions") == questions]
         name = "tasks" if number == 1 else f"tasks_{number}"
-        found.append(_table(mine, paper, name))
+        found.append(_table(mine, shown, paper, name))
         if len({row["arm"] for row in mine}) > 1:
             found.append(_differences(mine, shown, f"{name}_arms"))
     return found
@@ -56,9 +56,15 @@ def _scores(row: Record) -> dict[str, Record]:
     return {task: load.child(row, "scores", task) for task in load.child(row, "scores")}
 
 
-def _label(row: Record) -> str:
-    spec = load.text(row, "spec") or ""
-    return f"FP, {load.text(row, 'compute_dtype')}" if spec == "FP" else spec
+def _label(row: Record, shown: View) -> str:
+    """The precision, and what of the setting is not the page's."""
+    parts = [view.spec_label(row) or tables.MISSING]
+    if row.get("spec") != "FP":
+        setting = zip(view.setting_of(row), shown.setting, strict=True)
+        parts += [ours or tables.MISSING for ours, common in setting if ours != common]
+        draw = load.number(row, "calibration_seed")
+        parts += [f"draw {draw:g}"] if draw else []
+    return ", ".join(parts)
 
 
 def _stream_cell(row: Record) -> Cell:
@@ -75,10 +81,10 @@ def _by_precision(lines: Sequence[Line]) -> list[Line]:
 # --- Arms ---------------------------------------------------------------------------
 
 
-def _table(rows: Sequence[Record], paper: Paper, name: str) -> Table:
+def _table(rows: Sequence[Record], shown: View, paper: Paper, name: str) -> Table:
     scores = _scores(rows[0])
     counts = ", ".join(
-        f"{task} {load.number(score, 'num_documents') or 0:,.0f}"
+        f"{task} {tables.value_cell('', load.number(score, 'num_documents'), ',').text}"
         for task, score in scores.items()
     )
     header = [
@@ -111,15 +117,18 @@ def _table(rows: Sequence[Record], paper: Paper, name: str) -> Table:
         title="Accuracy on tasks",
         caption=caption,
         header=tuple(header),
-        lines=[*_by_precision([_line(row, paper) for row in rows]), *_levels(rows[0])],
+        lines=[
+            *_by_precision([_line(row, shown, paper) for row in rows]),
+            *_levels(rows[0]),
+        ],
     )
 
 
-def _line(row: Record, paper: Paper) -> Line:
-    arm = str(row["arm"])
+def _line(row: Record, shown: View, paper: Paper) -> Line:
+    arm, label = str(row["arm"]), _label(row, shown)
     theirs = _printed(paper, arm, load.text(row, "spec"))
     cells = [
-        tables.plain_cell("precision", _label(row)),
+        tables.plain_cell("precision", label),
         tables.arm_cell(arm),
         tables.value_cell("seed", load.number(row, "seed")),
         _stream_cell(row),
@@ -128,7 +137,7 @@ def _line(row: Record, paper: Paper) -> Line:
         chance, error = load.number(score, "chance"), load.number(score, "se")
         cells.append(_accuracy(row, task, (chance, error), theirs))
     if _has_average(row):
-        *_, collapsed = load.numbers(row, "avg_collapsed")
+        collapsed = (load.numbers(row, "avg_collapsed") or [None])[-1]
         error = load.number(row, "avg_se")
         cells += [
             _accuracy(row, "avg", (collapsed, error), theirs),
@@ -142,7 +151,7 @@ def _line(row: Record, paper: Paper) -> Line:
                 load.number(row, "avg_change_hi"),
             ),
         ]
-    return Line(cells=cells, group=_label(row), arm=arm)
+    return Line(cells=cells, group=label, arm=arm)
 
 
 def _printed(paper: Paper, arm: str, spec: str | None) -> Mapping[str, float]:
@@ -162,13 +171,14 @@ def _accuracy(
 ) -> Cell:
     """Ours, marked where it may be guessed (level, standard error), and the paper's."""
     value = load.number(row, name)
-    level, error = (number or 0.0 for number in guessed)
     if value is None:
         return tables.value_cell(name, None)
+    level, error = guessed
     text, data = f"{value:.3f}", {name: value, f"{name}_se": error}
-    if name == "avg":
+    if name == "avg" and error is not None:
         text += f" ± {error:.3f}"
-    is_guessed = value < level + 2 * error
+    known = level is not None and error is not None
+    is_guessed = known and value < level + 2 * error
     if is_guessed:
         text += f" {_GUESSED}"
     if name in theirs:
@@ -177,15 +187,13 @@ def _accuracy(
     return Cell(text=text, data=data, mark="quiet" if is_guessed else "")
 
 
-def _interval(name: str, value: float | None, *ends: float | None) -> Cell:
+def _interval(
+    name: str, value: float | None, lo: float | None, hi: float | None
+) -> Cell:
     """A difference and its interval."""
-    if value is None or None in ends:
+    if lo is None or hi is None:
         return tables.value_cell(name, None)
-    lo, hi = (end or 0.0 for end in ends)
-    return Cell(
-        text=f"{tables.signed(value)} [{tables.signed(lo)}, {tables.signed(hi)}]",
-        data={name: value, f"{name}_lo": lo, f"{name}_hi": hi},
-    )
+    return tables.increase_cell(name, Estimate(value, lo, hi))
 
 
 def _levels(row: Record) -> list[Line]:
@@ -194,14 +202,17 @@ def _levels(row: Record) -> list[Line]:
     chance = {task: load.number(score, "chance") for task, score in scores.items()}
     if not _has_average(row):
         return [_level("chance", chance)]
-    others = [value or 0.0 for task, value in chance.items() if task != "boolq"]
+    others = [value for task, value in chance.items() if task != "boolq"]
+    known = [value for value in others if value is not None]
     averages = {
         "avg": load.number(row, "avg_chance"),
-        "avg_without_boolq": float(np.mean(others)),
+        "avg_without_boolq": (
+            float(np.mean(known)) if len(known) == len(others) else None
+        ),
     }
     ends = zip(
         (load.number(scores["boolq"], f"constant_{end}") for end in ("lo", "hi")),
-        load.numbers(row, "avg_collapsed"),
+        load.numbers(row, "avg_collapsed") or (None, None),
         strict=True,
     )
     return [
@@ -240,7 +251,7 @@ def _differences(rows: Sequence[Record], shown: View, name: str) -> Table:
             continue
         arm = str(after["arm"])
         cells = [
-            tables.plain_cell("precision", _label(after)),
+            tables.plain_cell("precision", _label(after, shown)),
             tables.arm_cell(arm),
             tables.plain_cell("against", view.arm_label(str(before["arm"]))),
             tables.value_cell("seed", load.number(after, "seed")),
@@ -259,7 +270,7 @@ def _differences(rows: Sequence[Record], shown: View, name: str) -> Table:
             mean = float(np.mean([np.mean(each) for each in items])) if items else None
             ends = bootstrap.stratified_interval(items) if items else (None, None)
             cells.append(_interval(key, mean, *ends))
-        lines.append(Line(cells=cells, group=_label(after), arm=arm))
+        lines.append(Line(cells=cells, group=_label(after, shown), arm=arm))
     return Table(
         name=name,
         title="Differences between arms on tasks",

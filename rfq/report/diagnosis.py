@@ -9,7 +9,7 @@ from rfq.quant import distortion
 from rfq.report import load, tables, view
 from rfq.report.load import Record, Run
 from rfq.report.tables import Cell, Line, Table
-from rfq.report.view import Precision, View
+from rfq.report.view import Estimate, Precision, View
 from rfq.stats import bootstrap
 
 # Field of statistics.json -> (title, how the layers become one number, format).
@@ -37,15 +37,6 @@ WEIGHT_WIDTHS = ("W8", "W16")
 
 def noise_table(shown: View) -> Table:
     """What makes the noise of each arm: clipped values, dead sites, or rounding."""
-    lines = []
-    for precision in shown.precisions:
-        if precision.act_bits is None:
-            continue
-        for arm in shown.arms:
-            record = _sites(shown, arm, precision)
-            if record is not None:
-                cells = _noise_cells(precision, record)
-                lines.append(Line(cells=[tables.arm_cell(arm), *cells], arm=arm))
     return Table(
         name="noise",
         title="Where the quantization noise comes from",
@@ -54,9 +45,10 @@ def noise_table(shown: View) -> Table:
             "outside the calibrated range make most of the noise), dead (most values "
             "become zero, because a few large ones stretch the grid), rounding "
             "(neither). R is the relative squared error at the head's input of the "
-            "whole quantized model against the clean one. Branch placement, first "
-            "seed. If 16 bits cost as much as 10 and the noise is clipped or dead, "
-            "finer steps cannot help."
+            "whole quantized model against the clean one, by placement of the stream's "
+            "quantizer; nothing else here depends on it. Counts are of the first seed. "
+            "If 16 bits cost as much as 10 and the noise is clipped or dead, finer "
+            "steps cannot help."
         ),
         header=(
             "Arm",
@@ -69,53 +61,72 @@ def noise_table(shown: View) -> Table:
             "SQNR, dB",
             "SQNR of the bulk, dB",
             "fewest codes used",
-            "R at the head",
+            *(f"R at the head, {words}" for words in view.STREAMS.values()),
         ),
-        lines=lines,
+        lines=[
+            Line(
+                cells=[tables.arm_cell(arm), *_noise_cells(shown, arm, precision)],
+                arm=arm,
+            )
+            for precision in shown.precisions
+            if precision.act_bits is not None
+            for arm in shown.arms
+            if shown.find(shown.sites, arm, precision)
+        ],
     )
 
 
-def _sites(shown: View, arm: str, precision: Precision) -> Record | None:
-    for run in shown.runs(arm)[:1]:
-        for record in run.sites:
-            if (
-                record.get("spec") == precision.name
-                and record.get("stream") == "branch"
-                and view.setting_of(record) == shown.setting
-            ):
-                return load.child(record, "sites")
-    return None
+def _noise_cells(shown: View, arm: str, precision: Precision) -> list[Cell]:
+    def sites(stream: str | None = None) -> list[Record]:
+        records = shown.find(shown.sites, arm, precision, stream)[:1]
+        named = load.child(records[0], "sites") if records else {}
+        return [load.child(named, site) for site in named]
 
-
-def _noise_cells(precision: Precision, sites: Record) -> list[Cell]:
-    def everywhere(field: str) -> list[float]:
-        found = (load.numbers(load.child(sites, site), field) for site in sites)
-        return [value for values in found for value in values if value is not None]
+    def everywhere(field: str) -> list[float | None]:
+        return [x for site in sites() for x in load.numbers(site, field)]
 
     causes = [
         distortion.cause(clip, dead)
+        for site in sites()
         for clip, dead in zip(
-            everywhere("clip_noise_fraction"), everywhere("dead_fraction"), strict=False
+            load.numbers(site, "clip_noise_fraction"),
+            load.numbers(site, "dead_fraction"),
+            strict=False,
         )
+        if clip is not None and dead is not None
     ]
-    head = load.numbers(load.child(sites, "head_in"), "relative_error")
+    heads = {
+        stream: shown.site_values(arm, precision, "head_in", "relative_error", stream)
+        for stream in view.STREAMS
+    }
+    codes = [x for x in everywhere("levels_used") if x is not None]
     return [
         tables.plain_cell("spec", precision.name),
-        *(tables.value_cell(name, causes.count(name), "d") for name in CAUSES),
+        *(
+            tables.value_cell(name, causes.count(name) if causes else None, "d")
+            for name in CAUSES
+        ),
         _mean("clip_fraction", everywhere, ".1e"),
         _mean("dead_fraction", everywhere, ".0%"),
         _mean("sqnr_db", everywhere, ".1f"),
         _mean("bulk_sqnr_db", everywhere, ".1f"),
-        tables.value_cell("levels_used", min(everywhere("levels_used"), default=None)),
-        tables.value_cell("relative_error", head[0] if head else None, ".1e"),
+        tables.value_cell("levels_used", min(codes, default=None)),
+        *(
+            tables.number_cell(
+                f"relative_error_{stream}", head[0] if head else Estimate(), ".1e"
+            )
+            for stream, head in heads.items()
+        ),
     ]
 
 
 CAUSES = ("clipping", "dead", "rounding")
 
 
-def _mean(field: str, everywhere: Callable[[str], list[float]], form: str) -> Cell:
-    values = everywhere(field)
+def _mean(
+    field: str, everywhere: Callable[[str], list[float | None]], form: str
+) -> Cell:
+    values = [x for x in everywhere(field) if x is not None]
     return tables.value_cell(field, statistics.fmean(values) if values else None, form)
 
 

@@ -7,7 +7,7 @@ page's SVG are `render`'s.
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import matplotlib.ticker
@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from rfq.report import style
-from rfq.report.view import View
+from rfq.report.view import Estimate, View
 
 # Below this a kurtosis axis is linear, above it logarithmic: 1 is the bound within
 # which activations count as near-Gaussian here.
@@ -42,7 +42,11 @@ class Panel(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A figure: `name` is its file's name, `guide` one line on how to read it."""
+    """A figure: `name` is its file's name, `guide` one line on how to read it.
+
+    Attributes:
+        stands_for: what of the paper's it shows, as "Figure 11".
+    """
 
     name: str
     title: str
@@ -50,6 +54,11 @@ class Figure:
     panels: Sequence[Panel]
     missing: str = ""
     notes: Sequence[str] = ()
+    stands_for: Sequence[str] = ()
+
+
+# Arm -> (where on the x axis, what was found there), from left to right or back.
+Series = Mapping[str, Sequence[tuple[float, Estimate]]]
 
 
 class End(NamedTuple):
@@ -92,16 +101,42 @@ def line(
     )
 
 
-def band(
-    ax: Axes,
-    look: style.Look,
-    arm: str,
-    x: Sequence[float],
-    lo: Sequence[float],
-    hi: Sequence[float],
-) -> None:
-    """Shades an arm's interval."""
-    ax.fill_between(x, lo, hi, color=look.light, alpha=0.18, linewidth=0, gid=tag(arm))
+def series(
+    ax: Axes, shown: View, found: Series, *, x: Literal["up", "down"] = "up"
+) -> list[End]:
+    """Draws arms' means, shades their intervals, and gives the right ends of the lines.
+
+    A point without an interval has no band; `x` is the direction of the axis.
+    """
+    looks, ends = style.looks(shown), []
+    for arm, points in found.items():
+        known = [(at, e.value, e.interval) for at, e in points if e.value is not None]
+        if not known:
+            continue
+        at, means = [a for a, _, _ in known], [mean for _, mean, _ in known]
+        line(ax, looks[arm], arm, at, means)
+        lo, hi = (
+            [math.nan if interval is None else interval[end] for *_, interval in known]
+            for end in (0, 1)
+        )
+        ax.fill_between(
+            at,
+            lo,
+            hi,
+            color=looks[arm].light,
+            alpha=0.18,
+            linewidth=0,
+            gid=tag(arm),
+        )
+        last = at.index(max(at) if x == "up" else min(at))
+        ends.append(End(arm, at[last], means[last], style.short_label(arm)))
+    return ends
+
+
+def heights(found: Series) -> list[float]:
+    """Every mean and every end of an interval."""
+    every = [e for points in found.values() for _, e in points if e.value is not None]
+    return [x for e in every for x in (e.value, *(e.interval or ())) if x is not None]
 
 
 def spread(centers: Sequence[float], heights: Sequence[float]) -> list[float]:

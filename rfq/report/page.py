@@ -75,6 +75,7 @@ def all_figures(shown: View, printed: paper.Paper) -> list[Figure]:
         precision.accuracy_figure(shown),
         precision.paper_figure(shown, printed),
         precision.sqnr_figure(shown),
+        precision.error_figure(shown),
         training.training_figure(shown),
         training.kurtosis_training_figure(shown),
         training.temperature_figure(shown, printed),

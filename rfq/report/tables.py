@@ -7,7 +7,7 @@ What is not in the rows is "missing" in both, never a zero.
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rfq.report import load, view
 from rfq.report.load import Record
@@ -26,11 +26,13 @@ class Cell:
 
     Attributes:
         mark: "" | "best" | "missing" | "bad" | "quiet": how the page sets it.
+        title: what the page shows under a pointer, if anything.
     """
 
     text: str
     data: Mapping[str, Value]
     mark: str = ""
+    title: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,28 +67,6 @@ def value_cell(key: str, value: float | None, form: str = "g") -> Cell:
     return Cell(text=format(value, form).replace("-", "−"), data={key: value})
 
 
-def _shown(found: Estimate, form: str) -> Cell | None:
-    """The cell of an estimate without a value."""
-    if found.value is None:
-        mark = "bad" if found.not_finite else "missing"
-        word = NOT_FINITE if found.not_finite else MISSING
-        return Cell(text=word, data={form: word}, mark=mark)
-    return None
-
-
-def _number(key: str, found: Estimate, form: str) -> Cell:
-    """A mean, with its standard deviation over seeds where there are several."""
-    absent = _shown(found, key)
-    if absent is not None:
-        return absent
-    text = format(found.value, form)
-    data: dict[str, Value] = {key: found.value}
-    if found.spread is not None:
-        text += f" ± {format(found.spread, form).lstrip('+')}"
-        data |= {f"{key}_sd": found.spread, f"{key}_seeds": found.num_seeds}
-    return Cell(text=text, data=data)
-
-
 def signed(value: float, digits: int = 3) -> str:
     """A difference with its sign; a rounded zero has none."""
     text = f"{value:+.{digits}f}"
@@ -107,31 +87,50 @@ def count_text(value: float) -> str:
     return f"{value:.0f}"
 
 
+def estimate_cell(
+    key: str,
+    found: Estimate,
+    write: Callable[[float], str],
+    *,
+    compact: bool = False,
+    mark: str = "",
+) -> Cell:
+    """A mean with its interval, or its standard deviation over several seeds.
+
+    Where `compact`, what goes with the mean is in the tooltip and not in the cell.
+    """
+    if found.value is None:
+        word, mark = (NOT_FINITE, "bad") if found.not_finite else (MISSING, "missing")
+        return Cell(text=word, data={key: word}, mark=mark)
+    mean, around = write(found.value), ""
+    data: dict[str, Value] = {key: found.value}
+    if found.spread is not None:
+        around = f" ± {write(found.spread)}"
+        data |= {f"{key}_sd": found.spread, f"{key}_seeds": found.num_seeds}
+    if found.lo is not None and found.hi is not None:
+        around = f" [{write(found.lo)}, {write(found.hi)}]"
+        data |= {f"{key}_lo": found.lo, f"{key}_hi": found.hi}
+    title = f"{mean}{around}" if compact and around else ""
+    text = mean if compact else f"{mean}{around}"
+    if found.not_finite:
+        text, mark = f"{text}; a seed {NOT_FINITE}", "bad"
+        data[f"{key}_left_out"] = f"a seed, {NOT_FINITE}"
+    return Cell(text=text, data=data, mark=mark, title=title)
+
+
+def number_cell(key: str, found: Estimate, form: str) -> Cell:
+    """An estimate in one format."""
+    return estimate_cell(key, found, lambda x: format(x, form).replace("-", "−"))
+
+
 def increase_cell(key: str, found: Estimate, *, best: bool = False) -> Cell:
     """An increase of loss with its interval."""
-    absent = _shown(found, key)
-    if absent is not None or found.value is None:
-        return absent or Cell(text=MISSING, data={})
-    text = signed(found.value)
-    data: dict[str, Value] = {key: found.value}
-    if found.lo is not None and found.hi is not None:
-        text += f" [{signed(found.lo)}, {signed(found.hi)}]"
-        data |= {f"{key}_lo": found.lo, f"{key}_hi": found.hi}
-    if found.spread is not None:
-        data |= {f"{key}_sd": found.spread, f"{key}_seeds": found.num_seeds}
-    return Cell(text=text, data=data, mark="best" if best else "")
+    return estimate_cell(key, found, signed, mark="best" if best else "")
 
 
-def _kurtosis(key: str, found: Estimate, *, compact: bool = False) -> Cell:
-    absent = _shown(found, key)
-    if absent is not None or found.value is None:
-        return absent or Cell(text=MISSING, data={})
-    text = kurtosis_text(found.value)
-    data: dict[str, Value] = {key: found.value}
-    if found.spread is not None:
-        text += "" if compact else f" ± {kurtosis_text(found.spread)}"
-        data |= {f"{key}_sd": found.spread, f"{key}_seeds": found.num_seeds}
-    return Cell(text=text, data=data)
+def kurtosis_cell(key: str, found: Estimate, *, compact: bool = False) -> Cell:
+    """A kurtosis, never without the loss beside it."""
+    return estimate_cell(key, found, kurtosis_text, compact=compact)
 
 
 def arm_cell(arm: str) -> Cell:
@@ -162,6 +161,7 @@ def _lowest(shown: View, precision: Precision, stream: str) -> str | None:
         if shown.status(arm) in ("ok", "above bigram")
         and (increase := shown.increase(arm, precision, stream)).lo is not None
         and increase.hi is not None
+        and not increase.not_finite
     }
     for arm, (_, hi) in found.items():
         others = [lo for other, (lo, _) in found.items() if other != arm]
@@ -179,19 +179,20 @@ def main_table(shown: View) -> Table:
             cells = [plain_cell("precision", precision.label), arm_cell(arm)]
             for stream in view.STREAMS:
                 found = shown.loss(arm, precision, stream)
-                cells.append(_number(f"loss_{stream}", found, ".3f"))
+                cells.append(number_cell(f"loss_{stream}", found, ".3f"))
             if precision.name == "FP":
                 cells += _full_precision(shown, arm, precision)
+                loss = shown.loss(arm, precision)
                 exact = Cell(text="exact", data={"sqnr_db": "exact"}, mark="quiet")
-                absent = _shown(shown.loss(arm, precision), "sqnr_db")
-                cells.append(absent or exact)
+                absent = number_cell("sqnr_db", loss, "")
+                cells.append(absent if loss.value is None else exact)
             else:
                 for stream in view.STREAMS:
                     found = shown.increase(arm, precision, stream)
                     key = f"loss_increase_{stream}"
                     cells.append(increase_cell(key, found, best=arm == lowest[stream]))
                 distortion = shown.distortion(arm, precision, "sqnr_db")
-                cells.append(_number("sqnr_db", distortion, ".1f"))
+                cells.append(number_cell("sqnr_db", distortion, ".1f"))
             # Loss and increase side by side within a placement.
             order = (0, 1, 2, 4, 3, 5, 6)
             lines.append(
@@ -259,10 +260,7 @@ def estimate_of(records: Sequence[Record], field: str) -> Estimate:
 
 
 def _count(key: str, found: Estimate) -> Cell:
-    absent = _shown(found, key)
-    if absent is not None or found.value is None:
-        return absent or Cell(text=MISSING, data={})
-    return Cell(text=count_text(found.value), data={key: found.value})
+    return estimate_cell(key, found, count_text)
 
 
 def _size(rows: Sequence[Record]) -> Cell:
@@ -288,8 +286,8 @@ def glance_table(shown: View) -> Table:
     for arm in shown.arms:
         cells = [
             arm_cell(arm),
-            _number("loss", shown.full_loss(arm), ".3f"),
-            _kurtosis("excess_kurtosis", shown.block_kurtosis(arm)),
+            number_cell("loss", shown.full_loss(arm), ".3f"),
+            kurtosis_cell("excess_kurtosis", shown.block_kurtosis(arm)),
         ]
         for name in specs:
             found = {
@@ -298,7 +296,7 @@ def glance_table(shown: View) -> Table:
             }
             both = [increase_cell(f"{name}_{s}", e) for s, e in found.items()]
             short = [
-                cell.text if e.value is None else signed(e.value)
+                cell.text if e.value is None or e.not_finite else signed(e.value)
                 for cell, e in zip(both, found.values(), strict=True)
             ]
             mark = next((cell.mark for cell in both if cell.mark), "")
@@ -338,14 +336,16 @@ def arms_table(shown: View) -> Table:
                 arm=arm,
                 cells=[
                     arm_cell(arm),
-                    _number("loss", shown.full_loss(arm), ".3f"),
-                    _number(
+                    number_cell("loss", shown.full_loss(arm), ".3f"),
+                    number_cell(
                         "bits_per_byte", view.estimate(rows, "bits_per_byte"), ".3f"
                     ),
                     plain_cell("status", STATUS_TEXT[status], "bad" if bad else ""),
-                    _kurtosis("excess_kurtosis", shown.block_kurtosis(arm)),
-                    _kurtosis("final_norm_excess_kurtosis", shown.final_kurtosis(arm)),
-                    _number(
+                    kurtosis_cell("excess_kurtosis", shown.block_kurtosis(arm)),
+                    kurtosis_cell(
+                        "final_norm_excess_kurtosis", shown.final_kurtosis(arm)
+                    ),
+                    number_cell(
                         "learning_rate",
                         _config_number(shown, arm, "optimizer", "learning_rate"),
                         ".3g",
@@ -354,7 +354,7 @@ def arms_table(shown: View) -> Table:
                     _count("num_params", estimate_of(rows, "num_params")),
                     _count("num_steps", estimate_of(rows, "num_steps")),
                     _count("tokens_seen", estimate_of(rows, "tokens_seen")),
-                    _number("train_seconds", seconds, ",.0f"),
+                    number_cell("train_seconds", seconds, ",.0f"),
                 ],
             )
         )
@@ -401,7 +401,7 @@ def kurtosis_table(shown: View, *, sites: Sequence[str], name: str) -> Table:
             cells = [
                 Cell(text=f"{label} ({site})", data={"site": site}),
                 arm_cell(arm),
-                _number("loss", shown.full_loss(arm), ".3f"),
+                number_cell("loss", shown.full_loss(arm), ".3f"),
             ]
             for layer in range(max(depth, 1)):
                 values = [
@@ -414,7 +414,7 @@ def kurtosis_table(shown: View, *, sites: Sequence[str], name: str) -> Table:
                     cells.append(Cell(text="", data={key: ""}, mark="quiet"))
                 else:
                     mean = view.estimate(values, "k")
-                    cells.append(_kurtosis(key, mean, compact=True))
+                    cells.append(kurtosis_cell(key, mean, compact=True))
             lines.append(Line(cells=cells, group=site, arm=arm))
     return Table(
         name=name,
@@ -472,10 +472,10 @@ def matched_table(shown: View) -> Table:
                 cells=[
                     arm_cell(arm),
                     _count("step", view.estimate([point], "step")),
-                    _number("loss", view.estimate([point], "loss"), ".3f"),
-                    _kurtosis("attn_norm_in", Estimate(peak)),
-                    _kurtosis("paper_sites", Estimate(everywhere)),
-                    _kurtosis("final_norm_in", Estimate(final)),
+                    number_cell("loss", view.estimate([point], "loss"), ".3f"),
+                    kurtosis_cell("attn_norm_in", Estimate(peak)),
+                    kurtosis_cell("paper_sites", Estimate(everywhere)),
+                    kurtosis_cell("final_norm_in", Estimate(final)),
                 ],
             )
         )
@@ -519,7 +519,7 @@ def beside_table(shown: View, paper: Paper, *, weight_bits: int | None) -> Table
             cells = [
                 plain_cell("precision", precision.name),
                 arm_cell(arm),
-                _number("our_loss", shown.loss(arm, precision, "branch"), ".3f"),
+                number_cell("our_loss", shown.loss(arm, precision, "branch"), ".3f"),
             ]
             if precision == shown.reference:
                 cells += _full_precision(shown, arm, precision, prefix="our_")
@@ -634,8 +634,8 @@ def paper_kurtosis_table(shown: View, paper: Paper) -> Table:
                         data={"paper_excess_kurtosis": entry.excess_kurtosis},
                     ),
                     where,
-                    _kurtosis("our_excess_kurtosis", ours),
-                    _number("our_loss", shown.full_loss(entry.arm), ".3f"),
+                    kurtosis_cell("our_excess_kurtosis", ours),
+                    number_cell("our_loss", shown.full_loss(entry.arm), ".3f"),
                 ],
             )
         )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from rfq.report import curves, load
@@ -67,7 +67,7 @@ class Estimate(NamedTuple):
             Several draws of calibration tokens count as seeds do.
         spread: standard deviation over seeds and draws, None with one.
         num_seeds: seeds behind `value`.
-        not_finite: a seed gave NaN or infinity.
+        not_finite: a seed gave NaN or infinity, and is not in `value`.
     """
 
     value: float | None = None
@@ -77,25 +77,45 @@ class Estimate(NamedTuple):
     num_seeds: int = 0
     not_finite: bool = False
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """From lo to hi; else one standard deviation to both sides; else none."""
+        if self.lo is not None and self.hi is not None:
+            return self.lo, self.hi
+        if self.value is None or self.spread is None:
+            return None
+        return self.value - self.spread, self.value + self.spread
+
+    def less(self, level: float) -> "Estimate":
+        """The same above a level."""
+        moved = {
+            name: None if x is None else x - level
+            for name, x in (("value", self.value), ("lo", self.lo), ("hi", self.hi))
+        }
+        return self._replace(**moved)
+
 
 def estimate(
     rows: Sequence[Record], field: str, *, interval: tuple[str, str] | None = None
 ) -> Estimate:
     """The mean of `field` over rows that differ by seed alone."""
-    values = [v for row in rows if (v := load.number(row, field)) is not None]
+    known = {
+        i: v for i, row in enumerate(rows) if (v := load.number(row, field)) is not None
+    }
+    values = list(known.values())
     bad = any(load.nonfinite(row, field) for row in rows)
     if not values:
         return Estimate(not_finite=bad)
     ends: list[list[float]] = [[], []]
     for side, name in enumerate(interval or ()):
         ends[side] = [v for row in rows if (v := load.number(row, name)) is not None]
-    known = all(len(end) == len(values) for end in ends)
+    bounded = all(len(end) == len(values) for end in ends)
     return Estimate(
         value=statistics.fmean(values),
-        lo=min(ends[0]) if known else None,
-        hi=max(ends[1]) if known else None,
+        lo=min(ends[0]) if bounded else None,
+        hi=max(ends[1]) if bounded else None,
         spread=statistics.stdev(values) if len(values) > 1 else None,
-        num_seeds=len({row.get("seed", i) for i, row in enumerate(rows)}),
+        num_seeds=len({rows[i].get("seed", i) for i in known}),
         not_finite=bad,
     )
 
@@ -137,6 +157,20 @@ def _bits(row: Record, field: str) -> int | None:
     return None if value is None else int(value)
 
 
+def spec_label(row: Record) -> str | None:
+    """What `Precision.label` is of a row's precision."""
+    spec = load.text(row, "spec")
+    dtype = load.text(row, "compute_dtype")
+    return f"FP, {dtype}" if spec == "FP" and dtype else spec
+
+
+def _precision(row: Record) -> Precision:
+    if row.get("spec") == "FP":
+        return Precision("FP", None, None, load.text(row, "compute_dtype"))
+    bits = (_bits(row, "weight_bits"), _bits(row, "act_bits"))
+    return Precision(str(row.get("spec")), *bits)
+
+
 def _precision_order(precision: Precision) -> tuple[int, int, int, str]:
     """FP, then W8 (the paper's main text), other weights, activations alone."""
     weight, act = precision.weight_bits, precision.act_bits
@@ -152,12 +186,22 @@ def setting_of(row: Record) -> Setting:
 
 
 def settings(results: Results) -> list[Setting]:
-    """The settings of the quantized rows, the paper's (taps, min-max) first."""
-    found = {setting_of(row) for row in results.rows if row.get("spec") != "FP"}
+    """The settings of the quantized rows, the paper's (taps, min-max) first.
+
+    Those of the accuracies on tasks where there are no such rows.
+    """
+    asked = [row for run in results.runs for row in run.tasks]
+    found: set[Setting] = set()
+    for rows in (results.rows, asked):
+        found = found or {setting_of(row) for row in rows if row.get("spec") != "FP"}
     return sorted(
         found,
         key=lambda s: (s.taps != "paper", s.calibrator != "min_max", str(s)),
     )
+
+
+# (arm, label of a precision, placement) -> (seed, draw of calibration) -> record.
+Index = Mapping[tuple[str, str, str | None], Mapping[tuple[int, int], Record]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,28 +211,31 @@ class View:
     results: Results
     setting: Setting
 
+    def index(self, records: Iterable[Record]) -> Index:
+        """The records of this setting and of FP, which has no setting."""
+        found: dict[tuple[str, str, str | None], dict[tuple[int, int], Record]] = {}
+        for record in records:
+            arm, label = load.text(record, "arm"), spec_label(record)
+            full = record.get("spec") == "FP"
+            if arm and label and (full or setting_of(record) == self.setting):
+                stream = None if full else load.text(record, "stream")
+                draw = 0 if full else _bits(record, "calibration_seed") or 0
+                cell = found.setdefault((arm, label, stream), {})
+                cell[_bits(record, "seed") or 0, draw] = record
+        return found
+
     @functools.cached_property
-    def _index(
-        self,
-    ) -> Mapping[tuple[str, Precision, str | None], Mapping[tuple[int, int], Record]]:
-        index: dict[
-            tuple[str, Precision, str | None], dict[tuple[int, int], Record]
-        ] = {}
-        for row in self.results.rows:
-            arm, spec = load.text(row, "arm"), load.text(row, "spec")
-            if arm is None or spec is None:
-                continue
-            if spec == "FP":
-                dtype = load.text(row, "compute_dtype")
-                key, draw = (arm, Precision("FP", None, None, dtype), None), 0
-            elif setting_of(row) == self.setting:
-                bits = (_bits(row, "weight_bits"), _bits(row, "act_bits"))
-                key = (arm, Precision(spec, *bits), load.text(row, "stream"))
-                draw = _bits(row, "calibration_seed") or 0
-            else:
-                continue
-            index.setdefault(key, {})[_bits(row, "seed") or 0, draw] = row
-        return index
+    def _rows(self) -> Index:
+        return self.index(self.results.rows)
+
+    @functools.cached_property
+    def sites(self) -> Index:
+        """The records of sites.jsonl."""
+        return self.index(
+            {**record, "arm": run.arm, "seed": run.seed}
+            for run in self.results.runs
+            for record in run.sites
+        )
 
     @functools.cached_property
     def arms(self) -> tuple[str, ...]:
@@ -204,15 +251,17 @@ class View:
     @functools.cached_property
     def precisions(self) -> tuple[Precision, ...]:
         """Every precision of the rows, in the order of the tables."""
-        return tuple(sorted({key[1] for key in self._index}, key=_precision_order))
+        return precisions(self._rows)
+
+    @functools.cached_property
+    def placements(self) -> list[str]:
+        """The placements of the stream's quantizer that some row has."""
+        return placements(self._rows)
 
     @functools.cached_property
     def reference(self) -> Precision | None:
-        """The FP row that increases are against: float32 where there is one (D17)."""
-        full = [p for p in self.precisions if p.name == "FP"]
-        return next((p for p in full if p.compute_dtype == "float32"), None) or (
-            full[0] if full else None
-        )
+        """The FP row that increases are against."""
+        return reference(self.precisions)
 
     def precision(self, name: str) -> Precision | None:
         """The precision of that WnAm name, if any row has it."""
@@ -236,30 +285,35 @@ class View:
         """The run directories of an arm, one a seed."""
         return [run for run in self.results.runs if run.arm == arm]
 
-    def rows(
-        self, arm: str, precision: Precision | None, stream: str | None = None
+    def find(
+        self,
+        index: Index,
+        arm: str,
+        precision: Precision | None,
+        stream: str | None = None,
     ) -> list[Record]:
-        """The rows of one cell, one a seed and draw of calibration tokens.
+        """The records of one cell, one a seed and draw of calibration tokens.
 
-        Residual-free blocks cannot tell the placements apart, so that a placement
-        that was not evaluated for them is the other one. FP has no placement.
+        Without a placement those of whichever exists, branch first. Residual-free
+        blocks cannot tell the placements apart, so that a placement that was not
+        evaluated for them is the other one. FP has no placement.
         """
         if precision is None:
             return []
+        placements = [stream]
         if precision.name == "FP":
-            stream = None
-        found = self._index.get((arm, precision, stream))
-        if not found and stream is not None and self.skip(arm) == "residual_free":
-            for other in (*STREAMS, None):
-                found = found or self._index.get((arm, precision, other))
-        return [found[key] for key in sorted(found)] if found else []
+            placements = [None]
+        elif stream is None or self.skip(arm) == "residual_free":
+            placements += [*STREAMS, None]
+        cells = (index.get((arm, precision.label, each)) for each in placements)
+        found = next((cell for cell in cells if cell), {})
+        return [found[key] for key in sorted(found)]
 
-    def any_rows(self, arm: str, precision: Precision | None) -> list[Record]:
-        """Rows of one cell in whichever placement exists, branch first."""
-        for stream in (*STREAMS, None):
-            if rows := self.rows(arm, precision, stream):
-                return rows
-        return []
+    def rows(
+        self, arm: str, precision: Precision | None, stream: str | None = None
+    ) -> list[Record]:
+        """The rows of one cell, as `find`."""
+        return self.find(self._rows, arm, precision, stream)
 
     def increase(self, arm: str, precision: Precision | None, stream: str) -> Estimate:
         """Increase of held-out loss against float32 FP, nats a token."""
@@ -292,7 +346,18 @@ class View:
 
     def distortion(self, arm: str, precision: Precision | None, field: str) -> Estimate:
         """`sqnr_db` or `nmse`: of the full-precision tensors, so of no placement."""
-        return estimate(self.any_rows(arm, precision), field)
+        return estimate(self.rows(arm, precision), field)
+
+    def site_values(
+        self,
+        arm: str,
+        precision: Precision | None,
+        site: str,
+        field: str,
+        stream: str | None = None,
+    ) -> list[Estimate]:
+        """A statistic of sites.jsonl by layer; a site of the model is one layer."""
+        return by_layer(self.find(self.sites, arm, precision, stream), site, field)
 
     def speed(self, arm: str) -> float | None:
         """Training steps a second, mean over seeds."""
@@ -348,6 +413,23 @@ class View:
         return estimate(found, "k")
 
 
+def precisions(index: Index) -> tuple[Precision, ...]:
+    """Every precision of the records, in the order of the tables."""
+    found = {_precision(row) for cell in index.values() for row in cell.values()}
+    return tuple(sorted(found, key=_precision_order))
+
+
+def reference(found: Sequence[Precision]) -> Precision | None:
+    """Full precision: float32 where there is one (D17), else the first."""
+    full = [p for p in found if p.name == "FP"]
+    return min(full, key=lambda p: p.compute_dtype != "float32", default=None)
+
+
+def placements(index: Index) -> list[str]:
+    """The placements of the stream's quantizer that some record has."""
+    return [each for each in STREAMS if any(stream == each for *_, stream in index)]
+
+
 def of(results: Results, setting: Setting | None = None) -> View:
     """The view of one setting, by default the first of `settings`."""
     found = settings(results)
@@ -371,6 +453,15 @@ def layer_values(measure: Record, site: str, field: str) -> list[float | None]:
     record = load.child(measure, "sites", site)
     single = load.number(record, field)
     return [single] if single is not None else load.numbers(record, field)
+
+
+def by_layer(records: Sequence[Record], site: str, field: str) -> list[Estimate]:
+    """A statistic by layer, over records that differ by seed alone."""
+    found = [layer_values(record, site, field) for record in records]
+    return [
+        estimate([{"x": values[i]} for values in found if len(values) > i], "x")
+        for i in range(max(map(len, found), default=0))
+    ]
 
 
 def layer_kurtosis(measure: Record, site: str) -> list[float | None]:

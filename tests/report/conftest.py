@@ -226,6 +226,34 @@ def _histograms(arm: Arm, rng: np.random.Generator) -> dict:
     }
 
 
+def _quantized_sites(arm: Arm) -> list[dict]:
+    """What quantization does by site and layer; the error doubles with every layer."""
+    records = []
+    for bits in ACT_BITS:
+        for stream in ("branch", "in_place"):
+            sqnr = (6.02 * bits - 9 + arm.sqnr_gap_db + np.linspace(0, 2, 6)).tolist()
+            error = getattr(arm, stream) * 4.0 ** -(bits - 4) / 64
+            sites = {
+                site: {
+                    "sqnr_db": sqnr,
+                    "nmse": [0.01] * 6,
+                    "relative_error": [error * 2**layer for layer in range(6)],
+                }
+                for site in ("attn_norm_in", "attn_in", "mlp_norm_in", "mlp_in")
+            }
+            sites["head_in"] = {"relative_error": [error * 2**6]}
+            records.append(
+                {
+                    "spec": f"W8A{bits}",
+                    "stream": stream,
+                    "taps": "paper",
+                    "calibrator": "min_max",
+                    "sites": sites,
+                }
+            )
+    return records
+
+
 def write(
     directory: pathlib.Path,
     *,
@@ -275,34 +303,7 @@ def write(
                     for s in measured
                 ],
             )
-            _dump(
-                home / "quantize" / "sites.jsonl",
-                [
-                    {
-                        "spec": spec,
-                        "stream": "branch",
-                        "taps": "paper",
-                        "sites": {
-                            site: {
-                                "sqnr_db": (
-                                    6.02 * bits
-                                    - 9
-                                    + arm.sqnr_gap_db
-                                    + np.linspace(0, 2, 6)
-                                ).tolist(),
-                                "nmse": [0.01] * 6,
-                            }
-                            for site in (
-                                "attn_norm_in",
-                                "attn_in",
-                                "mlp_norm_in",
-                                "mlp_in",
-                            )
-                        },
-                    }
-                    for spec, bits in (("W8A8", 8), ("W8A4", 4))
-                ],
-            )
+            _dump(home / "quantize" / "sites.jsonl", _quantized_sites(arm))
             (home / "quantize" / "statistics.json").write_text(
                 json.dumps(_histograms(arm, rng))
             )

@@ -1,5 +1,7 @@
 """Accuracies stand beside the paper's, beside chance, and arm against arm."""
 
+import csv
+import io
 import json
 import pathlib
 
@@ -134,6 +136,48 @@ def test_some_of_the_tasks_have_no_average(tmp_path):
     assert data(found.lines[0])["paper_piqa"] == 0.653
     assert pairs.header[-1] == "piqa"
     assert [line.cells[0].text for line in found.lines][3:] == ["chance"]
+
+
+def _edited(folder: pathlib.Path, change) -> list[tables.Table]:
+    """The tables once `change` has edited the first arm's row."""
+    compared(folder, questions.GROUPS["all"])
+    path = folder / "arms" / ARMS[0] / "seed-0/quantize/tasks.jsonl"
+    row = json.loads(path.read_text())
+    change(row)
+    path.write_text(json.dumps(row) + "\n")
+    return accuracy.accuracy_tables(view.of(load.load(folder)), paper.load())
+
+
+def test_what_is_not_recorded_is_missing_and_never_zero(tmp_path):
+    def forget(row):
+        del row["avg_se"], row["avg_collapsed"]
+        for name in ("se", "chance", "num_documents"):
+            del row["scores"]["arc_c"][name]
+
+    (table, _) = _edited(tmp_path, forget)
+    cells = dict(zip(table.header, table.lines[0].cells, strict=True))
+    assert "±" not in cells["average"].text
+    assert "†" not in cells["average"].text + cells["arc_c, validation"].text
+    assert cells["average"].data["avg_se"] is None
+    first = next(csv.DictReader(io.StringIO(tables.comma_separated(table))))
+    assert (first["avg_se"], first["arc_c_se"]) == (tables.MISSING, tables.MISSING)
+    assert "arc_c missing" in table.caption
+    chance = data(next(line for line in table.lines if line.group == "levels"))
+    assert chance["avg_without_boolq"] == chance["arc_c"] == tables.MISSING
+
+
+def test_another_calibration_is_named_beside_the_precision(tmp_path):
+    def quantized(row):
+        row |= {"spec": "W8A8", "taps": "paper", "calibrator": "min_max"}
+
+    _edited(tmp_path, quantized)
+    path = tmp_path / "arms" / ARMS[0] / "seed-0/quantize/tasks.jsonl"
+    row = json.loads(path.read_text())
+    other = {**row, "calibrator": "mse", "calibration_seed": 2}
+    path.write_text(json.dumps(row) + "\n" + json.dumps(other) + "\n")
+    table, *_ = accuracy.accuracy_tables(view.of(load.load(tmp_path)), paper.load())
+    labels = [line.cells[0].text for line in table.lines if line.arm == ARMS[0]]
+    assert labels == ["W8A8", "W8A8, mse, draw 2"]
 
 
 @pytest.mark.slow

@@ -50,6 +50,49 @@ def test_noise_has_a_line_for_each_quantized_setting(directory):
         assert tables.MISSING not in line
 
 
+def _edit_sites(directory, change):
+    path = _home(directory) / "sites.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    metrics.rewrite(path, [change(record) for record in records])
+
+
+def test_without_its_fields_a_cause_is_missing_not_zero(directory):
+    def change(record):
+        for site in record["sites"].values():
+            site.pop("clip_noise_fraction", None)
+        return record
+
+    _edit_sites(directory, change)
+    for line in _texts(diagnosis.noise_table(view.of(load.load(directory)))):
+        assert line[2:5] == [tables.MISSING] * 3
+
+
+def test_causes_pair_the_fractions_of_one_layer(directory):
+    def change(record):
+        for site in record["sites"].values():
+            if "dead_fraction" in site:
+                # The first layer's noise is unknown, the second is dead.
+                site["clip_noise_fraction"] = [None, 0.0]
+                site["dead_fraction"] = [0.0, 1.0]
+        return record
+
+    _edit_sites(directory, change)
+    for line in _texts(diagnosis.noise_table(view.of(load.load(directory)))):
+        assert line[2:5] == ["0", "4", "0"]
+
+
+def test_noise_is_shown_of_one_placement_alone(directory):
+    full = diagnosis.noise_table(view.of(load.load(directory)))
+    path = _home(directory) / "sites.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    metrics.rewrite(path, [r for r in records if r["stream"] == "in_place"])
+    shown = view.of(load.load(directory))
+    alone = diagnosis.noise_table(shown)
+    assert len(alone.lines) == len(full.lines) == 4
+    if shown.skip("tiny") == "residual":
+        assert {line[-2] for line in _texts(alone)} == {tables.MISSING}
+
+
 def test_structure_is_that_of_the_stream(directory):
     (line,) = diagnosis.structure_table(view.of(load.load(directory))).lines
     (found,) = metrics.read(_home(directory) / "statistics.json")

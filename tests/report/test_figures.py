@@ -47,6 +47,7 @@ NAMES = [
     "accuracy",
     "paper_accuracy",
     "sqnr",
+    "errors",
     "training",
     "kurtosis_training",
     "temperature",
@@ -257,21 +258,181 @@ def test_the_temperature_is_shown_in_pairs_that_differ_in_nothing_else(make):
     assert training.temperature_figure(shown(directory), paper.load()).missing
 
 
+def _asked(bits, **changes):
+    """A row of tasks.jsonl: ten points above 0.3 a bit."""
+    return {
+        "spec": f"W8A{bits}" if bits else "FP",
+        "weight_bits": 8 if bits else None,
+        "act_bits": bits,
+        "stream": "branch",
+        "taps": "paper",
+        "calibrator": "min_max",
+        "calibration_seed": 0,
+        "questions": "abc",
+        "avg": 0.4 - 0.01 * (8 - (bits or 8)),
+        "avg_se": 0.005,
+        **changes,
+    }
+
+
+def _ask(directory, arm, rows):
+    home = directory / "arms" / arm / "seed-0" / "quantize"
+    (home / "tasks.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def bands_of(ax, arm):
+    """The corners of an arm's shaded intervals."""
+    return [
+        path.vertices
+        for shade in ax.collections
+        if shade.get_gid() == figures.tag(arm)
+        for path in shade.get_paths()
+    ]
+
+
 def test_our_accuracy_is_drawn_by_width_where_there_are_tasks(make):
     directory = make()
-    rows = [
-        {
-            "spec": f"W8A{bits}" if bits else "FP",
-            "weight_bits": 8 if bits else None,
-            "act_bits": bits,
-            "stream": "branch",
-            "avg": 0.4 - 0.01 * (8 - (bits or 8)),
-            "avg_se": 0.005,
-        }
-        for bits in (None, 8, 6, 4)
+    _ask(directory, "residual_adamw", [_asked(bits) for bits in (None, 8, 6, 4)])
+    (panel,) = precision.accuracy_figure(shown(directory)).panels
+    ax = drawn(panel)
+    points = dict(line_of(ax, "residual_adamw"))
+    assert points == pytest.approx({8: 0.40, 6: 0.38, 4: 0.36})
+    (corners,) = bands_of(ax, "residual_adamw")
+    assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((0.355, 0.405))
+
+
+def test_an_accuracy_without_a_standard_error_has_no_band(make):
+    directory = make()
+    rows = [_asked(bits, avg_se=None) for bits in (8, 6, 4)]
+    _ask(directory, "residual_adamw", rows)
+    (panel,) = precision.accuracy_figure(shown(directory)).panels
+    ax = drawn(panel)
+    assert len(line_of(ax, "residual_adamw")) == 3
+    assert bands_of(ax, "residual_adamw") == []
+
+
+def test_accuracies_of_other_settings_and_questions_are_not_mixed(make):
+    directory = make()
+    ours = [_asked(bits) for bits in (8, 6, 4)]
+    others = [
+        _asked(bits, avg=0.9, **change)
+        for bits in (8, 6, 4)
+        for change in (
+            {"taps": "full"},
+            {"calibrator": "mse"},
+            {"questions": "fewer"},
+        )
     ]
-    home = directory / "arms" / "residual_adamw" / "seed-0" / "quantize"
-    (home / "tasks.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    draws = [
+        _asked(bits, avg=row["avg"] + 0.02, calibration_seed=1)
+        for bits, row in zip((8, 6, 4), ours, strict=True)
+    ]
+    _ask(directory, "residual_adamw", [*ours, *others, *draws])
     (panel,) = precision.accuracy_figure(shown(directory)).panels
     points = dict(line_of(drawn(panel), "residual_adamw"))
-    assert points == pytest.approx({8: 0.40, 6: 0.38, 4: 0.36})
+    assert points == pytest.approx({8: 0.41, 6: 0.39, 4: 0.37})
+
+
+def test_one_placement_alone_has_its_accuracies(make):
+    directory = make()
+    rows = [_asked(bits, stream="in_place") for bits in (8, 6, 4)]
+    _ask(directory, "residual_adamw", rows)
+    (panel,) = precision.accuracy_figure(shown(directory)).panels
+    assert panel.name == "w8_in_place"
+    assert len(line_of(drawn(panel), "residual_adamw")) == 3
+
+
+def test_sqnr_by_layer_is_of_the_pages_setting(make):
+    directory = make()
+    path = directory / "arms/residual_adamw/seed-0/quantize/sites.jsonl"
+    first = json.loads(path.read_text().splitlines()[-1])
+    other = {
+        **first,
+        "calibrator": "mse",
+        "sites": {"attn_norm_in": {"sqnr_db": [99.0] * 6}},
+    }
+    path.write_text(json.dumps(other) + "\n" + path.read_text())
+    panels = {p.name: p for p in precision.sqnr_figure(shown(directory)).panels}
+    points = line_of(drawn(panels["site_attn_norm_in"]), "residual_adamw")
+    assert points[:, 1].max() < 99.0
+
+
+def test_distortion_is_drawn_for_every_weight_width(make):
+    directory = make()
+    path = directory / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    wide = [
+        {**row, "spec": f"W16A{row['act_bits']}", "weight_bits": 16}
+        for row in rows
+        if row["weight_bits"] == 8
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*rows, *wide)))
+    figure = precision.sqnr_figure(shown(directory))
+    names = [panel.name for panel in figure.panels]
+    for width in ("w8", "w16", "a"):
+        assert {f"sqnr_{width}", f"nmse_{width}", f"gap_{width}"} <= set(names)
+    assert figure.stands_for == ["Figure 1", "Figure 11", "Figure 13", "Figure 15"]
+    assert "Figure 13" not in precision.sqnr_figure(shown(make(steps=400))).stands_for
+
+
+def test_the_papers_accuracy_has_its_three_tables_and_their_baselines(make):
+    printed = paper.load()
+    panels = precision.paper_figure(shown(make()), printed).panels
+    assert [panel.name for panel in panels] == ["table2", "table3", "table4"]
+    for panel in panels:
+        ax = drawn(panel)
+        every = [row.avg for row in printed.tables[panel.name]]
+        low, high = ax.get_ylim()
+        assert low < min(every)
+        assert high > max(every)
+        for arm in (
+            "residual_adamw",
+            "residual_kl_shampoo",
+            "residual_free_kl_shampoo",
+        ):
+            flat = [
+                line.get_ydata()[0]
+                for line in ax.get_lines()
+                if line.get_gid() == figures.tag(arm) and line.get_linestyle() == ":"
+            ]
+            assert flat == [printed.accuracy(panel.name, arm, "FP")]
+
+
+def test_the_error_is_drawn_by_layer_and_against_bits_in_both_placements(make, arms):
+    panels = {p.name: p for p in precision.error_figure(shown(make())).panels}
+    assert list(panels) == [
+        "w8a6_branch",
+        "w8a6_in_place",
+        "w8a4_branch",
+        "w8a4_in_place",
+        "head_w8_branch",
+        "head_w8_in_place",
+    ]
+    # The synthetic error doubles by layer; the head is the seventh point of six layers.
+    ax = drawn(panels["w8a4_in_place"])
+    points = line_of(ax, "residual_adamw")
+    assert points[:, 0].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    np.testing.assert_allclose(points[1:, 1] / points[:-1, 1], 2.0)
+    assert [text.get_text() for text in ax.get_xticklabels()][-1] == "head"
+    head = dict(line_of(drawn(panels["head_w8_in_place"]), "residual_adamw"))
+    assert (
+        head[4]
+        == points[-1, 1]
+        != line_of(drawn(panels["w8a4_branch"]), "residual_adamw")[-1, 1]
+    )
+
+
+def test_seeds_that_differ_make_a_band_and_one_seed_makes_none(make):
+    directory = make(seeds=(0, 1))
+    path = directory / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if row["sqnr_db"] is not None:
+            row["sqnr_db"] += row["seed"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for seeds, count in ((2, 1), (1, 0)):
+        kept = [row for row in rows if row["seed"] < seeds]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        panels = {p.name: p for p in precision.sqnr_figure(shown(directory)).panels}
+        ax = drawn(panels["sqnr_w8"])
+        assert len(bands_of(ax, "residual_adamw")) == count

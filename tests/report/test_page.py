@@ -72,7 +72,7 @@ def test_every_table_and_figure_is_a_file(rendered):
     figures = {path.name for path in (rendered / "figures").iterdir()}
     names = {"loss_increase", "paper_accuracy", "sqnr", "training", "histograms"}
     names |= {"kurtosis_training", "kurtosis_layers", "kurtosis_layers_other"}
-    names |= {"negentropy_layers", "ranges", "histograms_training"}
+    names |= {"negentropy_layers", "ranges", "histograms_training", "errors"}
     assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
 
 

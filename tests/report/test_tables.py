@@ -107,6 +107,32 @@ def test_what_is_not_in_the_rows_is_missing_never_zero(make):
         assert record[f"loss_increase_branch{end}"] == "missing"
 
 
+def test_a_seed_that_is_not_finite_is_said_in_the_cell_and_never_best(make):
+    directory = make(seeds=(0, 1))
+    path = directory / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if (row["arm"], row["spec"], row["seed"]) == ("residual_kl_shampoo", "W8A4", 1):
+            row |= {"loss": None, "loss_increase": None}
+            row["nonfinite"] = ["loss", "loss_increase"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = shown(directory)
+    table = tables.main_table(found)
+    lines = {(line.group, line.arm): line for line in table.lines}
+    cells = lines["W8A4", "residual_kl_shampoo"].cells[2:6]
+    assert all(cell.text.endswith("; a seed not finite") for cell in cells)
+    assert {cell.mark for cell in cells} == {"bad"}
+    assert cells[1].data["loss_increase_branch_left_out"] == "a seed, not finite"
+    (glance,) = [
+        line.cells[-1]
+        for line in tables.glance_table(found).lines
+        if line.arm == "residual_kl_shampoo"
+    ]
+    assert "a seed not finite" in glance.text
+    increase = found.increase("residual_kl_shampoo", found.precision("W8A4"), "branch")
+    assert increase.num_seeds == 1
+
+
 def test_rows_of_a_foreign_version_make_every_table(make):
     directory = make()
     rows = [{"arm": "other", "spec": "W4A4"}, {"arm": "other", "spec": "FP", "loss": 3}]
