@@ -27,23 +27,21 @@ class Look(NamedTuple):
 
 # Line style by connection; where that is unknown, dashes and dots.
 LINES: Mapping[str | None, str] = {"residual": "--", "residual_free": "-", None: "-."}
+_DASHED, _SOLID = LINES["residual"], LINES["residual_free"]
 
-# (light, dark, marker) of the arms of the main comparison, after Okabe and Ito (2008),
-# darkened where the original has under 3:1 on white. Warm is residual, cool is
-# residual-free.
-ARMS: Mapping[str, tuple[str, str, str]] = {
-    "residual_adamw": ("#d1460b", "#ff8a4c", "o"),
-    "residual_kl_shampoo": ("#b0408b", "#ec8bc6", "s"),
-    "residual_muon": ("#a07400", "#e6b93c", "^"),
-    "residual_soap": ("#7a4a2b", "#c99a78", "v"),
-    "residual_free_kl_shampoo": ("#0067a8", "#5bb5f0", "D"),
-    "residual_free_muon": ("#00835f", "#3fcfa4", "P"),
-    "residual_free_soap": ("#2a8fb8", "#8fd8f5", "X"),
-    "residual_free_adamw": ("#5d4db3", "#aa9df0", "*"),
+# After Okabe and Ito (2008), darkened where the original has under 3:1 on white. Warm
+# is residual, cool is residual-free.
+ARMS: Mapping[str, Look] = {
+    "residual_adamw": Look("#d1460b", "#ff8a4c", "o", _DASHED),
+    "residual_kl_shampoo": Look("#b0408b", "#ec8bc6", "s", _DASHED),
+    "residual_muon": Look("#a07400", "#e6b93c", "^", _DASHED),
+    "residual_soap": Look("#7a4a2b", "#c99a78", "v", _DASHED),
+    "residual_free_kl_shampoo": Look("#0067a8", "#5bb5f0", "D", _SOLID),
+    "residual_free_muon": Look("#00835f", "#3fcfa4", "P", _SOLID),
+    "residual_free_soap": Look("#2a8fb8", "#8fd8f5", "X", _SOLID),
+    "residual_free_adamw": Look("#5d4db3", "#aa9df0", "*", _SOLID),
 }
-# Of all other arms, in order: the two cycles have coprime lengths, so that 63 arms
-# differ, and no color is one of ARMS.
-SPARE_COLORS = (
+_SPARE_COLORS = (
     ("#4d4d4d", "#bdbdbd"),
     ("#8a2b2b", "#e08a8a"),
     ("#3f6b2b", "#9fd07f"),
@@ -52,7 +50,12 @@ SPARE_COLORS = (
     ("#00757d", "#4fd3dc"),
     ("#7b2fa0", "#d29aec"),
 )
-SPARE_MARKERS = ("h", "<", ">", "p", "d", "o", "s", "^", "v")
+_SPARE_MARKERS = ("h", "<", ">", "p", "d", "o", "s", "^", "v")
+# Of all other arms, in order. The cycles have coprime lengths, so that no two of the
+# 63 have both in common, and no color is one of ARMS.
+SPARE = tuple(
+    Look(*_SPARE_COLORS[i % 7], _SPARE_MARKERS[i % 9], _SOLID) for i in range(63)
+)
 
 # Ink of figures. In the page each becomes the CSS variable of that name.
 INK = {"ink": "#1c1d1f", "muted": "#6b6e73", "hairline": "#d7d9dc"}
@@ -94,16 +97,13 @@ RC: dict = {
 
 def looks(shown: View) -> Mapping[str, Look]:
     """The look of each arm: fixed by name or the next spare, dashed by connection."""
-    spare = zip(itertools.cycle(SPARE_COLORS), itertools.cycle(SPARE_MARKERS))
-    found = {}
-    for arm in shown.arms:
-        if arm in ARMS:
-            light, dark, marker = ARMS[arm]
-        else:
-            (light, dark), marker = next(spare)
-        line = LINES.get(shown.skip(arm), LINES[None])
-        found[arm] = Look(light, dark, marker, line)
-    return found
+    spare = itertools.cycle(SPARE)
+    return {
+        arm: (ARMS.get(arm) or next(spare))._replace(
+            line=LINES.get(shown.skip(arm), LINES[None])
+        )
+        for arm in shown.arms
+    }
 
 
 def short_label(arm: str) -> str:

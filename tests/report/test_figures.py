@@ -76,7 +76,7 @@ def test_every_kind_of_figure_is_made_and_says_how_to_read_it(make):
             for line in ax.get_lines():
                 arm = (line.get_gid() or "").removeprefix("arm:")
                 if arm:
-                    assert line.get_color() == style.ARMS[arm][0]
+                    assert line.get_color() == style.ARMS[arm].light
 
 
 def test_without_files_a_figure_says_what_is_missing(make):
