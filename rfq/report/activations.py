@@ -58,7 +58,7 @@ def layers_figure(
                 figures.line(ax, looks[arm], arm, x, y)
                 loss = shown.full_loss(arm).value
                 tail = tables.MISSING if loss is None else f"{loss:.2f}"
-                text = f"{style.short_label(arm)}\nloss {tail}"
+                text = f"{view.arm_label(arm)}\nloss {tail}"
                 marks.append(figures.End(arm, x[-1], y[-1], text))
                 seen += y
             figures.symlog(ax, linear, seen)

@@ -7,6 +7,7 @@ page's SVG are `render`'s.
 import dataclasses
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -14,7 +15,7 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 
-from rfq.report import style
+from rfq.report import style, view
 from rfq.report.view import Estimate, View
 
 # Below this a kurtosis axis is linear, above it logarithmic: 1 is the bound within
@@ -23,8 +24,12 @@ KURTOSIS_LINEAR = 1.0
 # Line width of the seeds after the first, which carries the arm's name.
 SEED_WIDTH = 0.8
 
-# One line of 8.5 point text as a fraction of the axes' height (`render.PANEL_INCHES`).
-LINE_HEIGHT = 0.058
+# Sizes of the names beside lines, in points: the first at which all of them fit.
+LABEL_SIZES = (8.5, 7.5, 6.5, 5.5, 4.5, 3.0)
+# At one point, as `render.PANEL_INCHES` has it: the height of a line of text as a
+# fraction of the axes', and the letters that stand right of them.
+LINE_HEIGHT = 0.0068
+LETTERS = 110.0
 
 
 class Panel(NamedTuple):
@@ -129,7 +134,7 @@ def series(
             gid=tag(arm),
         )
         last = at.index(max(at) if x == "up" else min(at))
-        ends.append(End(arm, at[last], means[last], style.short_label(arm)))
+        ends.append(End(arm, at[last], means[last], view.arm_label(arm)))
     return ends
 
 
@@ -170,6 +175,25 @@ def spread(centers: Sequence[float], heights: Sequence[float]) -> list[float]:
     return placed
 
 
+def wrap(text: str, size: float) -> str:
+    """A name on lines that fit right of the axes at a size in points."""
+    width = int(LETTERS / size)
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    )
+
+
+def label_sizes(texts: Sequence[str]) -> tuple[float, list[float]]:
+    """The largest size at which names fit one above the other, and their heights."""
+    for size in LABEL_SIZES:
+        lines = [wrap(text, size).count("\n") + 1 for text in texts]
+        heights = [LINE_HEIGHT * size * (count + 0.2) for count in lines]
+        if sum(heights) <= 1.0:
+            break
+    return size, heights
+
+
 def label_ends(ax: Axes, shown: View, ends: Sequence[End]) -> None:
     """Writes each arm's name right of its line, moved apart where they collide."""
     looks = style.looks(shown)
@@ -177,7 +201,7 @@ def label_ends(ax: Axes, shown: View, ends: Sequence[End]) -> None:
     to_axes = ax.transData + ax.transAxes.inverted()
     tips = [to_axes.transform((end.x, end.y)) for end in ends]
     centers = [float(np.clip(tip[1], 0.0, 1.0)) for tip in tips]
-    heights = [LINE_HEIGHT * (1.3 + end.text.count("\n")) for end in ends]
+    size, heights = label_sizes([end.text for end in ends])
     for end, tip, y in zip(ends, tips, spread(centers, heights), strict=True):
         color = looks[end.arm].light
         ax.plot(
@@ -193,10 +217,10 @@ def label_ends(ax: Axes, shown: View, ends: Sequence[End]) -> None:
         ax.text(
             1.09,
             y,
-            end.text,
+            wrap(end.text, size),
             transform=ax.transAxes,
             color=color,
-            fontsize=8.5,
+            fontsize=size,
             va="center",
             ha="left",
             linespacing=1.05,

@@ -184,7 +184,7 @@ def _swatch(look: style.Look, index: int) -> markupsafe.Markup:
     """A short sample of an arm's line and marker."""
     dash = {"--": "5 2.5", "-.": "5 2 1 2"}.get(look.line, "none")
     marker = MarkerStyle(look.marker)
-    outline = marker.get_path().transformed(marker.get_transform().scale(7.0, -7.0))
+    outline = marker.get_path().transformed(marker.get_transform().scale(8.0, -8.0))
     shape = "".join(
         "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in polygon) + "Z"
         for polygon in outline.to_polygons()

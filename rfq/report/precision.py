@@ -266,14 +266,13 @@ def sqnr_figure(shown: View) -> Figure:
                 every, guide, color=style.INK["muted"], linestyle=":", linewidth=1.2
             )
             ax.annotate(
-                "a Gaussian tensor\n6.02 dB a bit",
-                xy=(every[-1], guide[-1]),
-                xytext=(-40, 0),
-                textcoords="offset points",
+                "dotted: a Gaussian tensor,\n6.02 dB a bit",
+                xy=(0.98, 0.03),
+                xycoords="axes fraction",
                 color=style.INK["muted"],
                 fontsize=8,
                 ha="right",
-                va="top",
+                va="bottom",
             )
             ends = figures.series(ax, shown, found)
             figures.bits_axis(ax, every)
@@ -399,9 +398,15 @@ def error_figure(shown: View) -> Figure:
     def through(precision: Precision, stream: str, found: Series) -> Panel:
         depth = _depth(found)
         heads = _by_layer(shown, precision, "head_in", field, stream)
-        points = {
+        every = {
             arm: [*layers, *((depth + 1, e) for _, e in heads.get(arm, ()))]
             for arm, layers in found.items()
+        }
+        # The first layer's stream is the embedding: without an error as a rule, which
+        # a logarithmic axis cannot show.
+        points = {
+            arm: [(at, e) for at, e in layers if e.value]
+            for arm, layers in every.items()
         }
 
         def draw(ax: Axes) -> None:

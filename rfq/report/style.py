@@ -1,11 +1,9 @@
 """One look for every figure: colors of the arms, and ink that follows the page."""
 
 import itertools
-import textwrap
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from rfq.report import view
 from rfq.report.view import View
 
 
@@ -104,9 +102,3 @@ def looks(shown: View) -> Mapping[str, Look]:
         )
         for arm in shown.arms
     }
-
-
-def short_label(arm: str) -> str:
-    """The arm's label on short lines, for the end of a line in a figure."""
-    label = view.arm_label(arm)
-    return textwrap.fill(label, 13, break_long_words=False, break_on_hyphens=False)

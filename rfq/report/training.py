@@ -51,7 +51,7 @@ def training_figure(shown: View) -> Figure:
                         ax, looks[arm], arm, x, smooth, marker=False, linewidth=width
                     )
                     end = end or figures.End(
-                        arm, x[-1], smooth[-1], style.short_label(arm)
+                        arm, x[-1], smooth[-1], view.arm_label(arm)
                     )
                 if end is not None:
                     ends.append(end)
@@ -141,7 +141,7 @@ def _trajectories(
             width = None if first else figures.SEED_WIDTH
             figures.line(ax, looks[arm], arm, x, y, markersize=3.5, linewidth=width)
             if first:
-                ends.append(figures.End(arm, x[-1], y[-1], style.short_label(arm)))
+                ends.append(figures.End(arm, x[-1], y[-1], view.arm_label(arm)))
             first = False
     return ends
 
@@ -217,7 +217,7 @@ def temperature_figure(shown: View, paper: Paper) -> Figure:
                     x, y = figures.finite(*_steps_and_losses(run))
                     smooth = curves.smooth(y)
                     figures.line(ax, looks[arm], arm, x, smooth, marker=False)
-                    label = style.short_label(arm)
+                    label = view.arm_label(arm)
                     ends.append(figures.End(arm, x[-1], smooth[-1], label))
             ax.set_xlabel("step")
             ax.set_ylabel("training loss, nats a token")
@@ -286,7 +286,7 @@ def ranges_figure(shown: View) -> Figure:
                 if values:
                     depth, layers = max(depth, len(values)), range(1, len(values) + 1)
                     figures.line(ax, looks[arm], arm, layers, values)
-                    label = style.short_label(arm)
+                    label = view.arm_label(arm)
                     ends.append(figures.End(arm, layers[-1], values[-1], label))
         _log_axis(ax)
         figures.layer_axis(ax, depth)

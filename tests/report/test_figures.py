@@ -209,6 +209,15 @@ def test_labels_never_touch_keep_their_order_and_stay_inside(centers, height):
     assert max(placed) <= 1 - height / 2 + 1e-9
 
 
+@pytest.mark.parametrize("count", [1, 4, 10, 20, 30])
+def test_names_of_any_number_of_arms_fit_beside_the_axes(count):
+    # The longest of a real family, two lines at most sizes.
+    texts = ["residual-free KL-Shampoo beta 1.1"] * count
+    size, heights = figures.label_sizes(texts)
+    assert sum(heights) <= 1.0
+    assert size >= (8.5 if count < 5 else 3.0)
+
+
 def test_labels_that_do_not_collide_stay_where_their_lines_end():
     assert figures.spread([0.8, 0.2, 0.5], [0.1] * 3) == pytest.approx([0.8, 0.2, 0.5])
 
