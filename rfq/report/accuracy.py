@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rfq.report import load, tables, view
+from rfq.report import counterparts, load, tables, view
 from rfq.report.load import Record
 from rfq.report.paper import Paper
 from rfq.report.tables import Cell, Line, Table
@@ -126,7 +126,8 @@ def _table(rows: Sequence[Record], shown: View, paper: Paper, name: str) -> Tabl
 
 def _line(row: Record, shown: View, paper: Paper) -> Line:
     arm, label = str(row["arm"]), _label(row, shown)
-    theirs = _printed(paper, arm, load.text(row, "spec"))
+    printed = counterparts.theirs(shown, paper).get(arm)
+    theirs = _printed(paper, printed, load.text(row, "spec"))
     cells = [
         tables.plain_cell("precision", label),
         tables.arm_cell(arm),
@@ -154,7 +155,7 @@ def _line(row: Record, shown: View, paper: Paper) -> Line:
     return Line(cells=cells, group=label, arm=arm)
 
 
-def _printed(paper: Paper, arm: str, spec: str | None) -> Mapping[str, float]:
+def _printed(paper: Paper, arm: str | None, spec: str | None) -> Mapping[str, float]:
     """The paper's accuracies of an arm and setting; empty where it has no such row."""
     for row in itertools.chain(*paper.tables.values()):
         if (row.arm, row.spec) == (arm, spec):

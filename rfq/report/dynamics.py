@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rfq.report import curves, load, tables, view
+from rfq.report import counterparts, curves, load, tables, view
 from rfq.report.evidence import Evidence
 from rfq.report.paper import Paper, PaperCost
 from rfq.report.tables import Cell, Line, Table
@@ -114,11 +114,19 @@ def _range(layer: int, lo: float | None, hi: float | None) -> Cell:
     return Cell(text=text, data=dict(zip(keys, (lo, hi), strict=True)))
 
 
+# What ratios of speed are to.
+_BASE = "residual_adamw"
+
+
 def costs_table(shown: View, paper: Paper) -> Table:
     """Steps a second and bytes of each arm, beside the paper's (appendix D)."""
-    theirs = {cost.arm: cost for cost in paper.costs}
-    base = "residual_adamw"
-    ours = {arm: shown.speed(arm) for arm in dict.fromkeys((*shown.arms, *theirs))}
+    printed = {cost.arm: cost for cost in paper.costs}
+    ours = counterparts.ours(shown, paper)
+    theirs = {arm: each for each, arm in ours.items()}
+    speeds = {arm: shown.speed(arm) for arm in shown.arms}
+    base = speeds.get(ours.get(_BASE, ""))
+    pairs = [(arm, theirs.get(arm)) for arm in shown.arms]
+    pairs += [(None, each) for each in printed if each not in ours]
     return Table(
         name="costs",
         title="Speed and memory",
@@ -134,6 +142,7 @@ def costs_table(shown: View, paper: Paper) -> Table:
             "Ratio",
             "State, MB",
             "Peak, MB",
+            "Paper: arm",
             "Paper: steps/s",
             "Paper: ratio",
             "Paper: MB",
@@ -142,14 +151,16 @@ def costs_table(shown: View, paper: Paper) -> Table:
             Line(
                 arm=arm,
                 cells=[
-                    tables.arm_cell(arm),
-                    tables.value_cell("steps_per_second", speed, ".3g"),
-                    tables.value_cell("speed_ratio", _ratio(speed, ours[base]), ".2f"),
-                    *(_megabytes(shown, arm, name) for name in ("state", "peak")),
-                    *_paper_cells(theirs.get(arm), theirs[base]),
+                    tables.counterpart_cell(arm),
+                    tables.value_cell("steps_per_second", speeds.get(arm or ""), ".3g"),
+                    tables.value_cell(
+                        "speed_ratio", _ratio(speeds.get(arm or ""), base), ".2f"
+                    ),
+                    *(_megabytes(shown, arm or "", name) for name in ("state", "peak")),
+                    *_paper_cells(printed.get(each or ""), printed[_BASE]),
                 ],
             )
-            for arm, speed in ours.items()
+            for arm, each in pairs
         ],
     )
 
@@ -167,9 +178,10 @@ def _megabytes(shown: View, arm: str, name: str) -> Cell:
 
 def _paper_cells(cost: PaperCost | None, base: PaperCost) -> Sequence[Cell]:
     if cost is None:
-        return [Cell(text="not in the paper", data={}, mark="quiet")] * 3
+        return [Cell(text="not in the paper", data={}, mark="quiet")] * 4
     speed = cost.steps_per_second
     return [
+        tables.plain_cell("paper_arm", view.arm_label(cost.arm)),
         tables.value_cell("paper_steps_per_second", speed, ".3g"),
         tables.value_cell("paper_speed_ratio", speed / base.steps_per_second, ".2f"),
         tables.value_cell("paper_mb", cost.memory_mb, ",.0f"),

@@ -9,7 +9,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Mapping, Sequence
 
-from rfq.report import load, view
+from rfq.report import counterparts, load, view
 from rfq.report.load import Record
 from rfq.report.paper import Paper
 from rfq.report.view import Estimate, Precision, View
@@ -136,6 +136,13 @@ def kurtosis_cell(key: str, found: Estimate, *, compact: bool = False) -> Cell:
 def arm_cell(arm: str) -> Cell:
     """An arm's name as a reader sees it."""
     return Cell(text=view.arm_label(arm), data={"arm": arm})
+
+
+def counterpart_cell(arm: str | None) -> Cell:
+    """Our arm beside one of the paper's, or that there is none."""
+    if arm is None:
+        return Cell(text=MISSING, data={"arm": None}, mark="missing")
+    return arm_cell(arm)
 
 
 def _full_precision(
@@ -387,12 +394,12 @@ def arms_table(shown: View) -> Table:
 
 def kurtosis_table(shown: View, *, sites: Sequence[str], name: str) -> Table:
     """Excess kurtosis by site and layer at the end of training."""
-    ends = {arm: shown.ends(arm) for arm in shown.arms}
-    every = [end for found in ends.values() for end in found]
-    depth = max(
-        (len(view.layer_kurtosis(end, site)) for end in every for site in sites),
-        default=0,
-    )
+    found = {
+        (site, arm): view.by_layer(shown.ends(arm), site, "excess_kurtosis")
+        for site in sites
+        for arm in shown.arms
+    }
+    depth = max(map(len, found.values()), default=0)
     lines = []
     for site in sites:
         once = site in view.FINAL_SITES
@@ -404,16 +411,11 @@ def kurtosis_table(shown: View, *, sites: Sequence[str], name: str) -> Table:
                 number_cell("loss", shown.full_loss(arm), ".3f"),
             ]
             for layer in range(max(depth, 1)):
-                values = [
-                    {"k": found[layer]}
-                    for end in ends[arm]
-                    if len(found := view.layer_kurtosis(end, site)) > layer
-                ]
                 key = f"layer_{layer + 1}"
                 if once and layer:
                     cells.append(Cell(text="", data={key: ""}, mark="quiet"))
                 else:
-                    mean = view.estimate(values, "k")
+                    mean = next(iter(found[site, arm][layer : layer + 1]), Estimate())
                     cells.append(kurtosis_cell(key, mean, compact=True))
             lines.append(Line(cells=cells, group=site, arm=arm))
     return Table(
@@ -508,6 +510,7 @@ def _paper_table_of(precision: Precision) -> str:
 def beside_table(shown: View, paper: Paper, *, weight_bits: int | None) -> Table:
     """Our loss increase and the paper's change of accuracy, row by row."""
     paper_arms = list(dict.fromkeys(row.arm for row in paper.tables["table2"]))
+    ours = counterparts.ours(shown, paper)
     quantized = [
         p for p in shown.precisions if p.name != "FP" and p.weight_bits == weight_bits
     ]
@@ -515,19 +518,24 @@ def beside_table(shown: View, paper: Paper, *, weight_bits: int | None) -> Table
     lines = []
     for precision in [*reference, *quantized]:
         table = _paper_table_of(precision)
-        for arm in paper_arms:
+        for theirs in paper_arms:
+            arm = ours.get(theirs)
+            loss = shown.loss(arm, precision, "branch") if arm else Estimate()
             cells = [
                 plain_cell("precision", precision.name),
-                arm_cell(arm),
-                number_cell("our_loss", shown.loss(arm, precision, "branch"), ".3f"),
+                counterpart_cell(arm),
+                number_cell("our_loss", loss, ".3f"),
             ]
-            if precision == shown.reference:
+            if precision == shown.reference and arm:
                 cells += _full_precision(shown, arm, precision, prefix="our_")
             else:
                 for stream in view.STREAMS:
-                    found = shown.increase(arm, precision, stream)
+                    found = (
+                        shown.increase(arm, precision, stream) if arm else Estimate()
+                    )
                     cells.append(increase_cell(f"our_loss_increase_{stream}", found))
-            cells += _paper_cells(paper, table, arm, precision.name)
+            cells.append(plain_cell("paper_arm", view.arm_label(theirs)))
+            cells += _paper_cells(paper, table, theirs, precision.name)
             lines.append(Line(cells=cells, group=precision.name, arm=arm))
     kind = "a" if weight_bits is None else f"w{weight_bits}"
     weights = "weights FP" if weight_bits is None else f"{weight_bits}-bit weights"
@@ -540,7 +548,8 @@ def beside_table(shown: View, paper: Paper, *, weight_bits: int | None) -> Table
             f"of {paper.num_params / 1e6:.0f} M parameters, and its change from BF16 "
             "(down is worse). The units differ; compare the order of arms and where "
             "each begins to fall, not the sizes. The paper gives one seed and does not "
-            "say which placement it used."
+            "say which placement it used. Ours is the arm of that connection, "
+            "optimizer, initialization and norm whose config comes nearest."
         ),
         header=(
             "Precision",
@@ -548,6 +557,7 @@ def beside_table(shown: View, paper: Paper, *, weight_bits: int | None) -> Table
             "Ours: loss, branch",
             "Ours: increase, branch",
             "Ours: increase, in place",
+            "Paper: arm",
             "Paper: accuracy",
             "Paper: change",
         ),
@@ -601,29 +611,26 @@ def same_depth(layer: int, paper_layers: int, num_layers: int) -> int:
 
 def paper_kurtosis_table(shown: View, paper: Paper) -> Table:
     """The kurtosis that the paper states, and ours at the same relative depth."""
+    arms = counterparts.ours(shown, paper)
     lines = []
     for entry in paper.kurtosis:
-        layers = [
-            view.layer_kurtosis(end, "attn_norm_in") for end in shown.ends(entry.arm)
-        ]
-        depth = max(map(len, layers), default=0)
-        layer = same_depth(entry.layer, paper.num_layers, depth) if depth else None
-        ours = view.estimate(
-            [
-                {"k": found[layer - 1]}
-                for found in layers
-                if layer and len(found) >= layer
-            ],
-            "k",
+        arm = arms.get(entry.arm)
+        found = view.by_layer(
+            shown.ends(arm) if arm else [], "attn_norm_in", "excess_kurtosis"
         )
+        depth = len(found)
+        layer = same_depth(entry.layer, paper.num_layers, depth) if depth else None
+        ours = Estimate() if layer is None else found[layer - 1]
+        loss = shown.full_loss(arm) if arm else Estimate()
         where = Cell(text=MISSING, data={"our_layer": None}, mark="missing")
         if layer is not None:
             where = Cell(text=f"layer {layer} of {depth}", data={"our_layer": layer})
         lines.append(
             Line(
-                arm=entry.arm,
+                arm=arm,
                 cells=[
-                    arm_cell(entry.arm),
+                    counterpart_cell(arm),
+                    plain_cell("paper_arm", view.arm_label(entry.arm)),
                     Cell(
                         text=f"layer {entry.layer} of {paper.num_layers} "
                         f"({entry.where})",
@@ -635,7 +642,7 @@ def paper_kurtosis_table(shown: View, paper: Paper) -> Table:
                     ),
                     where,
                     kurtosis_cell("our_excess_kurtosis", ours),
-                    number_cell("our_loss", shown.full_loss(entry.arm), ".3f"),
+                    number_cell("our_loss", loss, ".3f"),
                 ],
             )
         )
@@ -649,6 +656,7 @@ def paper_kurtosis_table(shown: View, paper: Paper) -> Table:
         ),
         header=(
             "Arm",
+            "Paper: arm",
             "Paper: where",
             "Paper: excess kurtosis",
             "Ours: where",

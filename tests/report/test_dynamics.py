@@ -44,7 +44,8 @@ def test_ranges_stand_by_layer_and_step_and_old_runs_have_none(make):
 
 
 def test_costs_stand_beside_the_papers_and_unknown_bytes_are_missing(make):
-    rows = by_arm(dynamics.costs_table(shown(make()), paper.load()))
+    table = dynamics.costs_table(shown(make()), paper.load())
+    rows = by_arm(table)
     adamw, kl = rows["residual_adamw"], rows["residual_kl_shampoo"]
     # 800 steps in 80 s and in 96 s.
     assert float(adamw["steps_per_second"]) == pytest.approx(10.0)
@@ -52,7 +53,9 @@ def test_costs_stand_beside_the_papers_and_unknown_bytes_are_missing(make):
     assert float(kl["paper_speed_ratio"]) == pytest.approx(1.56 / 4.77)
     assert float(adamw["state_mb"]) == pytest.approx(3.942144)
     assert {row["peak_mb"] for row in rows.values()} == {"missing"}
-    assert rows["residual_free_soap"]["steps_per_second"] == "missing"
+    soap = next(r for r in records(table) if r["paper_arm"] == "residual-free SOAP")
+    assert (soap["arm"], soap["steps_per_second"]) == ("missing", "missing")
+    assert float(soap["paper_steps_per_second"]) == 0.9
 
 
 def test_calibrators_stand_side_by_side_where_there_are_several(make):
