@@ -121,7 +121,19 @@ def _table(rows: Sequence[Record], shown: View, paper: Paper, name: str) -> Tabl
             *_by_precision([_line(row, shown, paper) for row in rows]),
             *_levels(rows[0]),
         ],
+        stands_for=_stands_for(rows),
     )
+
+
+def _stands_for(rows: Sequence[Record]) -> list[str]:
+    """The paper's tables of the weight widths that all eight tasks were asked at."""
+    widths = {
+        load.number(row, "weight_bits")
+        for row in rows
+        if _has_average(row) and load.number(row, "act_bits") is not None
+    }
+    every = tables.PAPER_TABLES.items()
+    return [name for width, names in every if width in widths for name in names]
 
 
 def _line(row: Record, shown: View, paper: Paper) -> Line:

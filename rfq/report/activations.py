@@ -23,7 +23,13 @@ LAYER_STATISTICS: Mapping[str, tuple[str, float]] = {
 
 
 def layers_figure(
-    shown: View, field: str, *, sites: Sequence[str], name: str, title: str
+    shown: View,
+    field: str,
+    *,
+    sites: Sequence[str],
+    name: str,
+    title: str,
+    stands_for: Sequence[str] = (),
 ) -> Figure:
     """A row of LAYER_STATISTICS by layer at the end of training, one panel a site."""
     looks = style.looks(shown)
@@ -79,6 +85,7 @@ def layers_figure(
         ),
         panels=panels,
         missing="" if panels else "no finished run measured these sites",
+        stands_for=stands_for,
     )
 
 
@@ -209,6 +216,7 @@ def histogram_figure(shown: View) -> Figure:
         ),
         panels=panels,
         missing="" if panels else "no statistics.json in any run",
+        stands_for=("Figure 4",),
         notes=[
             f"{view.arm_label(arm)}: histogram missing." for arm in absent if panels
         ],
@@ -309,4 +317,5 @@ def evolution_figure(shown: View, paper: Paper) -> Figure:
         missing=""
         if panels
         else "no histogram counts in measures.jsonl; runs record them from now on",
+        stands_for=("Figure 6", "Figure 7", "Figure 8", "Figure 9"),
     )

@@ -65,6 +65,7 @@ def equal_cost_table(shown: View, paper: Paper) -> Table:
             "Held out, at the end",
         ),
         lines=lines,
+        stands_for=("Figure 3 left",),
     )
 
 

@@ -50,7 +50,8 @@ class Figure:
     """A figure: `name` is its file's name, `guide` one line on how to read it.
 
     Attributes:
-        stands_for: what of the paper's it shows, as "Figure 11".
+        stands_for: what of the paper's it shows, as in `paper.ITEMS`.
+        is_printed: whether the numbers are the paper's and not ours.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Figure:
     missing: str = ""
     notes: Sequence[str] = ()
     stands_for: Sequence[str] = ()
+    is_printed: bool = False
 
 
 # Arm -> (where on the x axis, what was found there), from left to right or back.

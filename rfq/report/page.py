@@ -4,6 +4,7 @@ import html
 import pathlib
 import textwrap
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jinja2
 import markupsafe
@@ -68,6 +69,9 @@ def all_tables(
     ]
 
 
+_LAYERWISE = ("Figure 11 right", "Figure 13 right", "Figure 15 right")
+
+
 def all_figures(shown: View, printed: paper.Paper) -> list[Figure]:
     """Every figure of the report, in the order of the page."""
     return [
@@ -86,6 +90,7 @@ def all_figures(shown: View, printed: paper.Paper) -> list[Figure]:
             sites=view.PAPER_SITES,
             name="kurtosis_layers",
             title="Kurtosis by layer at the end",
+            stands_for=("Figure 1 right", "Figure 5", *_LAYERWISE),
         ),
         activations.layers_figure(
             shown,
@@ -93,6 +98,7 @@ def all_figures(shown: View, printed: paper.Paper) -> list[Figure]:
             sites=view.PAPER_SITES,
             name="negentropy_layers",
             title="Negentropy by layer at the end",
+            stands_for=("Figure 5", *_LAYERWISE),
         ),
         activations.layers_figure(
             shown,
@@ -103,6 +109,40 @@ def all_figures(shown: View, printed: paper.Paper) -> list[Figure]:
         ),
         activations.histogram_figure(shown),
         activations.evolution_figure(shown, printed),
+    ]
+
+
+class Entry(NamedTuple):
+    """A line of the index: one of `paper.ITEMS`, and where it is on the page.
+
+    Attributes:
+        places: anchors and titles of what stands for it; empty where that is missing.
+        printed: of the paper's own numbers.
+    """
+
+    name: str
+    item: paper.Item
+    places: list[tuple[str, str]]
+    printed: list[tuple[str, str]]
+
+
+def paper_index(made: list[Figure], written: list[Table]) -> list[Entry]:
+    """Where each of the paper's tables and figures is on the page."""
+    parts: list[tuple[str, Table | Figure]] = [
+        *((f"caption-{table.name}", table) for table in written if table.lines),
+        *((f"figure-{figure.name}", figure) for figure in made if figure.panels),
+    ]
+
+    def places(name: str, *, printed: bool) -> list[tuple[str, str]]:
+        return [
+            (anchor, part.title)
+            for anchor, part in parts
+            if name in part.stands_for and part.is_printed == printed
+        ]
+
+    return [
+        Entry(name, item, places(name, printed=False), places(name, printed=True))
+        for name, item in paper.ITEMS.items()
     ]
 
 
@@ -250,6 +290,7 @@ def html_page(
         beside=beside,
         tasks=tasks,
         paper=printed,
+        index=paper_index(made, written),
         provenance=provenance(shown),
         colors=_css(looks),
         title=html.escape(shown.results.directory.resolve().name),

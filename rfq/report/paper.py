@@ -64,6 +64,48 @@ class Paper(NamedTuple):
         return next((r.avg for r in rows if (r.arm, r.spec) == (arm, spec)), None)
 
 
+class Item(NamedTuple):
+    """A table or figure of the paper, or a part of one, that a report may show.
+
+    Attributes:
+        shows: what it is of.
+        needs: what a report lacks that does not show it.
+    """
+
+    shows: str
+    needs: str
+
+
+_BITS = "over two activation widths"
+ITEMS: Mapping[str, Item] = {
+    "Table 1": Item("accuracy, main text", "rows at 8-bit weights"),
+    "Table 2": Item("accuracy, 8-bit weights", "rows at 8-bit weights"),
+    "Table 3": Item("accuracy, 16-bit weights", "rows at 16-bit weights"),
+    "Table 4": Item("accuracy, activations alone", "rows of activations alone"),
+    "Figure 1 left": Item("accuracy, 8-bit weights", f"rows at W8, {_BITS}"),
+    "Figure 1 middle": Item("SQNR", f"rows at W8, {_BITS}"),
+    "Figure 1 right": Item("kurtosis by layer", "a finished run's measures"),
+    "Figure 3 left": Item("loss by optimizer", "metrics.jsonl"),
+    "Figure 3 middle": Item("attention temperature", "arms that differ in β alone"),
+    "Figure 3 right": Item("kurtosis over training", "measures.jsonl"),
+    "Figure 4": Item("histograms, layer 16", "statistics.json"),
+    "Figure 5": Item("kurtosis, negentropy by optimizer", "measures.jsonl"),
+    "Figure 6": Item("histograms by optimizer", "counts in measures.jsonl"),
+    "Figure 7": Item("histograms, layer 8", "counts in measures.jsonl"),
+    "Figure 8": Item("histograms, layer 16", "counts in measures.jsonl"),
+    "Figure 9": Item("histograms, layer 22", "counts in measures.jsonl"),
+    "Figure 10": Item("accuracy, 8-bit weights", f"rows at W8, {_BITS}"),
+    "Figure 11 left": Item("distortion, 8-bit weights", f"rows at W8, {_BITS}"),
+    "Figure 11 right": Item("kurtosis, negentropy by layer", "a finished run"),
+    "Figure 12": Item("accuracy, 16-bit weights", f"rows at W16, {_BITS}"),
+    "Figure 13 left": Item("distortion, 16-bit weights", f"rows at W16, {_BITS}"),
+    "Figure 13 right": Item("kurtosis, negentropy by layer", "a finished run"),
+    "Figure 14": Item("accuracy, activations alone", f"rows of A, {_BITS}"),
+    "Figure 15 left": Item("distortion, activations alone", f"rows of A, {_BITS}"),
+    "Figure 15 right": Item("kurtosis, negentropy by layer", "a finished run"),
+}
+
+
 @functools.cache
 def load() -> Paper:
     """Reads the numbers that ship with the package (arXiv:2605.25880, CC BY 4.0)."""

@@ -20,14 +20,14 @@ DB_PER_BIT = 20.0 * math.log10(2.0)
 
 # Weight width -> the paper's figures of accuracy and of distortion, and its table.
 ACCURACY_FIGURES: Mapping[int | None, Sequence[str]] = {
-    8: ("Figure 1", "Figure 10"),
+    8: ("Figure 1 left", "Figure 10"),
     16: ("Figure 12",),
     None: ("Figure 14",),
 }
 DISTORTION_FIGURES: Mapping[int | None, Sequence[str]] = {
-    8: ("Figure 1", "Figure 11"),
-    16: ("Figure 13",),
-    None: ("Figure 15",),
+    8: ("Figure 1 middle", "Figure 11 left"),
+    16: ("Figure 13 left",),
+    None: ("Figure 15 left",),
 }
 PAPER_TABLES: Mapping[str, int | None] = {"table2": 8, "table3": 16, "table4": None}
 
@@ -116,7 +116,7 @@ def increase_figure(shown: View) -> Figure:
     ]
     return Figure(
         name="loss_increase",
-        title="What quantization costs",
+        title="What quantization costs in held-out loss",
         guide=(
             "Right is fewer bits, up is worse; the axis is linear below "
             f"{INCREASE_LINEAR} and logarithmic above. Bands are 95 % intervals. "
@@ -510,4 +510,5 @@ def paper_figure(shown: View, paper: Paper) -> Figure:
         ),
         panels=[panel(*each) for each in PAPER_TABLES.items()],
         stands_for=_stands_for(list(PAPER_TABLES.values()), ACCURACY_FIGURES),
+        is_printed=True,
     )

@@ -46,13 +46,20 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table: `name` is its file's name, `header` one title a column."""
+    """A table: `name` is its file's name, `header` one title a column.
+
+    Attributes:
+        stands_for: what of the paper's it shows, as in `paper.ITEMS`.
+        is_printed: whether the numbers are the paper's and not ours.
+    """
 
     name: str
     title: str
     caption: str
     header: Sequence[str]
     lines: Sequence[Line]
+    stands_for: Sequence[str] = ()
+    is_printed: bool = False
 
 
 def plain_cell(key: str, value: str, mark: str = "") -> Cell:
@@ -502,6 +509,14 @@ def matched_table(shown: View) -> Table:
     )
 
 
+# Weight width -> the paper's tables of it, the complete one last.
+PAPER_TABLES: Mapping[int | None, Sequence[str]] = {
+    8: ("Table 1", "Table 2"),
+    16: ("Table 3",),
+    None: ("Table 4",),
+}
+
+
 def _paper_table_of(precision: Precision) -> str:
     """The table of the paper with that weight width."""
     return {None: "table4", 16: "table3"}.get(precision.weight_bits, "table2")
@@ -562,6 +577,7 @@ def beside_table(shown: View, paper: Paper, *, weight_bits: int | None) -> Table
             "Paper: change",
         ),
         lines=lines,
+        stands_for=PAPER_TABLES.get(weight_bits, ()),
     )
 
 
@@ -601,6 +617,8 @@ def paper_table(paper: Paper, name: str) -> Table:
         ),
         header=("Precision", "Arm", *paper.tasks, "average"),
         lines=lines,
+        stands_for=(f"Table {name.removeprefix('table')}",),
+        is_printed=True,
     )
 
 

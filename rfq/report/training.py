@@ -94,6 +94,7 @@ def training_figure(shown: View) -> Figure:
         ),
         panels=panels,
         missing="" if panels else "no metrics.jsonl in any run",
+        stands_for=("Figure 3 left",),
         notes=[f"The {name} floor is missing in context.json." for name in absent],
     )
 
@@ -201,6 +202,7 @@ def kurtosis_training_figure(shown: View) -> Figure:
         ),
         panels=panels,
         missing="" if panels else "no measures.jsonl in any run",
+        stands_for=("Figure 3 right", "Figure 5"),
     )
 
 
@@ -239,6 +241,7 @@ def temperature_figure(shown: View, paper: Paper) -> Figure:
         ),
         panels=panels,
         missing="" if panels else "no pair of arms that differs in β alone",
+        stands_for=("Figure 3 middle",),
     )
 
 

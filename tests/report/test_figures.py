@@ -380,8 +380,15 @@ def test_distortion_is_drawn_for_every_weight_width(make):
     names = [panel.name for panel in figure.panels]
     for width in ("w8", "w16", "a"):
         assert {f"sqnr_{width}", f"nmse_{width}", f"gap_{width}"} <= set(names)
-    assert figure.stands_for == ["Figure 1", "Figure 11", "Figure 13", "Figure 15"]
-    assert "Figure 13" not in precision.sqnr_figure(shown(make(steps=400))).stands_for
+    assert figure.stands_for == [
+        "Figure 1 middle",
+        "Figure 11 left",
+        "Figure 13 left",
+        "Figure 15 left",
+    ]
+    assert (
+        "Figure 13 left" not in precision.sqnr_figure(shown(make(steps=400))).stands_for
+    )
 
 
 def test_the_papers_accuracy_has_its_three_tables_and_their_baselines(make):

@@ -127,6 +127,30 @@ def test_a_pointer_finds_what_is_drawn(source):
                 assert re.fullmatch(r"[−0-9.e+]+: [−0-9.e+]+", said)
 
 
+def test_the_index_leads_to_all_of_the_papers_tables_and_figures(source, rendered):
+    page = Page(source)
+    start = source.index('class="index"')
+    lines = re.findall(r"<li>(.*?)</li>", source[start:], flags=re.DOTALL)
+    found = {
+        re.sub(r"<b>(.*?)</b>.*", r"\1", line, flags=re.DOTALL).strip(): line
+        for line in lines[: len(paper.ITEMS)]
+    }
+    assert list(found) == list(paper.ITEMS)
+    numbers = {re.sub(r" (left|middle|right)", "", name) for name in found}
+    assert numbers == {f"Table {i}" for i in (1, 2, 3, 4)} | {
+        f"Figure {i}" for i in (1, *range(3, 16))
+    }
+    # Neither weights of 16 bit nor pairs of temperatures are in the rows.
+    missing = {name for name, line in found.items() if "missing: no" in line}
+    assert missing == {"Table 3", "Figure 3 middle", "Figure 12", "Figure 13 left"}
+    for line in found.values():
+        anchors = re.findall(r'href="#([^"]*)"', line)
+        assert set(anchors) <= set(page.ids)
+        assert anchors or "missing" in line
+    assert "The paper's Table 2, as printed." in source
+    assert "The paper's Figure 1 middle, Figure 11 left, Figure 15 left." in source
+
+
 def test_every_claim_has_a_verdict_on_the_page(source):
     for name in claims.CLAIMS:
         card = source[source.index(f'id="claim-{name}"') :]
