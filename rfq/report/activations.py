@@ -1,7 +1,6 @@
 """Figures of activations by layer: moments, histograms, and how they change."""
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -32,44 +31,36 @@ def layers_figure(
     stands_for: Sequence[str] = (),
 ) -> Figure:
     """A row of LAYER_STATISTICS by layer at the end of training, one panel a site."""
-    looks = style.looks(shown)
-    ends = {arm: shown.ends(arm) for arm in shown.arms}
     label, linear = LAYER_STATISTICS[field]
 
-    def curve(arm: str, site: str) -> list[float | None]:
-        found = [view.layer_values(end, site, field) for end in ends[arm]]
-        depth = max(map(len, found), default=0)
-        means = []
-        for layer in range(depth):
-            at = [f[layer] for f in found if len(f) > layer and f[layer] is not None]
-            means.append(
-                statistics.fmean([k for k in at if k is not None]) if at else None
-            )
-        return means
+    def named(arm: str) -> str:
+        loss = shown.full_loss(arm).value
+        beside = tables.MISSING if loss is None else f"{loss:.2f}"
+        return f"{view.arm_label(arm)}\nloss {beside}"
 
     def panel(site: str) -> Panel | None:
-        curves = {arm: curve(arm, site) for arm in shown.arms}
-        curves = {
-            arm: values
-            for arm, values in curves.items()
-            if any(value is not None for value in values)
+        found = {
+            arm: points
+            for arm in shown.arms
+            if (
+                points := [
+                    (layer, e)
+                    for layer, e in enumerate(
+                        view.by_layer(shown.ends(arm), site, field), start=1
+                    )
+                    if e.value is not None
+                ]
+            )
         }
-        if not curves:
+        if not found:
             return None
 
         def draw(ax: Axes) -> None:
-            marks, seen = [], []
-            for arm, values in curves.items():
-                x, y = figures.finite(range(1, len(values) + 1), values)
-                figures.line(ax, looks[arm], arm, x, y)
-                loss = shown.full_loss(arm).value
-                tail = tables.MISSING if loss is None else f"{loss:.2f}"
-                text = f"{view.arm_label(arm)}\nloss {tail}"
-                marks.append(figures.End(arm, x[-1], y[-1], text))
-                seen += y
-            figures.symlog(ax, linear, seen)
-            figures.layer_axis(ax, max(map(len, curves.values())))
+            ends = figures.series(ax, shown, found)
+            figures.symlog(ax, linear, figures.heights(found))
+            figures.layer_axis(ax, int(max(x for at in found.values() for x, _ in at)))
             ax.set_ylabel(label)
+            marks = [end._replace(text=named(end.arm)) for end in ends]
             figures.label_ends(ax, shown, marks)
 
         return Panel(site, f"{view.BLOCK_SITES[site]} ({site})", draw)
@@ -79,9 +70,10 @@ def layers_figure(
         name=name,
         title=title,
         guide=(
-            f"0 is Gaussian; linear below {linear:g}; mean over seeds. Each arm's "
-            "held-out loss stands beside its name. The final norm's input is in a "
-            "table, apart from the blocks."
+            f"0 is Gaussian; linear below {linear:g}; mean over seeds, and a band of "
+            "one standard deviation where there are several. Each arm's held-out loss "
+            "stands beside its name. The final norm's input is in a table, apart from "
+            "the blocks."
         ),
         panels=panels,
         missing="" if panels else "no finished run measured these sites",
@@ -162,11 +154,7 @@ def histogram_figure(shown: View) -> Figure:
     )
 
     def panel(arm: str, made: Histogram) -> Panel:
-        kurtosis = (
-            tables.MISSING
-            if made.excess_kurtosis is None
-            else tables.kurtosis_text(made.excess_kurtosis)
-        )
+        kurtosis = _gamma(made)
         loss = shown.full_loss(arm).value
         beside = tables.MISSING if loss is None else f"{loss:.2f}"
 
@@ -223,6 +211,11 @@ def histogram_figure(shown: View) -> Figure:
     )
 
 
+def _gamma(made: Histogram) -> str:
+    kurtosis = made.excess_kurtosis
+    return tables.MISSING if kurtosis is None else tables.kurtosis_text(kurtosis)
+
+
 def _reach(histograms: Iterable[Histogram]) -> float:
     """Standard deviations to both sides that show them all, up to a limit."""
     least, most = REACH
@@ -262,10 +255,11 @@ def evolution_figure(shown: View, paper: Paper) -> Figure:
     reach = _reach(made for arms in found.values() for made in arms.values())
     columns = {steps[round(i * last / 3)] for i in range(EVOLUTION_STEPS) if steps}
 
-    def panel(layer: int, step: float, first: bool) -> Panel:
+    def panel(layer: int, step: float) -> Panel:
         arms = found[layer, step]
 
         def draw(ax: Axes) -> None:
+            ends = []
             for arm, made in arms.items():
                 density = np.where(made.density > 0, made.density, np.nan)
                 ax.stairs(
@@ -275,9 +269,13 @@ def evolution_figure(shown: View, paper: Paper) -> Figure:
                     color=looks[arm].light,
                     linestyle=looks[arm].line,
                     linewidth=1.3,
-                    label=view.arm_label(arm) if first else None,
                     gid=figures.tag(arm),
                 )
+                last = np.flatnonzero(made.density)[-1]
+                x = min(float(made.edges[last + 1]), reach)
+                gamma = _gamma(made)
+                text = f"{view.arm_label(arm)} γ\u00a0{gamma}"
+                ends.append(figures.End(arm, x, float(made.density[last]), text))
             x = np.linspace(-reach, reach, 400)
             gauss = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
             ax.plot(x, gauss, color=style.INK["ink"], linewidth=1.0, linestyle=":")
@@ -288,34 +286,39 @@ def evolution_figure(shown: View, paper: Paper) -> Figure:
             ax.set_xlim(-reach, reach)
             ax.set_xlabel("(activation − mean) / standard deviation")
             ax.set_ylabel("density")
-            if first:
-                ax.legend(fontsize=7, frameon=False, loc="lower center")
+            figures.label_ends(ax, shown, ends)
 
-        depth = next(iter(arms.values())).depth
-        own = next(iter(arms.values())).layer
-        title = f"layer {own} of {depth}, step {step:,.0f}"
-        return Panel(f"layer{own}_step{step:.0f}", title, draw, labelled=False)
+        where = {f"layer {made.layer} of {made.depth}" for made in arms.values()}
+        if len(where) > 1:
+            where = {f"at {layer}/{paper.num_layers} of each depth"}
+        title = f"{where.pop()}, step {step:,.0f}"
+        return Panel(f"layer{layer}_step{step:.0f}", title, draw)
 
     panels = [
-        panel(layer, step, index == 0)
-        for index, (layer, step) in enumerate(
-            (layer, step)
-            for layer in layers
-            for step in sorted(columns)
-            if (layer, step) in found
-        )
+        panel(layer, step)
+        for layer in layers
+        for step in sorted(columns)
+        if (layer, step) in found
     ]
+    drawn = [found[key] for key in found if key[1] in columns]
+    absent = {arm: sum(arm not in arms for arms in drawn) for arm in shown.arms}
     return Figure(
         name="histograms_training",
         title="Activations over training",
         guide=(
             "The attention norm's input, standardized, at the paper's relative depths "
             f"(layers {', '.join(map(str, layers))} of {paper.num_layers}), first "
-            "seed. Dotted: a Gaussian. Color beyond it is tail."
+            "seed; γ is the excess kurtosis. Dotted: a Gaussian. Color beyond it is "
+            "tail."
         ),
         panels=panels,
         missing=""
         if panels
         else "no histogram counts in measures.jsonl; runs record them from now on",
+        notes=[
+            f"{view.arm_label(arm)}: missing in {count} of {len(drawn)} panels."
+            for arm, count in absent.items()
+            if count and panels
+        ],
         stands_for=("Figure 6", "Figure 7", "Figure 8", "Figure 9"),
     )

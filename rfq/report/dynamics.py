@@ -6,7 +6,7 @@ from rfq.report import counterparts, curves, load, tables, view
 from rfq.report.evidence import Evidence
 from rfq.report.paper import Paper, PaperCost
 from rfq.report.tables import Cell, Line, Table
-from rfq.report.view import View
+from rfq.report.view import Estimate, View
 
 
 def equal_cost_table(shown: View, paper: Paper) -> Table:
@@ -22,23 +22,28 @@ def equal_cost_table(shown: View, paper: Paper) -> Table:
     }
     lines = []
     for arm in shown.arms:
-        losses = [
-            None if limit is None else evidence.training_loss(arm, at=at, limit=limit)
+        training = {
+            at: view.estimate(
+                [
+                    {"loss": curves.loss_at(run, at=at, limit=limit)}
+                    for run in shown.runs(arm)
+                    if limit is not None
+                ],
+                "loss",
+            )
             for at, limit in limits.items()
-        ]
-        heldout = (
-            None if limits["step"] is None else _heldout(shown, arm, limits["step"])
-        )
+        }
+        heldout = _heldout(shown, arm, limits["step"])
         lines.append(
             Line(
                 arm=arm,
                 cells=[
                     tables.arm_cell(arm),
                     tables.value_cell("beta", evidence.facts[arm].beta),
-                    tables.value_cell("loss_at_steps", losses[0], ".3f"),
-                    tables.value_cell("heldout_at_steps", heldout, ".3f"),
-                    tables.value_cell("loss_at_seconds", losses[1], ".3f"),
-                    tables.value_cell("loss", shown.full_loss(arm).value, ".3f"),
+                    tables.number_cell("loss_at_steps", training["step"], ".3f"),
+                    tables.number_cell("heldout_at_steps", heldout, ".3f"),
+                    tables.number_cell("loss_at_seconds", training["seconds"], ".3f"),
+                    tables.number_cell("loss", shown.full_loss(arm), ".3f"),
                 ],
             )
         )
@@ -52,9 +57,9 @@ def equal_cost_table(shown: View, paper: Paper) -> Table:
         caption=(
             f"After the {steps} steps and the {seconds} seconds of training that all "
             "trained arms reached: running mean of the training loss, and the last "
-            "held-out loss measured by then; mean over seeds. β is the base of the "
-            "attention temperature, 1 for none. At equal seconds a slow arm is less "
-            "far in its schedule, which ends with the run."
+            "held-out loss measured by then; mean over seeds ± standard deviation. β "
+            "is the base of the attention temperature, 1 for none. At equal seconds a "
+            "slow arm is less far in its schedule, which ends with the run."
         ),
         header=(
             "Arm",
@@ -69,12 +74,19 @@ def equal_cost_table(shown: View, paper: Paper) -> Table:
     )
 
 
-def _heldout(shown: View, arm: str, limit: float) -> float | None:
-    rows = [
-        [m for m in run.measures if (load.number(m, "step") or 0.0) <= limit][-1:]
+def _heldout(shown: View, arm: str, limit: float | None) -> Estimate:
+    """The last loss measured by a step, of each run."""
+    known = [
+        [
+            m
+            for m in run.measures
+            if (step := load.number(m, "step")) is not None
+            and limit is not None
+            and step <= limit
+        ]
         for run in shown.runs(arm)
     ]
-    return view.estimate([row for last in rows for row in last], "loss").value
+    return view.estimate([measures[-1] for measures in known if measures], "loss")
 
 
 def ranges_table(shown: View) -> Table:

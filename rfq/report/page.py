@@ -45,7 +45,7 @@ def all_tables(
         claims.claims_table(judged),
         claims.numbers_table(judged),
         tables.main_table(shown),
-        tables.arms_table(shown),
+        tables.arms_table(shown, printed),
         *accuracy.accuracy_tables(shown, printed),
         *(tables.beside_table(shown, printed, weight_bits=w) for w in beside),
         tables.kurtosis_table(

@@ -283,7 +283,7 @@ def sqnr_figure(shown: View) -> Figure:
 
     def gap(width: int | None, found: Series) -> Panel:
         def draw(ax: Axes) -> None:
-            figures.guide_line(ax, 0.0, "a Gaussian tensor")
+            figures.guide_line(ax, 0.0, "a Gaussian tensor", side="left")
             ends = figures.series(
                 ax,
                 shown,

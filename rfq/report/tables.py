@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 
 from rfq.report import counterparts, load, view
+from rfq.report.evidence import Evidence, Facts
 from rfq.report.load import Record
 from rfq.report.paper import Paper
 from rfq.report.view import Estimate, Precision, View
@@ -337,8 +338,18 @@ def glance_table(shown: View) -> Table:
     )
 
 
-def arms_table(shown: View) -> Table:
+def _kind(facts: Facts) -> Mapping[str, str | None]:
+    """What an arm is, which its name need not say."""
+    return {
+        "skip": facts.skip and facts.skip.replace("_", "-"),
+        "optimizer": facts.optimizer and view.arm_label(facts.optimizer),
+        "norm": facts.norm and facts.norm.replace("_", " "),
+    }
+
+
+def arms_table(shown: View, paper: Paper) -> Table:
     """What each arm is, how far it got, and its kurtosis beside its loss."""
+    evidence = Evidence(shown=shown, paper=paper)
     lines = []
     for arm in shown.arms:
         rows = shown.rows(arm, shown.reference)
@@ -365,6 +376,10 @@ def arms_table(shown: View) -> Table:
                         ".3g",
                     ),
                     _size(rows),
+                    *(
+                        plain_cell(key, word or MISSING, "" if word else "missing")
+                        for key, word in _kind(evidence.facts[arm]).items()
+                    ),
                     _count("num_params", estimate_of(rows, "num_params")),
                     _count("num_steps", estimate_of(rows, "num_steps")),
                     _count("tokens_seen", estimate_of(rows, "tokens_seen")),
@@ -390,6 +405,9 @@ def arms_table(shown: View) -> Table:
             "Kurtosis, final norm",
             "Peak rate",
             "Layers × width",
+            "Connection",
+            "Optimizer",
+            "Norm",
             "Parameters",
             "Steps",
             "Tokens",

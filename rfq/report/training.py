@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import matplotlib.ticker
 from matplotlib.axes import Axes
 
-from rfq.report import curves, figures, load, style, view
+from rfq.report import activations, curves, figures, load, style, view
 from rfq.report.evidence import Evidence
 from rfq.report.figures import Figure, Panel
 from rfq.report.load import Record, Run
@@ -157,12 +157,14 @@ def kurtosis_training_figure(shown: View) -> Figure:
         title: str,
         sites: Sequence[str],
         *,
+        field: str = "excess_kurtosis",
         by_loss: bool = False,
     ) -> Panel | None:
-        values = [view.peak_kurtosis(m, sites) for m in measured]
+        values = [view.peak(m, sites, field) for m in measured]
         finite = [value for value in values if value is not None]
         if not finite:
             return None
+        label, linear = activations.LAYER_STATISTICS[field]
 
         def draw(ax: Axes) -> None:
             ends = _trajectories(
@@ -170,10 +172,10 @@ def kurtosis_training_figure(shown: View) -> Figure:
                 shown,
                 looks,
                 lambda m: load.number(m, "loss" if by_loss else "step"),
-                lambda m: view.peak_kurtosis(m, sites),
+                lambda m: view.peak(m, sites, field),
             )
-            figures.symlog(ax, figures.KURTOSIS_LINEAR, finite)
-            ax.set_ylabel("excess kurtosis")
+            figures.symlog(ax, linear, finite)
+            ax.set_ylabel(label)
             if by_loss:
                 ax.set_xlabel("held-out loss, nats a token (learning goes right)")
                 ax.invert_xaxis()
@@ -187,6 +189,7 @@ def kurtosis_training_figure(shown: View) -> Figure:
     wanted = [
         panel("stream", f"{title}, largest over layers", stream),
         panel("by_loss", f"{title}, at equal loss", stream, by_loss=True),
+        panel("negentropy", f"{title}, negentropy", stream, field="negentropy"),
         panel("paper_sites", "the paper's four sites, largest", view.PAPER_SITES),
         panel("final", "final norm's input, apart", ("final_norm_in",)),
     ]
@@ -196,7 +199,8 @@ def kurtosis_training_figure(shown: View) -> Figure:
         title="Kurtosis over training",
         guide=(
             "0 is Gaussian, up is heavier tails; linear below "
-            f"{figures.KURTOSIS_LINEAR:g}, logarithmic above. The panel at equal loss "
+            f"{figures.KURTOSIS_LINEAR:g}, logarithmic above. Negentropy sees any "
+            "other shape too. The panel at equal loss "
             "is the fair comparison: an arm that stays left has learnt less, and less "
             "learnt means lighter tails."
         ),

@@ -475,12 +475,17 @@ def layer_ranges(measure: Record, site: str) -> list[tuple[float | None, float |
     return list(zip(lo, hi, strict=True)) if len(lo) == len(hi) else []
 
 
-def peak_kurtosis(measure: Record, sites: Sequence[str]) -> float | None:
-    """Largest excess kurtosis over sites and layers at one measured step."""
+def peak(measure: Record, sites: Sequence[str], field: str) -> float | None:
+    """Largest value of a statistic over sites and layers at one measured step."""
     found = [
-        k for site in sites for k in layer_kurtosis(measure, site) if k is not None
+        x for site in sites for x in layer_values(measure, site, field) if x is not None
     ]
     return max(found, default=None)
+
+
+def peak_kurtosis(measure: Record, sites: Sequence[str]) -> float | None:
+    """Largest excess kurtosis over sites and layers at one measured step."""
+    return peak(measure, sites, "excess_kurtosis")
 
 
 def paper_peak(measure: Record) -> float | None:

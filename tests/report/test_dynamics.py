@@ -31,6 +31,18 @@ def test_losses_are_compared_at_the_steps_and_seconds_that_all_reached(make):
     assert slow["beta"] == "missing"
 
 
+def test_losses_at_equal_cost_have_the_spread_of_their_seeds(make):
+    one, two = (
+        by_arm(dynamics.equal_cost_table(shown(make(seeds=seeds)), paper.load()))
+        for seeds in ((0,), (0, 1))
+    )
+    found = two["residual_adamw"]
+    for name in ("loss_at_steps", "loss_at_seconds", "loss"):
+        assert float(found[f"{name}_sd"]) > 0
+        assert found[f"{name}_seeds"] == "2"
+        assert f"{name}_sd" not in one["residual_adamw"]
+
+
 def test_ranges_stand_by_layer_and_step_and_old_runs_have_none(make):
     directory = make()
     rows = records(dynamics.ranges_table(shown(directory)))

@@ -227,8 +227,10 @@ def test_histograms_over_training_are_of_the_papers_depths(make):
     # Layers 8, 16 and 22 of 24 are 2, 4 and 6 of 6; four of nine measured steps.
     steps = (0, 300, 500, 800)
     assert [panel.name for panel in figure.panels] == [
-        f"layer{layer}_step{step}" for layer in (2, 4, 6) for step in steps
+        f"layer{layer}_step{step}" for layer in (8, 16, 22) for step in steps
     ]
+    titles = [panel.title for panel in figure.panels[::4]]
+    assert titles == [f"layer {layer} of 6, step 0" for layer in (2, 4, 6)]
     patches = [p for p in drawn(figure.panels[0]).patches if p.get_gid()]
     assert len(patches) == 4
     values, edges, _ = patches[0].get_data()
@@ -236,6 +238,62 @@ def test_histograms_over_training_are_of_the_papers_depths(make):
     density = np.exp(-(((edges[1:] + edges[:-1]) / 2) ** 2) / 2) / (2 * np.pi) ** 0.5
     inside = np.abs(edges[1:]) < 3
     np.testing.assert_allclose(values[inside], density[inside], rtol=0.03)
+
+
+def test_histograms_over_training_say_their_kurtosis_depth_and_who_is_absent(make):
+    directory = make()
+    for arm, depth in (("residual_adamw", 4), ("residual_free_muon", 0)):
+        path = directory / "arms" / arm / "seed-0" / "measures.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for record in records:
+            site = record["sites"]["attn_norm_in"]
+            for field, values in site.items():
+                site[field] = values[:depth]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    figure = activations.evolution_figure(shown(directory), paper.load())
+    panel = figure.panels[3]
+    # Layer 8 of 24 is the first of four and the second of six.
+    assert panel.title == "at 8/24 of each depth, step 800"
+    said = {text.get_gid(): text.get_text() for text in drawn(panel).texts}
+    assert set(said) == {
+        figures.tag(arm) for arm in shown(directory).arms if arm != "residual_free_muon"
+    }
+    # Made up: 14.9 in the first layer and .4 of it in the last of six.
+    gamma = 14.9 * np.linspace(1.0, 0.4, 6)[0]
+    assert f"γ\u00a0{gamma:.2f}" in said[figures.tag("residual_adamw")].replace(
+        "\n", " "
+    )
+    assert figure.notes == ["residual-free Muon: missing in 12 of 12 panels."]
+
+
+def test_negentropy_over_training_is_drawn(make, arms):
+    panels = {
+        p.name: p for p in training.kurtosis_training_figure(shown(make())).panels
+    }
+    points = dict(line_of(drawn(panels["negentropy"]), "residual_adamw"))
+    assert points[800] == pytest.approx(0.002 * arms["residual_adamw"].kurtosis)
+    assert points[0] == 0.0
+
+
+def test_kurtosis_by_layer_has_the_spread_of_its_seeds(make):
+    directory = make(seeds=(0, 1))
+    path = directory / "arms/residual_adamw/seed-1/measures.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    site = records[-1]["sites"]["attn_norm_in"]
+    site["excess_kurtosis"] = [x + 2.0 for x in site["excess_kurtosis"]]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    panel = activations.layers_figure(
+        shown(directory),
+        "excess_kurtosis",
+        sites=("attn_norm_in",),
+        name="kurtosis_layers",
+        title="",
+    ).panels[0]
+    ax = drawn(panel)
+    (corners,) = bands_of(ax, "residual_adamw")
+    # Values 14.9 and 16.9 of the first layer: 15.9, and a deviation of sqrt(2).
+    first = corners[corners[:, 0] == 1.0][:, 1]
+    assert (first.min(), first.max()) == pytest.approx((15.9 - 2**0.5, 15.9 + 2**0.5))
 
 
 def test_ranges_are_the_largest_magnitudes(make, arms):

@@ -197,6 +197,29 @@ def test_kurtosis_is_put_beside_the_papers_at_the_same_relative_depth():
     assert tables.same_depth(1, 24, 2) == 1
 
 
+def test_the_arms_table_says_what_an_arm_is_where_its_name_does_not(make, arms):
+    directory = make(arms={"layer_norm": arms["residual_adamw"]})
+    path = directory / "arms/layer_norm/seed-0/config.json"
+    config = json.loads(path.read_text())
+    config["experiment"]["model"]["norm"] = "layer_norm"
+    config["experiment"]["optimizer"]["name"] = "kl_shampoo"
+    path.write_text(json.dumps(config))
+    (directory / "context.json").unlink()
+    (line,) = tables.arms_table(shown(directory), paper.load()).lines
+    texts = [cell.text for cell in line.cells]
+    for word in ("residual", "KL-Shampoo", "layer norm"):
+        assert word in texts
+
+
+def test_kurtosis_has_the_spread_of_its_seeds_under_a_pointer(make):
+    directory = make(seeds=(0, 1))
+    table = tables.kurtosis_table(shown(directory), sites=("attn_in",), name="k")
+    cell = table.lines[0].cells[3]
+    assert cell.text == "11.92"
+    assert cell.title == "11.92 ± 0.00"
+    assert cell.data["layer_1_seeds"] == 2
+
+
 def test_matched_loss_is_the_first_step_that_reached_it(make):
     found = shown(make())
     target = tables.matched_loss(found)
