@@ -190,8 +190,7 @@ def _accuracy(
     text, data = f"{value:.3f}", {name: value, f"{name}_se": error}
     if name == "avg" and error is not None:
         text += f" ± {error:.3f}"
-    known = level is not None and error is not None
-    is_guessed = known and value < level + 2 * error
+    is_guessed = level is not None and error is not None and value < level + 2 * error
     if is_guessed:
         text += f" {_GUESSED}"
     if name in theirs:

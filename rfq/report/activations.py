@@ -36,7 +36,7 @@ def layers_figure(
     def named(arm: str) -> str:
         loss = shown.full_loss(arm).value
         beside = tables.MISSING if loss is None else f"{loss:.2f}"
-        return f"{view.arm_label(arm)}\nloss {beside}"
+        return f"{view.arm_label(arm)}, loss\u00a0{beside}"
 
     def panel(site: str) -> Panel | None:
         found = {

@@ -179,21 +179,21 @@ def spread(centers: Sequence[float], heights: Sequence[float]) -> list[float]:
 
 def wrap(text: str, size: float) -> str:
     """A name on lines that fit right of the axes at a size in points."""
-    width = int(LETTERS / size)
-    return "\n".join(
-        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
-        for line in text.splitlines()
+    return textwrap.fill(
+        text, int(LETTERS / size), break_long_words=False, break_on_hyphens=False
     )
 
 
 def label_sizes(texts: Sequence[str]) -> tuple[float, list[float]]:
     """The largest size at which names fit one above the other, and their heights."""
-    for size in LABEL_SIZES:
+
+    def at(size: float) -> list[float]:
         lines = [wrap(text, size).count("\n") + 1 for text in texts]
-        heights = [LINE_HEIGHT * size * (count + 0.2) for count in lines]
-        if sum(heights) <= 1.0:
-            break
-    return size, heights
+        return [LINE_HEIGHT * size * (count + 0.2) for count in lines]
+
+    fit = (size for size in LABEL_SIZES if sum(at(size)) <= 1.0)
+    size = next(fit, LABEL_SIZES[-1])
+    return size, at(size)
 
 
 def label_ends(ax: Axes, shown: View, ends: Sequence[End]) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jinja2
 import markupsafe
+import numpy as np
 from matplotlib.markers import MarkerStyle
 
 from rfq.errors import InputError
@@ -224,9 +225,11 @@ def _swatch(look: style.Look, index: int) -> markupsafe.Markup:
     """A short sample of an arm's line and marker."""
     dash = {"--": "5 2.5", "-.": "5 2 1 2"}.get(look.line, "none")
     marker = MarkerStyle(look.marker)
-    outline = marker.get_path().transformed(marker.get_transform().scale(8.0, -8.0))
+    outline = marker.get_path().transformed(marker.get_transform())
     shape = "".join(
-        "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in polygon) + "Z"
+        "M"
+        + "L".join(f"{8 * x:.1f} {-8 * y:.1f}" for x, y in np.asarray(polygon))
+        + "Z"
         for polygon in outline.to_polygons()
     )
     color = f"var(--arm-{index})"

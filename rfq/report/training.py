@@ -1,6 +1,7 @@
 """Figures over training: loss, kurtosis and ranges against steps and seconds."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import matplotlib.ticker
 from matplotlib.axes import Axes
@@ -55,9 +56,7 @@ def training_figure(shown: View) -> Figure:
                     )
                 if end is not None:
                     ends.append(end)
-            for name, value in floors.items():
-                if value is not None:
-                    figures.guide_line(ax, value, f"{name} {value:.2f}")
+            _floors(ax, shown)
             ax.set_xlabel(label)
             ax.set_ylabel("training loss, nats a token")
             figures.label_ends(ax, shown, ends)
@@ -99,6 +98,15 @@ def training_figure(shown: View) -> Figure:
     )
 
 
+def _floors(ax: Axes, shown: View) -> None:
+    """The n-gram floors, named where falling losses leave room."""
+    sides: dict[str, Literal["left", "right"]] = {"unigram": "right", "bigram": "left"}
+    for name, side in sides.items():
+        value = shown.floor(name)
+        if value is not None:
+            figures.guide_line(ax, value, f"{name} {value:.2f}", side=side)
+
+
 def _heldout(shown: View, looks) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
         ends = _trajectories(
@@ -108,10 +116,7 @@ def _heldout(shown: View, looks) -> Callable[[Axes], None]:
             lambda m: load.number(m, "step"),
             lambda m: load.number(m, "loss"),
         )
-        for name in ("unigram", "bigram"):
-            value = shown.floor(name)
-            if value is not None:
-                figures.guide_line(ax, value, f"{name} {value:.2f}")
+        _floors(ax, shown)
         ax.set_xlabel("step")
         ax.set_ylabel("held-out loss, nats a token")
         figures.label_ends(ax, shown, ends)
