@@ -1,5 +1,6 @@
 """Which of our arms stands beside which of the paper's: by what it is, not its name."""
 
+import collections
 from collections.abc import Mapping
 
 from rfq.report.evidence import Evidence, Facts
@@ -20,17 +21,19 @@ def ours(shown: View, paper: Paper) -> Mapping[str, str]:
 
     It has the paper's connection, optimizer, initialization and norm, as far as its
     config tells, and no change that the paper's has not. Of several that do, the first
-    of: one with a loss, of the size that most arms have, at the paper's temperature, of
-    the paper's name, of the lowest loss.
+    of: one with a loss, of the size that most arms have, at the paper's temperature,
+    with what else most of them share, of the paper's name, of the lowest loss.
     """
     evidence = Evidence(shown=shown, paper=paper)
+    rests = collections.Counter(facts.rest for facts in evidence.facts.values())
 
-    def right(facts: Facts, theirs: str) -> tuple[bool, bool, bool, bool, float]:
+    def right(facts: Facts, theirs: str) -> tuple[bool, bool, bool, int, bool, float]:
         loss = shown.full_loss(facts.arm).value
         return (
             loss is not None,
             (facts.num_layers, facts.width) == evidence.size,
             facts.beta == BETA[_skip(theirs)],
+            rests[facts.rest],
             facts.arm == theirs,
             0.0 if loss is None else -loss,
         )

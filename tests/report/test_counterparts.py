@@ -122,6 +122,23 @@ def test_of_equals_the_papers_name_has_the_numbers(family):
     assert counterparts.ours(found, paper.load())[FREE] == FREE
 
 
+def test_an_arm_with_one_more_change_yields_whatever_its_loss(family):
+    first, other = {"beta": 1.1}, {"beta": 1.1, "first_layer": 0}
+    found = family(
+        a_changed=of("kl_shampoo", model=other),
+        plain=of("kl_shampoo", model={"beta": 1.0}),
+        warm=of("kl_shampoo", model=first),
+    )
+    rows = found.results.directory / "rows.jsonl"
+    records = [json.loads(line) for line in rows.read_text().splitlines()]
+    for record in records:
+        if record["arm"] == "a_changed":
+            record["loss"] = 1.0
+    rows.write_text("".join(json.dumps(record) + "\n" for record in records))
+    again = shown(found.results.directory)
+    assert counterparts.ours(again, paper.load()) == {FREE: "warm"}
+
+
 def test_accuracies_stand_beside_the_counterparts(family):
     found = family(mine=of("adamw", "residual"))
     row = {"spec": "FP", "questions": "abc", "arc_c": 0.3, "scores": {"arc_c": {}}}
