@@ -226,6 +226,8 @@ def temperature_figure(shown: View, paper: Paper) -> Figure:
             for arm in (off, on):
                 for run in shown.runs(arm)[:1]:
                     x, y = figures.finite(*_steps_and_losses(run))
+                    if not x:
+                        continue  # Not finite from the first logged step on.
                     smooth = curves.smooth(y)
                     figures.line(ax, looks[arm], arm, x, smooth, marker=False)
                     label = view.arm_label(arm)

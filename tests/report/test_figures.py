@@ -320,6 +320,14 @@ def test_the_temperature_is_shown_in_pairs_that_differ_in_nothing_else(make):
     assert [p.name for p in figure.panels] == [f"{home.name}_{twin.name}"]
     ax = drawn(figure.panels[0])
     assert len(line_of(ax, home.name)) == len(line_of(ax, twin.name)) == 80
+    # One whose logged losses are not finite has no line.
+    logged = twin / "seed-0" / "metrics.jsonl"
+    records = [json.loads(line) for line in logged.read_text().splitlines()]
+    logged.write_text("".join(json.dumps({**r, "loss": None}) + "\n" for r in records))
+    (panel,) = training.temperature_figure(shown(directory), paper.load()).panels
+    assert twin.name not in {
+        str(line.get_gid()).removeprefix("arm:") for line in drawn(panel).get_lines()
+    }
     config["experiment"]["model"]["width"] = 32
     path.write_text(json.dumps(config))
     assert training.temperature_figure(shown(directory), paper.load()).missing
