@@ -152,13 +152,21 @@ def over_batches(values: Array) -> Estimate:
 def pooled_kurtosis(
     draw: Callable[[Array], Array], *, seed: int, num_batches: int
 ) -> Estimate:
-    """gamma of all values that draw(key) returns over independent batches.
+    """gamma of all values that draw(key) returns over independent batches."""
+    return kurtosis_of_batches(
+        batches(
+            lambda key: moments_lib.moments(draw(key)),
+            seed=seed,
+            num_batches=num_batches,
+        )
+    )
+
+
+def kurtosis_of_batches(found: Moments) -> Estimate:
+    """gamma of the union of batches, leaves [num_batches].
 
     The standard error is that of the mean of the batches' own kurtosis.
     """
-    found = batches(
-        lambda key: moments_lib.moments(draw(key)), seed=seed, num_batches=num_batches
-    )
     spread = over_batches(moments_lib.excess_kurtosis(found)).standard_error
     return Estimate(float(moments_lib.excess_kurtosis(channels.pooled(found))), spread)
 

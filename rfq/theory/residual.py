@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from rfq.stats import moments as moments_lib
+from rfq.stats.moments import Moments
 from rfq.theory import laws
 from rfq.theory.activations import ACTIVATIONS
 from rfq.theory.check import Check, Estimate, exact
@@ -47,16 +49,27 @@ def unrolled_kurtosis(gamma: float, branch_variance: float, layer: int) -> float
 def sampled_added(
     law: str, phi: str, d: int, *, seed: int, num_batches: int
 ) -> Estimate:
-    """`added_kurtosis` by Monte Carlo: every y has an input and a column of its own."""
+    """`added_kurtosis` by Monte Carlo."""
+    found = sampled_moments(law, phi, d, seed=seed, num_batches=num_batches)
+    return laws.kurtosis_of_batches(found)
+
+
+def sampled_moments(
+    law: str, phi: str, d: int, *, seed: int, num_batches: int
+) -> Moments:
+    """Moments of y, leaves [num_batches]; every y has an input and a column of its own.
+
+    Its variance is 1 + m2.
+    """
     f = ACTIVATIONS[phi].apply
 
-    def draw(key: Array) -> Array:
+    def draw(key: Array) -> Moments:
         x_key, w_key = jax.random.split(key)
         x = LAWS[law].draw(x_key, (1 << 15, d))
         w = jax.random.normal(w_key, x.shape) / math.sqrt(d)
-        return x[:, 0] + jnp.sum(f(x) * w, axis=-1)
+        return moments_lib.moments(x[:, 0] + jnp.sum(f(x) * w, axis=-1))
 
-    return laws.pooled_kurtosis(draw, seed=seed, num_batches=num_batches)
+    return laws.batches(draw, seed=seed, num_batches=num_batches)
 
 
 # --- Claims ---------------------------------------------------------------------------

@@ -106,11 +106,18 @@ def test_lemma_5_gain_is_a_half_for_relu_at_every_scale():
 
 
 @pytest.mark.parametrize(
-    ("variance", "gain"),
-    [(1e-4, 0.25005), (0.1, 0.2909), (1.0, 0.425221), (10.0, 0.4948), (1e4, 0.5)],
+    ("variance", "gain", "half_a_digit"),
+    [
+        (1e-4, 0.25005, 5e-6),
+        (0.1, 0.2909, 5e-5),
+        (1.0, 0.425221, 5e-7),
+        (10.0, 0.4948, 5e-5),
+        (1e4, 0.5, 5e-7),
+    ],
 )
-def test_lemma_5_gain_of_gelu_depends_on_the_scale(variance, gain):
-    # Four or five decimals were recorded.
+def test_lemma_5_and_f_10_gain_of_gelu_depends_on_the_scale(
+    variance, gain, half_a_digit
+):
     found = activations.gain("gelu", variance)
-    np.testing.assert_allclose(found, gain, atol=5.1e-5)
-    np.testing.assert_allclose(activations.gelu_gain(variance), found, atol=1e-6)
+    assert found == pytest.approx(gain, abs=half_a_digit)
+    np.testing.assert_allclose(activations.gelu_gain(variance), found, rtol=1e-12)
