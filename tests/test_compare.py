@@ -21,8 +21,15 @@ def _quick(monkeypatch):
 def plain_report(monkeypatch):
     """Notes for which directories a report was asked, and writes none."""
     asked = []
-    monkeypatch.setattr(report, "run", lambda out: asked.append(out) or out / "page")
-    monkeypatch.setattr(report, "summary", lambda out: f"summary of {out.name}")
+
+    def run(results):
+        asked.append(results.directory)
+        return results.directory / "page"
+
+    monkeypatch.setattr(report, "run", run)
+    monkeypatch.setattr(
+        report, "summary", lambda results: f"summary of {results.directory.name}"
+    )
     return asked
 
 
