@@ -239,7 +239,8 @@ CLAIMS: Mapping[str, Claim] = {
     "C13": Claim(
         "AdamW fails on deep residual-free models.",
         "Section 5",
-        "loss of residual-free AdamW against the bigram floor, by depth",
+        "loss of residual-free AdamW against the bigram floor, by depth; where it "
+        "fails, that of spectral optimizers",
         DEEP,
         judges.adamw_fails_deep,
     ),

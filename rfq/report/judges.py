@@ -576,20 +576,37 @@ def _learnt(e: Evidence, arm: str) -> tuple[bool, list[Number]]:
 
 
 def adamw_fails_deep(e: Evidence) -> Judgement:
-    """C13: residual-free AdamW against the bigram floor, by depth."""
-    found = _by_depth(
-        e, lambda f: f.optimizer == "adamw" and f.recipe in (None, "orthogonal")
-    )
-    if not found:
+    """C13: residual-free AdamW against the bigram floor, by depth.
+
+    Where spectral optimizers fail too, the depth is not too much for AdamW alone.
+    """
+
+    def results(optimizers: Sequence[str]) -> dict[int, tuple[bool, list[Number]]]:
+        found = _by_depth(
+            e,
+            lambda f: f.optimizer in optimizers and f.recipe in (None, "orthogonal"),
+        )
+        return {depth: _learnt(e, arm) for depth, arm in found.items()}
+
+    adamw, spectral = results(["adamw"]), results(SPECTRAL)
+    if not adamw:
         raise NotTestable(part_label(FREE_ADAMW))
-    results = {depth: _learnt(e, arm) for depth, arm in found.items()}
-    learnt = [depth for depth, (beats, _) in results.items() if beats]
-    failed = [depth for depth in results if depth not in learnt]
-    verdict = HOLDS if not learnt else CORRECTED if failed else FAILS
+    learnt = [depth for depth, (beats, _) in adamw.items() if beats]
+    failed = [depth for depth in adamw if depth not in learnt]
+    controls = {depth: spectral[depth] for depth in failed if depth in spectral}
+    as_bad = [depth for depth, (beats, _) in controls.items() if not beats]
+    verdict = FAILS if not failed else CORRECTED if learnt or as_bad else HOLDS
     why = f"Above the bigram floor or failed at depth {_list(failed)}"
     why += f", below it at depth {_list(learnt)}."
-    numbers = [number for _, each in results.values() for number in each]
-    return Judgement(verdict=verdict, why=why, numbers=numbers)
+    if as_bad:
+        why += f" At depth {_list(as_bad)} no spectral optimizer that was tried learns."
+    alone = [depth for depth in failed if depth not in controls]
+    return Judgement(
+        verdict=verdict,
+        why=why,
+        numbers=[n for _, each in (*adamw.values(), *controls.values()) for n in each],
+        missing=[f"a spectral optimizer at depth {_list(alone)}"] if alone else [],
+    )
 
 
 def _list(values: Sequence[int]) -> str:

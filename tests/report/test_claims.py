@@ -596,6 +596,19 @@ def test_a_depth_at_which_adamw_diverges_is_one_at_which_it_fails():
     assert verdict_of(story(**deep), "C13") == HOLDS
 
 
+def test_a_depth_at_which_spectral_optimizers_fail_too_is_not_adamws_alone():
+    deep = {"residual_free_adamw": STUCK}
+    found = judged(story(**deep), "C13")["C13"]
+    assert found.verdict == HOLDS
+    assert "not seen: a spectral optimizer at depth 24" in found.why
+    found = judged(story(**deep, residual_free_soap_deep=STUCK), "C13")["C13"]
+    assert found.verdict == CORRECTED
+    assert "At depth 24 no spectral optimizer" in found.why
+    found = judged(story(**deep, residual_free_soap_deep=DEEP), "C13")["C13"]
+    assert found.verdict == HOLDS
+    assert "not seen" not in found.why
+
+
 def test_optimizers_are_compared_at_one_temperature():
     # The arm of lowest loss has another temperature than its rivals.
     tempered = {"residual_free_kl_shampoo_beta": {"beta": 1.1, "loss": 2.5}}
