@@ -96,7 +96,7 @@ BREAKS = {
     "rich and tensorboardX only in metrics": [
         ("rfq/train.py", "import rich.progress", "rich"),
     ],
-    "tyro only in cli and compare": [("rfq/experiment.py", "import tyro", "tyro")],
+    "tyro only in commands": [("rfq/experiment.py", "import tyro", "tyro")],
     "matplotlib and jinja2 only in report and theory/run": [
         ("rfq/compare.py", "import matplotlib.pyplot", "matplotlib"),
     ],

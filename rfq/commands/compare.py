@@ -1,0 +1,56 @@
+"""`rfq compare`."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from rfq import compare
+from rfq import experiment as experiment_lib
+from rfq.commands import given, parsing, planned
+from rfq.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare(planned.Options):
+    """Train several arms, quantize them over the WnAm grid, report them in one page.
+
+    What is finished is skipped, what was interrupted is resumed. Overrides, as for
+    `rfq train`, apply to every arm. A family, configs/ablation, is compared at one
+    --scale, all of its arms or the one of --arm.
+
+    Example: rfq compare configs/demo/*.py --out runs/demo --train.num-steps 300
+    """
+
+    # Config files, one per arm.
+    configs: parsing.Positional[tuple[pathlib.Path, ...]]
+    # The directory for runs, rows and the report; with --dry-run it may be left out.
+    out: pathlib.Path | None = None
+    # Size of the families of arms: minutes on two cores, one GPU, the paper's.
+    scale: experiment_lib.Scale | None = None
+    # Train each arm once per seed; if left out, with the seed of its config.
+    seeds: tuple[int, ...] = ()
+
+
+def run(args: Compare, overrides: Sequence[str]) -> None:
+    """Runs every arm of the configs, or plans them."""
+    if not args.configs:
+        raise InputError(
+            "rfq compare needs at least one config file, before any override; for "
+            "example configs/demo/*.py"
+        )
+    configs = [
+        config
+        for path in args.configs
+        for config in given.arms("rfq compare", path, overrides, args.scale)
+    ]
+    arms = [
+        dataclasses.replace(config, seed=seed)
+        for config in configs
+        for seed in args.seeds or (config.seed,)
+    ]
+    if planned.dry_run(args, configs, len(args.seeds) or 1):
+        return
+    given.banner()
+    if args.out is None:
+        raise InputError("rfq compare needs --out DIR, the directory to write")
+    compare.run(arms, args.out)

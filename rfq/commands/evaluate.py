@@ -1,0 +1,118 @@
+"""`rfq evaluate`."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+from rfq import export, metrics, ptq
+from rfq.commands import given, numbers, parsing
+from rfq.errors import InputError
+from rfq.evals import questions
+from rfq.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Score a run or a quantized checkpoint on held-out text, or on zero-shot tasks.
+
+    With --tasks: the paper's eight (all), those made of held-out text (cloze), or some
+    by name; accuracies under every WnAm setting of --specs, against full precision.
+
+    Example: rfq evaluate runs/demo/arms/residual_adamw/seed-0 --tasks all
+    """
+
+    # A run directory, made by `rfq train` or `rfq compare`, or a checkpoint, made by
+    # `rfq quantize --export`, which is scored on its integers.
+    run: parsing.Positional[pathlib.Path]
+    # Where the prepared data are now, if not where they were.
+    data_dir: str | None = None
+    # Tasks to ask instead of held-out text: "all", "cloze", or names.
+    tasks: tuple[str, ...] = ()
+    # WnAm settings of the tasks, if not those of the run's tasks.specs.
+    specs: tuple[str, ...] = ()
+    # Where the tasks' files are (`rfq prepare tasks` makes them), if not where the
+    # run's tasks.dir says.
+    tasks_dir: str | None = None
+
+
+def run(args: Evaluate) -> None:
+    """Scores the run or the checkpoint, or asks the run the tasks."""
+    if export.is_quantized(args.run):
+        if args.tasks:
+            raise InputError(
+                f"--tasks asks a run, and {str(args.run)!r} is a quantized checkpoint; "
+                "give the run that it was made of, with --specs"
+            )
+        given.banner()
+        numbers.say_quantized(export.evaluate(args.run, args.data_dir))
+        return
+    experiment = given.run(args.run, args.data_dir)
+    if args.tasks:
+        own = experiment.tasks
+        asked = dataclasses.replace(
+            own,
+            names=args.tasks,
+            specs=args.specs or own.specs,
+            dir=args.tasks_dir or own.dir,
+        )
+        _evaluate_tasks(dataclasses.replace(experiment, tasks=asked), args.run)
+        return
+    if args.specs or args.tasks_dir is not None:
+        raise InputError(
+            "--specs and --tasks-dir go with --tasks; for held-out text under WnAm "
+            "settings use `rfq quantize`"
+        )
+    given.banner()
+    own = experiment.quantize
+    full = dataclasses.replace(
+        own, specs=("FP",), taps=own.taps[:1], streams=("branch",)
+    )
+    for row in ptq.run(dataclasses.replace(experiment, quantize=full), args.run):
+        metrics.say(
+            f"{row['arm']} seed {row['seed']} ({row['compute_dtype']}): held-out loss "
+            f"{numbers.plain(row['loss'])} nats per token, "
+            f"{numbers.plain(row['bits_per_byte'])} bits per byte, over "
+            f"{row['eval_tokens']:,} tokens"
+        )
+
+
+def _evaluate_tasks(experiment: Experiment, run_dir: pathlib.Path) -> None:
+    questions.names(experiment.tasks.names)
+    given.banner()
+    rows = ptq.run_tasks(experiment, run_dir)
+    for row in rows:
+        said = [
+            f"{name} {numbers.percent(row[name], score['se'])}"
+            for name, score in row["scores"].items()
+        ]
+        if row["avg"] is not None:
+            lo, hi = row["avg_collapsed"]
+            said.append(
+                f"average {numbers.percent(row['avg'], row['avg_se'])}, without boolq "
+                f"{numbers.percent(row['avg_without_boolq'])} (constant answers: "
+                f"{numbers.percent(lo)} to {numbers.percent(hi)})"
+            )
+        metrics.say(
+            f"{row['spec']:8} {row['compute_dtype']:8} {row['taps']:6} "
+            f"{row['stream']:9} {', '.join(said)}"
+        )
+    for name, score in rows[0]["scores"].items():
+        counted = [
+            f"{score[field]:,} requests {what}"
+            for field, what in _COUNTED.items()
+            if score[field]
+        ]
+        metrics.say(
+            f"{name}: {score['primary']} of {score['num_documents']:,} documents, "
+            f"split {score['split']}, chance {numbers.percent(score['chance'])}"
+            + "".join(f"; {text}" for text in counted)
+        )
+    metrics.say(f"rows: {run_dir / 'quantize' / 'tasks.jsonl'}")
+
+
+# Field of a task's score -> what happened to that many requests.
+_COUNTED: Mapping[str, str] = {
+    "num_truncated": "lost the beginning of their context",
+    "num_windowed": "are scored in windows, longer than model.seq_len",
+    "num_moved": "are tokenized otherwise across the boundary",
+}

@@ -1,0 +1,72 @@
+"""What a person names: configs with overrides, and runs."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from rfq import __version__, distributed, metrics, optim, runs
+from rfq import experiment as experiment_lib
+from rfq.commands import parsing
+from rfq.errors import InputError, lookup
+from rfq.experiment import Experiment
+
+
+def arm(
+    prog: str, path: pathlib.Path, overrides: Sequence[str], scale: str | None = None
+) -> Experiment:
+    """The experiment of a config file, or the arm of a family that --arm names."""
+    found = arms(prog, path, overrides, scale)
+    if len(found) > 1:
+        raise InputError(
+            f"config {str(path)!r} has {len(found)} arms; say which, with --arm "
+            f"{', '.join(each.arm for each in found)}"
+        )
+    return found[0]
+
+
+def arms(
+    prog: str, path: pathlib.Path, overrides: Sequence[str], scale: str | None
+) -> list[Experiment]:
+    """A config file with `--section.field value` applied; `--optimizer NAME` first."""
+    found = experiment_lib.load_arms(path, scale)
+    words = [part for word in overrides for part in split_equals(word)]
+    if scale is not None and "--arm" in words:
+        named = {each.arm: each for each in found}
+        found = (lookup(named, _taken(words, "--arm"), f"{path} --arm"),)
+    if "--optimizer" in words:
+        config = lookup(optim.OPTIMIZERS, _taken(words, "--optimizer"), "--optimizer")
+        found = [dataclasses.replace(each, optimizer=config()) for each in found]
+    if not words:
+        return list(found)
+    return [parsing.parse(f"{prog} {path}", Experiment, words, each) for each in found]
+
+
+def _taken(words: list[str], option: str) -> str:
+    """The value of an option, which is removed with it; "" where there is none."""
+    place = words.index(option)
+    _, *value = words[place : place + 2]
+    del words[place : place + 2]
+    return "".join(value)
+
+
+def split_equals(word: str) -> list[str]:
+    """`--option=value` as two words."""
+    return word.split("=", 1) if word.startswith("--") else [word]
+
+
+def run(run_dir: pathlib.Path, data_dir: str | None) -> Experiment:
+    """The experiment of a run directory, with its data where they are now."""
+    experiment, _ = runs.load(run_dir)
+    if data_dir is None:
+        return experiment
+    data = dataclasses.replace(experiment.data, dir=data_dir)
+    return dataclasses.replace(experiment, data=data)
+
+
+def banner() -> None:
+    """Joins the other processes; says what they run on, and what they do not."""
+    distributed.start()
+    metrics.say(f"rfq {__version__} on {distributed.devices()}")
+    warning = distributed.unused_accelerator()
+    if warning:
+        metrics.say(warning)

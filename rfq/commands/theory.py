@@ -1,0 +1,33 @@
+"""`rfq theory`."""
+
+import dataclasses
+import pathlib
+
+from rfq.commands import given
+from rfq.theory import run as theory
+
+
+@dataclasses.dataclass(frozen=True)
+class Theory:
+    """Check every lemma and theorem of the paper against a measurement.
+
+    Prints for each claim what the paper predicts, what was measured, with its standard
+    error, and the verdict that follows. No data are needed.
+
+    Example: rfq theory --out runs/theory
+    """
+
+    # Write the table to this file, a JSON object a line.
+    json: pathlib.Path | None = None
+    # Directory for the table as theory.jsonl, which `rfq report` takes, and for the
+    # figure of the two mechanisms and its data.
+    out: pathlib.Path | None = None
+
+
+def run(args: Theory) -> None:
+    """Checks the claims and writes what came of it."""
+    given.banner()
+    theory.run(json_path=args.json, out=args.out)
+
+
+# Name -> (arguments, function, whether config overrides may follow). A name of two
