@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq import distributed, hlo, metrics, optim, sharding, steps
 from rfq import experiment as experiment_lib
+from rfq import hlo, metrics, optim, provenance, sharding, steps
 from rfq import params as params_lib
 from rfq import taps as tap_lib
 from rfq.errors import InputError, lookup
@@ -221,9 +221,7 @@ def _described(experiment: Experiment, bench: str) -> Row:
         "bench": bench,
         "arm": experiment.arm,
         "config_fingerprint": experiment_lib.fingerprint(experiment),
-        "commit": distributed.commit(),
-        "versions": distributed.versions(),
-        "device": distributed.devices(),
+        **provenance.described(),
     }
 
 

@@ -69,7 +69,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Waits until what was saved is on disk."""
         together = kind is None or issubclass(kind, Diverged | Preempted)
-        if not together and not distributed.alone():
+        if not together and not distributed.is_single_process():
             return  # The others are not on their way to the same barrier.
         try:
             self._manager.wait_until_finished()
@@ -118,13 +118,13 @@ class Checkpoints:
 
         A damaged one is said and moved aside, so that its step can be saved again.
         """
-        while (step := distributed.told("newest", self.latest_step)) is not None:
-            found = distributed.told("damage", lambda step=step: self.damage(step))
+        while (step := distributed.broadcast("newest", self.latest_step)) is not None:
+            found = distributed.broadcast("damage", lambda step=step: self.damage(step))
             if found is None:
                 return step
-            distributed.told("aside", lambda step=step: self._set_aside(step))
+            distributed.broadcast("aside", lambda step=step: self._set_aside(step))
             self._manager.reload()
-            before = distributed.told("before", self.latest_step)
+            before = distributed.broadcast("before", self.latest_step)
             instead = "the beginning" if before is None else f"step {before}"
             metrics.say(
                 f"warning: checkpoint {self._directory / str(step)} is damaged "

@@ -62,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         distributed.abandon(1, error)
         raise
-    distributed.part()
+    distributed.leave()
     return status
 
 
 def _said(status: int, text: str) -> int:
     """Tells why, once for all processes that end together."""
-    if distributed.speaks():
+    if distributed.is_main_process():
         metrics.alarm(text)
     return status
 

@@ -101,7 +101,7 @@ def publish(directories: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.P
         metrics.say(f"report: {page}")
         return str(page)
 
-    return pathlib.Path(distributed.told("report", write))
+    return pathlib.Path(distributed.broadcast("report", write))
 
 
 def run_directory(out: pathlib.Path, experiment: Experiment) -> pathlib.Path:

@@ -10,18 +10,12 @@ hosts: it works from the first moment, whatever the devices do, and costs no col
 
 import contextlib
 import dataclasses
-import functools
-import glob
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import os
-import pathlib
-import platform
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -414,7 +408,7 @@ def _reaches(address: str) -> bool:
         return False
 
 
-def part() -> None:
+def leave() -> None:
     """Leaves the job when all is done; waits until the others are done too."""
     global _job
     if _job is not None:
@@ -486,7 +480,7 @@ def agree(what: str, described: Mapping[str, Any]) -> None:
         )
 
 
-def meet(where: str) -> None:
+def barrier(where: str) -> None:
     """Waits until all processes are here; what process 0 wrote before is there then.
 
     Raises:
@@ -496,11 +490,11 @@ def meet(where: str) -> None:
         _job.meet(where)
 
 
-def told(what: str, value: Callable[[], Any]) -> Any:
+def broadcast(what: str, value: Callable[[], Any]) -> Any:
     """`value()` of process 0, JSON, on all processes: one look decides for all."""
     if _job is None:
         return value()
-    key = _job.key(f"told/{what}")
+    key = _job.key(f"broadcast/{what}")
     if _job.process_id == 0:
         found = value()
         _job.client.key_value_set(key, json.dumps(found))
@@ -513,12 +507,12 @@ def told(what: str, value: Callable[[], Any]) -> Any:
                 raise
 
 
-def alone() -> bool:
+def is_single_process() -> bool:
     """True where this process is the whole job."""
     return _job is None
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """True on the process that speaks for all; asks no backend."""
     return _job is None or _job.process_id == 0
 
@@ -561,78 +555,3 @@ def preemption() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# --- What this process runs on --------------------------------------------------------
-
-
-@functools.cache
-def code() -> str:
-    """Twelve hexadecimal digits that name the source of the package."""
-    root = pathlib.Path(__file__).resolve().parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def devices() -> str:
-    """One line: how many devices of which kind, in how many processes."""
-    first = jax.devices()[0]
-    return (
-        f"{jax.device_count()} {first.platform} device(s) ({first.device_kind}), "
-        f"{jax.process_count()} process(es), jax {jax.__version__}"
-    )
-
-
-def unused_accelerator() -> str | None:
-    """A warning when the machine shows an accelerator but jax runs on its CPU."""
-    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
-        return None
-    seen = [
-        name
-        for pattern, name in (
-            ("/dev/nvidia[0-9]*", "an NVIDIA GPU (install the extra rfq[cuda])"),
-            ("/dev/kfd", "an AMD GPU (install jax for ROCm)"),
-            ("/dev/accel[0-9]*", "a TPU (install the extra rfq[tpu])"),
-            ("/dev/vfio/[0-9]*", "a TPU (install the extra rfq[tpu])"),
-        )
-        if glob.glob(pattern)
-    ]
-    if not seen:
-        return None
-    return f"warning: this machine shows {seen[0]}, but jax runs on the CPU"
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that make the numbers."""
-    packages = ("rfq", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-@functools.cache
-def commit() -> str:
-    """The checkout's commit, "+changes" when files differ, "unknown" outside git."""
-    root = pathlib.Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return "unknown"
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, check=True
-        )
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.decode().strip() + ("+changes" if status.stdout.strip() else "")

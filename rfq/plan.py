@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rfq import distributed, hlo, metrics, sharding, steps
+from rfq import hlo, metrics, provenance, sharding, steps
 from rfq import params as params_lib
 from rfq.errors import InputError
 from rfq.experiment import Experiment, fingerprint, to_dict
@@ -201,9 +201,7 @@ def as_row(
         "checkpoint_bytes": plan.checkpoint_bytes,
         "disk_bytes": plan.checkpoint_bytes * (1 + experiment.log.keep_checkpoints),
         "compile_seconds": plan.compile_seconds,
-        "commit": distributed.commit(),
-        "versions": distributed.versions(),
-        "device": distributed.devices(),
+        **provenance.described(),
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from rfq import checkpoint, distributed, metrics, sharding
+from rfq import checkpoint, distributed, metrics, provenance, sharding
 from rfq import experiment as experiment_lib
 from rfq.data import manifest as manifest_lib
 from rfq.data import pipeline, tokenize
@@ -110,14 +110,12 @@ def claim(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
         "experiment": experiment_lib.to_dict(experiment),
         "fingerprint": experiment_lib.fingerprint(experiment),
         "data_fingerprint": data_fingerprint(experiment),
-        "commit": distributed.commit(),
-        "versions": distributed.versions(),
-        "device": distributed.devices(),
+        **provenance.described(),
     }
-    code = {"code": distributed.code(), "out": str(run_dir)}
+    code = {"code": provenance.code(), "out": str(run_dir)}
     distributed.agree("experiment, data, code or versions", described | code)
     metrics.make_directory(run_dir)
-    distributed.meet("the run directory")
+    distributed.barrier("the run directory")
     if (run_dir / "config.json").exists():
         match(described, _read_config(run_dir), str(run_dir))
     if not is_finished(run_dir):
@@ -128,7 +126,7 @@ def claim(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
 
 def is_finished(run_dir: pathlib.Path) -> bool:
     """True once training has reached its last step."""
-    return distributed.told("finished", (run_dir / "done.json").exists)
+    return distributed.broadcast("finished", (run_dir / "done.json").exists)
 
 
 def match(ours: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
@@ -188,7 +186,9 @@ def final_params(experiment: Experiment, run_dir: pathlib.Path, target: Params):
         if saved.latest_step() != last:
             damage = "is gone"
         else:
-            damage = distributed.told("damage", lambda: saved.damage(last, ("params",)))
+            damage = distributed.broadcast(
+                "damage", lambda: saved.damage(last, ("params",))
+            )
             damage = damage and f"is damaged ({damage})"
         if damage is not None:
             raise InputError(

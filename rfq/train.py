@@ -92,7 +92,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
         "peak_bytes": peak if peak > peak_before else None,
     }
     metrics.write_text(run_dir / "done.json", metrics.to_json(finished) + "\n")
-    distributed.meet("the end of training")
+    distributed.barrier("the end of training")
     if ends_here:
         raise Preempted(
             f"told to end: training is finished in {run_dir}; the same command goes on "

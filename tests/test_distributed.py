@@ -1,6 +1,4 @@
 import dataclasses
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -8,91 +6,6 @@ from jax._src import clusters
 
 from rfq import distributed
 from rfq.errors import InputError
-
-_PATTERNS = {
-    "/dev/nvidia[0-9]*": "NVIDIA",
-    "/dev/kfd": "AMD",
-    "/dev/accel[0-9]*": "TPU",
-    "/dev/vfio/[0-9]*": "TPU",
-}
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """A machine that shows one device file and runs jax on one backend."""
-
-    def shows(
-        pattern: str | None, *, backend: str = "cpu", platforms: str = ""
-    ) -> None:
-        monkeypatch.setattr(
-            distributed.glob, "glob", lambda asked: [asked] if asked == pattern else []
-        )
-        monkeypatch.setattr(jax, "default_backend", lambda: backend)
-        monkeypatch.setenv("JAX_PLATFORMS", platforms)
-
-    return shows
-
-
-@pytest.mark.parametrize("pattern", _PATTERNS)
-def test_an_accelerator_that_jax_does_not_use_is_named(machine, pattern):
-    machine(pattern)
-    warning = distributed.unused_accelerator()
-    assert warning is not None
-    assert _PATTERNS[pattern] in warning
-    assert "jax runs on the CPU" in warning
-    assert "install" in warning
-    assert "\n" not in warning
-
-
-@pytest.mark.parametrize("pattern", _PATTERNS)
-def test_an_accelerator_in_use_or_turned_off_on_purpose_is_no_warning(machine, pattern):
-    machine(pattern, backend="gpu")
-    assert distributed.unused_accelerator() is None
-    machine(pattern, platforms="cpu")
-    assert distributed.unused_accelerator() is None
-
-
-def test_a_machine_without_an_accelerator_is_no_warning(machine):
-    machine(None)
-    assert distributed.unused_accelerator() is None
-
-
-def test_what_a_run_is_computed_with_is_recorded():
-    assert f"{jax.device_count()} cpu device(s)" in distributed.devices()
-    found = distributed.versions()
-    assert found["jax"] == jax.__version__
-    assert found["python"].startswith(f"{sys.version_info.major}.")
-
-
-def test_a_commit_is_told_from_a_changed_checkout_and_from_no_checkout(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(distributed, "__file__", str(tmp_path / "rfq" / "x.py"))
-    read = distributed.commit.__wrapped__
-    assert read() == "unknown"
-
-    def git(*words: str) -> str:
-        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        done = subprocess.run(
-            ["git", *identity, *words],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return done.stdout.strip()
-
-    git("init", "--quiet")
-    (tmp_path / "file").write_text("one")
-    git("add", "file")
-    git("commit", "--quiet", "--message", "one")
-    head = git("rev-parse", "--short=12", "HEAD")
-    assert read() == head
-    (tmp_path / "untracked").write_text("two")
-    assert read() == head
-    (tmp_path / "file").write_text("two")
-    assert read() == f"{head}+changes"
-
 
 # --- How a process was started --------------------------------------------------------
 
@@ -218,13 +131,13 @@ def test_jax_reads_where_process_0_is_from_the_launchers_variables(
 
 def test_one_process_needs_no_others():
     distributed.start()
-    assert distributed.alone()
-    assert distributed.speaks()
+    assert distributed.is_single_process()
+    assert distributed.is_main_process()
     distributed.agree("anything", {"a": 1})
-    distributed.meet("anywhere")
-    assert distributed.told("x", lambda: [1, 2]) == [1, 2]
+    distributed.barrier("anywhere")
+    assert distributed.broadcast("x", lambda: [1, 2]) == [1, 2]
     distributed.abandon(1, RuntimeError("x"))
-    distributed.part()
+    distributed.leave()
 
 
 def test_a_time_that_is_none_is_a_sentence(monkeypatch):
@@ -233,8 +146,3 @@ def test_a_time_that_is_none_is_a_sentence(monkeypatch):
     monkeypatch.setenv("RFQ_LOST_SECONDS", "soon")
     with pytest.raises(InputError, match="RFQ_LOST_SECONDS='soon' must be a whole"):
         distributed.start()
-
-
-def test_the_code_has_a_name():
-    assert distributed.code() == distributed.code.__wrapped__()
-    assert len(distributed.code()) == 12

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rfq import distributed, runs
 from rfq import experiment as experiment_lib
+from rfq import provenance, runs
 from rfq.errors import InputError
 from rfq.sharding import ShardingConfig
 from tests import tiny
@@ -114,7 +114,7 @@ def test_a_directory_belongs_to_its_experiment(experiment, tmp_path):
     described = runs.claim(experiment, tmp_path / "run")
     assert runs.load(tmp_path / "run") == (experiment, described)
     assert described["fingerprint"] == experiment_lib.fingerprint(experiment)
-    assert described["commit"] == distributed.commit()
+    assert described["commit"] == provenance.commit()
     assert set(described) >= {"data_fingerprint", "versions", "device"}
     runs.claim(experiment, tmp_path / "run")
 
@@ -173,7 +173,7 @@ def test_a_finished_run_keeps_saying_how_it_was_trained(
     runs.claim(experiment, tmp_path)
     (tmp_path / "done.json").write_text("{}")
     before = (tmp_path / "config.json").read_bytes()
-    monkeypatch.setattr(distributed, "commit", lambda: "another")
+    monkeypatch.setattr(provenance, "commit", lambda: "another")
     fewer = tiny.with_fields(experiment, "quantize", specs=("FP",))
     assert runs.claim(fewer, tmp_path)["commit"] == "another"
     assert (tmp_path / "config.json").read_bytes() == before

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from rfq import __version__, distributed, metrics, optim, runs
+from rfq import __version__, distributed, metrics, optim, provenance, runs
 from rfq import experiment as experiment_lib
 from rfq.commands import parsing
 from rfq.errors import InputError, lookup
@@ -66,7 +66,7 @@ def run(run_dir: pathlib.Path, data_dir: str | None) -> Experiment:
 def banner() -> None:
     """Joins the other processes; says what they run on, and what they do not."""
     distributed.start()
-    metrics.say(f"rfq {__version__} on {distributed.devices()}")
-    warning = distributed.unused_accelerator()
+    metrics.say(f"rfq {__version__} on {provenance.devices()}")
+    warning = provenance.unused_accelerator()
     if warning:
         metrics.say(warning)

@@ -18,9 +18,9 @@ def _say(text: str) -> None:
 
 def _agree() -> None:
     distributed.agree("it", {"a": {"b": 1}})
-    _say(str(distributed.told("x", lambda: [_ME, "zero"])))
-    distributed.meet("the end")
-    _say(f"speaks {distributed.speaks()}")
+    _say(str(distributed.broadcast("x", lambda: [_ME, "zero"])))
+    distributed.barrier("the end")
+    _say(f"speaks {distributed.is_main_process()}")
 
 
 def _differ() -> None:
@@ -53,7 +53,7 @@ def _stall() -> None:
             os.kill(pid, signal.SIGCONT)
             os._exit(0)
         os.kill(pid, signal.SIGSTOP)
-    distributed.meet("the end")
+    distributed.barrier("the end")
     _say("went on")
 
 
@@ -61,14 +61,14 @@ def _slow() -> None:
     """Process 1 works for longer than silence is borne, but is not silent."""
     if _ME == 1:
         time.sleep(float(os.environ["RFQ_LOST_SECONDS"]) + 3.0)
-    distributed.meet("the end")
+    distributed.barrier("the end")
     _say("went on")
 
 
 def _steps() -> None:
     with distributed.preemption() as told_to_end:
         for step in range(1, 1000):
-            distributed.meet(f"step {step}")  # Stands for the step's collective.
+            distributed.barrier(f"step {step}")  # Stands for the step's collective.
             if step == 5 and _ME == 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
             if told_to_end():

@@ -146,4 +146,4 @@ if __name__ == "__main__":
     said = told(cases_, pathlib.Path(data_), jax.device_count(), pathlib.Path(runs_))
     name = f"{os.environ['RFQ_PROCESS_ID']}.json"
     pathlib.Path(out_, name).write_text(json.dumps(said))
-    distributed.part()
+    distributed.leave()
