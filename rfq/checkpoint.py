@@ -15,7 +15,7 @@ import concurrent.futures
 import hashlib
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -113,13 +113,21 @@ class Checkpoints:
         """Step of the newest checkpoint, if there is one."""
         return self._manager.latest_step()
 
-    def latest_whole_step(self) -> int | None:
+    def latest_whole_step(
+        self, lacks: Callable[[dict[str, Any]], str | None] = lambda meta: None
+    ) -> int | None:
         """Step of the newest checkpoint whose files are what was saved.
 
         A damaged one is said and moved aside, so that its step can be saved again.
+
+        Args:
+            lacks: The JSON of a whole checkpoint -> what it needs and is not there, or
+                None; it is as good as damaged then.
         """
         while (step := distributed.broadcast("newest", self.latest_step)) is not None:
             found = distributed.broadcast("damage", lambda step=step: self.damage(step))
+            if found is None:
+                found = lacks(self.meta(step))
             if found is None:
                 return step
             distributed.broadcast("aside", lambda step=step: self._set_aside(step))
@@ -127,7 +135,7 @@ class Checkpoints:
             before = distributed.broadcast("before", self.latest_step)
             instead = "the beginning" if before is None else f"step {before}"
             metrics.say(
-                f"warning: checkpoint {self._directory / str(step)} is damaged "
+                f"warning: checkpoint {self._directory / str(step)} cannot be used "
                 f"({found}); it is moved to damaged-{step}, and training goes on from "
                 f"{instead}"
             )

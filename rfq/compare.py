@@ -42,7 +42,14 @@ def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
                 f"arm {arm.arm!r} with seed {arm.seed} is given twice; give each "
                 "config its own arm name and each seed once"
             )
-    metrics.make_directory(out)
+    with runs.alone_in(out):
+        return _run(arms, run_dirs, out)
+
+
+def _run(
+    arms: Sequence[Experiment], run_dirs: Sequence[pathlib.Path], out: pathlib.Path
+) -> pathlib.Path:
+    """All stages; `run_dirs` are those of the arms."""
     # Everything that a person could have got wrong, before the first compilation.
     manifests = [runs.check(arm) for arm in arms]
     for arm in arms:

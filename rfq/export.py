@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rfq import experiment as experiment_lib
-from rfq import metrics, runs, sharding, steps
+from rfq import files, metrics, runs, sharding, steps
 from rfq import params as params_lib
 from rfq.data import manifest as manifest_lib
 from rfq.errors import InputError
@@ -82,10 +81,27 @@ def run(
             data do not fit, or safetensors is not installed.
     """
     config = experiment.quantize
-    mesh = sharding.make_mesh(config=experiment.sharding)
     specs = [_checked(text, experiment.model) for text in dict.fromkeys(config.specs)]
     _safetensors()
     manifest = runs.check(experiment)
+    described = {
+        **runs.reopen(experiment, run_dir),
+        "tokenizer_fingerprint": manifest.recipe.tokenizer_fingerprint,
+    }
+    with runs.alone_in(out):
+        return _run(experiment, run_dir, out, specs, described)
+
+
+def _run(
+    experiment: Experiment,
+    run_dir: pathlib.Path,
+    out: pathlib.Path,
+    specs: list[QuantSpec],
+    run_described: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """One checkpoint after the other; `run_described` is what each says of the run."""
+    config = experiment.quantize
+    mesh = sharding.make_mesh(config=experiment.sharding)
     encode = steps.compile_integer(experiment, mesh, config.streams[0]).encode
     compiled = steps.compile_quant(experiment, mesh, "full")
     params = runs.final_params(experiment, run_dir, compiled.params)
@@ -104,8 +120,7 @@ def run(
         "calibrator": config.calibrators[0],
         "calibration_seed": config.calibration_seeds[0],
         "calibration_tokens": heldout.num_tokens(batches),
-        "tokenizer_fingerprint": manifest.recipe.tokenizer_fingerprint,
-        **runs.claim(experiment, run_dir),
+        **run_described,
     }
     rows = []
     with metrics.progress(f"export {experiment.arm}", len(specs)) as bar:
@@ -260,9 +275,7 @@ def save(
     metrics.make_directory(directory)
     if not metrics.is_writer():
         return
-    temporary = directory / f".{_TENSORS}.{os.getpid()}"
-    temporary.write_bytes(blob)
-    temporary.replace(directory / _TENSORS)
+    files.replace(directory / _TENSORS, blob)
     written = {
         **described,
         "levels": {

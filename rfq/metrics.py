@@ -18,6 +18,7 @@ import jax
 import rich.console
 import rich.progress
 
+from rfq import files
 from rfq.errors import InputError
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -79,10 +80,9 @@ def _nulled(value: Any) -> Any:
 
 
 def append(path: pathlib.Path, row: Mapping[str, Any]) -> None:
-    """Appends a row to a JSON-lines file, from process 0, whole or not at all."""
+    """Appends a row to a JSON-lines file, from process 0; see `files.append`."""
     if is_writer():
-        with path.open("a", encoding="utf-8") as file:
-            file.write(to_json(row) + "\n")
+        files.append(path, to_json(row))
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -91,11 +91,8 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
         InputError: any other line is not a JSON object.
     """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
     rows = []
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(files.whole_lines(path), start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -113,11 +110,9 @@ def rewrite(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a file in one step, from process 0: never half-written."""
+    """Replaces a file in one step, from process 0; see `files.replace`."""
     if is_writer():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        files.replace(path, text)
 
 
 def make_directory(path: pathlib.Path) -> None:

@@ -60,6 +60,13 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
         InputError: the run is not finished, or its data or checkpoint do not fit.
         Preempted: SIGTERM or SIGUSR1 came; the setting in work has its row.
     """
+    runs.require_finished(experiment, run_dir)
+    with runs.alone_in(run_dir):
+        return _run(experiment, run_dir)
+
+
+def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
+    """The settings one after the other, each written where it is not yet."""
     sweep, common, manifest = _open(experiment, run_dir)
     out = run_dir / "quantize"
     files = ("rows.jsonl", "sites.jsonl", "losses.jsonl")
@@ -75,7 +82,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
         distributed.preemption() as told_to_end,
     ):
         for number, setting in enumerate(wanted, start=1):
-            if setting not in found["rows.jsonl"]:
+            if not _is_whole(setting, found):
                 started = time.perf_counter()
                 row, sites, losses = sweep.evaluate(setting)
                 row["bits_per_byte"] = heldout.bits_per_byte(
@@ -86,9 +93,10 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
                     if values and setting not in found[f"{file}.jsonl"]:
                         metrics.append(out / f"{file}.jsonl", {**named, file: values})
                 seconds = time.perf_counter() - started
-                found["rows.jsonl"][setting] = {**named, **row, "seconds": seconds}
                 # Last, so that a row is never without what stands behind it.
-                metrics.append(out / "rows.jsonl", found["rows.jsonl"][setting])
+                if setting not in found["rows.jsonl"]:
+                    found["rows.jsonl"][setting] = {**named, **row, "seconds": seconds}
+                    metrics.append(out / "rows.jsonl", found["rows.jsonl"][setting])
             bar.update(number, setting.spec)
             if told_to_end():
                 raise _preempted(number, len(wanted), out)
@@ -109,6 +117,13 @@ def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
         InputError: as `run`; a task's file is missing or wrong.
         Preempted: as `run`.
     """
+    runs.require_finished(experiment, run_dir)
+    with runs.alone_in(run_dir):
+        return _run_tasks(experiment, run_dir)
+
+
+def _run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
+    """The settings one after the other, each asked where it is not yet."""
     asked = questions.load(experiment, sharding.make_mesh(config=experiment.sharding))
     sweep, common, _ = _open(experiment, run_dir)
     common = {**common, "questions": asked.digest}
@@ -161,6 +176,13 @@ def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
     return [found[setting] for setting in wanted]
 
 
+def _is_whole(setting: Setting, found: Mapping[str, Mapping[Setting, Any]]) -> bool:
+    """True for a setting with a row, its losses and, if it quantizes any, its sites."""
+    quantizes = QuantSpec.parse(setting.spec).act_bits is not None
+    needed = ["rows.jsonl", "losses.jsonl", *(["sites.jsonl"] if quantizes else [])]
+    return all(setting in found[name] for name in needed)
+
+
 def _preempted(number: int, total: int, out: pathlib.Path) -> Preempted:
     return Preempted(
         f"told to end: {number} of {total} settings are saved in {out}; the same "
@@ -202,8 +224,7 @@ def _open(
 ) -> tuple["Sweep", dict[str, Any], Manifest]:
     """A finished run, what is common to its rows, and its data."""
     manifest = runs.check(experiment)
-    runs.require_finished(experiment, run_dir)
-    described = runs.claim(experiment, run_dir)
+    described = runs.reopen(experiment, run_dir)
     metrics.make_directory(run_dir / "quantize")
     sweep = Sweep(experiment, run_dir)
     common = {

@@ -9,14 +9,16 @@ failed.json     written when training diverged
 quantize/       rows.jsonl and what else `ptq` measured
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from rfq import checkpoint, distributed, metrics, provenance, sharding
+from rfq import checkpoint, distributed, files, metrics, provenance, sharding
 from rfq import experiment as experiment_lib
 from rfq.data import manifest as manifest_lib
 from rfq.data import pipeline, tokenize
@@ -94,6 +96,22 @@ def epochs(experiment: Experiment) -> dict[str, float]:
     return dict(zip(mixture.directories, found, strict=True))
 
 
+@contextlib.contextmanager
+def alone_in(directory: pathlib.Path) -> Iterator[None]:
+    """Keeps what else would write into a directory out of it; makes it if need be.
+
+    Raises:
+        InputError: the directory cannot be written, or another process is at work in
+            it; see `files.locked`.
+    """
+    if not distributed.is_main_process():
+        yield
+        return
+    metrics.make_directory(directory)
+    with files.locked(directory):
+        yield
+
+
 def claim(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
     """Makes a run directory this experiment's, or refuses because it is another's.
 
@@ -106,6 +124,42 @@ def claim(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
     Raises:
         InputError: the directory cannot be written, or holds another experiment.
     """
+    described = _described(experiment, run_dir)
+    metrics.make_directory(run_dir)
+    distributed.barrier("the run directory")
+    if (run_dir / "config.json").exists():
+        match(described, _read_config(run_dir), str(run_dir))
+    if not is_finished(run_dir):
+        text = json.dumps(described, indent=1) + "\n"
+        metrics.write_text(run_dir / "config.json", text)
+    return described
+
+
+def reopen(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
+    """Holds a finished run against its experiment, and against where its data are now.
+
+    Returns:
+        What describes the run as of now.
+
+    Raises:
+        InputError: training has not ended, or the run is of another experiment or of
+            other data.
+    """
+    require_finished(experiment, run_dir)
+    described, config = _described(experiment, run_dir), _read_config(run_dir)
+    if config["data_fingerprint"] != described["data_fingerprint"]:
+        given, own = experiment.data.dir, config["experiment"]["data"]["dir"]
+        raise InputError(
+            f"the data in {given!r} are not those that {run_dir} was trained on; give "
+            "--data-dir the directory that `rfq prepare` made for it"
+            + (f", which was {own!r}" if own != given else "")
+        )
+    match(described, config, str(run_dir))
+    return described
+
+
+def _described(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
+    """What describes a run as of now, on which all processes must agree."""
     described = {
         "experiment": experiment_lib.to_dict(experiment),
         "fingerprint": experiment_lib.fingerprint(experiment),
@@ -114,13 +168,6 @@ def claim(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
     }
     code = {"code": provenance.code(), "out": str(run_dir)}
     distributed.agree("experiment, data, code or versions", described | code)
-    metrics.make_directory(run_dir)
-    distributed.barrier("the run directory")
-    if (run_dir / "config.json").exists():
-        match(described, _read_config(run_dir), str(run_dir))
-    if not is_finished(run_dir):
-        text = json.dumps(described, indent=1) + "\n"
-        metrics.write_text(run_dir / "config.json", text)
     return described
 
 

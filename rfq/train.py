@@ -29,10 +29,18 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
         Preempted: SIGTERM or SIGUSR1 came; the step in flight is done and saved.
     """
     runs.check(experiment)
-    described = runs.claim(experiment, run_dir)
-    if runs.is_finished(run_dir):
-        metrics.say(f"{experiment.arm} seed {experiment.seed}: training is finished")
-        return
+    with runs.alone_in(run_dir):
+        described = runs.claim(experiment, run_dir)
+        if not runs.is_finished(run_dir):
+            _train(experiment, run_dir, described)
+            return
+    metrics.say(f"{experiment.arm} seed {experiment.seed}: training is finished")
+
+
+def _train(
+    experiment: Experiment, run_dir: pathlib.Path, described: dict[str, Any]
+) -> None:
+    """The loop itself; `described` is what `runs.claim` says of the run."""
     mesh = sharding.make_mesh(config=experiment.sharding)
     peak_before = _peak_bytes()
     compiled = steps.compile_train(experiment, mesh)
@@ -73,7 +81,8 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
                 if step % every.checkpoint_every == 0 or step == num_steps or ends_here:
                     log.drain()
                     log.require_finite(step, {"state": compiled.finite(state)})
-                    meta = {"step": step, "seconds": log.seconds, **described}
+                    meta = {"step": step, "seconds": log.seconds, "logged": log.ends}
+                    meta |= described
                     saved.save(step, state.params, state.opt_state, meta)
                 if ends_here and step < num_steps:
                     raise Preempted(
@@ -100,6 +109,10 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
         )
 
 
+# What a run writes while it trains, rows by step; the loss of the last is the log's.
+_FILES = ("measures.jsonl", "metrics.jsonl")
+
+
 class _Log:
     """Numbers of the steps: fetched late and together, checked, written.
 
@@ -121,13 +134,16 @@ class _Log:
         self._last_checkpoint = last_checkpoint
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._clock: float | None = None
+        # File -> step of its last row, which a checkpoint saved now relies on.
+        self.ends: dict[str, int] = {}
+        self.loss = float("nan")
         # What a killed run wrote after its last checkpoint is computed again.
-        for name in ("metrics.jsonl", "measures.jsonl"):
+        for name in _FILES:
             rows = metrics.read(run_dir / name) if start > 0 else []
             kept = [row for row in rows if row["step"] <= start]
             metrics.rewrite(run_dir / name, kept)
-        logged = metrics.read(run_dir / "metrics.jsonl")
-        self.loss = logged[-1]["loss"] if logged else float("nan")
+            if kept:
+                self.ends[name], self.loss = kept[-1]["step"], kept[-1]["loss"]
 
     def due(self, step: int) -> bool:
         """True for a step whose numbers are written."""
@@ -149,7 +165,11 @@ class _Log:
 
     def measured(self, step: int, row: dict[str, Any]) -> None:
         """Writes what was measured at a step."""
-        metrics.append(self._run_dir / "measures.jsonl", {"step": step, **row})
+        self._append("measures.jsonl", {"step": step, **row})
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        metrics.append(self._run_dir / name, row)
+        self.ends[name] = row["step"]
 
     def require_finite(self, step: int, found: Mapping[str, Any]) -> None:
         """Stops the run unless every named thing was found to be finite.
@@ -188,7 +208,7 @@ class _Log:
                 row = {name: float(value) for name, value in values.items()}
                 row |= {"step": step, "tokens_per_second": rate}
                 row["seconds"] = self.seconds  # Of training so far, resumed or not.
-                metrics.append(self._run_dir / "metrics.jsonl", row)
+                self._append("metrics.jsonl", row)
 
 
 def _prefixed(prefix: str, values: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -202,7 +222,9 @@ def _restore(
     run_dir: pathlib.Path,
 ) -> tuple[steps.TrainState, int, float]:
     """The newest checkpoint's state, step and seconds, or a fresh state and zeros."""
-    start = saved.latest_whole_step()
+    start = saved.latest_whole_step(
+        lambda meta: distributed.broadcast("log", lambda: _lost_rows(run_dir, meta))
+    )
     if start is None:
         seed = described["experiment"]["seed"]
         return compiled.init(jax.random.key(seed)), 0, 0.0
@@ -215,6 +237,18 @@ def _restore(
     )
     metrics.say(f"resuming at step {start}")
     return state, start, meta["seconds"]
+
+
+def _lost_rows(run_dir: pathlib.Path, meta: Mapping[str, Any]) -> str | None:
+    """What files lack of the rows that they had when a checkpoint was saved, or None.
+
+    A checkpoint of an earlier version does not say what it relies on, and passes.
+    """
+    for name, last in meta.get("logged", {}).items():
+        rows = metrics.read(run_dir / name)
+        if not any(row["step"] == last for row in rows[::-1]):
+            return f"{name} has lost its row of step {last}"
+    return None
 
 
 def _measure(compiled, params, held_out) -> dict[str, Any]:

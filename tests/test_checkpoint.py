@@ -170,7 +170,7 @@ def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_used(
         saved.wait()
         assert saved.latest_whole_step() == 4
     said = " ".join(capsys.readouterr().out.split())
-    assert f"checkpoint {run_dir / 'checkpoints' / '4'} is damaged" in said
+    assert f"checkpoint {run_dir / 'checkpoints' / '4'} cannot be used" in said
     assert "goes on from step 1" in said
     assert (run_dir / "checkpoints" / "damaged-4").is_dir()
 

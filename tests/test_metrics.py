@@ -91,8 +91,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.replace", fail)
-        with pytest.raises(OSError, match="power cut"):
+        with pytest.raises(InputError, match=r"cannot be written \(power cut\)"):
             metrics.rewrite(path, [{"a": 2}, {"a": 3}])
+    assert list(tmp_path.iterdir()) == [path]
     assert metrics.read(path) == [{"a": 1}]
     metrics.rewrite(path, [{"a": 2}])
     assert metrics.read(path) == [{"a": 2}]

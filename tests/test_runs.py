@@ -211,3 +211,14 @@ def test_the_data_fingerprint_follows_the_content(experiment, data, tmp_path):
     ]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 4
+
+
+def test_other_data_than_a_finished_runs_are_said_with_what_to_give(
+    tmp_path_factory, tmp_path, data
+):
+    run_dir = tiny.copied(tiny.trained(tmp_path_factory), tmp_path)
+    other = tiny.experiment(tiny.prepared(tmp_path, salt=1))
+    said = _refused(runs.reopen, other, run_dir)
+    assert f"are not those that {run_dir} was trained on; give --data-dir" in said
+    assert said.endswith(f"which was {str(data)!r}")
+    assert "delete" not in said

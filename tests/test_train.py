@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_leads_to_the_same_end(
     path.write_bytes(b"")
     train.run(given, run_dir)
     said = capsys.readouterr().out
-    assert f"warning: checkpoint {last} is damaged" in said
+    assert f"warning: checkpoint {last} cannot be used" in said
     assert path.name in said
     assert "goes on from step 8" in said
     _assert_same_run(run_dir, whole, given)
