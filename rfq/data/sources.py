@@ -6,23 +6,25 @@ machines, and resumed, without reading what came before.
 """
 
 import dataclasses
+import functools
 import glob
-import gzip
-import io
-import json
-import lzma
 import pathlib
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow
 from pyarrow import parquet
 
-from rfq.errors import InputError
+from rfq.data import files
+from rfq.data import text as text_lib
+from rfq.errors import InputError, lookup
 
 EMBEDDED_CORPUS = pathlib.Path(__file__).parent / "embedded" / "sotu.jsonl.xz"
 TFDS_PREFIX = "tfds:"
+
+_TXT, _JSONL, _PARQUET = ".txt", ".jsonl", ".parquet"
+# The field of a document's text, where no other is named.
+_TEXT = "text"
 
 # Page by page: by default a row group is read whole, however large it is.
 _STREAMED = {
@@ -71,10 +73,13 @@ class Source:
     Attributes:
         name: last component of what the user wrote; no directory.
         pieces: in order.
+        division: what a document of its text files is, a row of `text.DIVISIONS`; None
+            where it has none.
     """
 
     name: str
     pieces: tuple[Piece, ...]
+    division: str | None = None
 
     def documents(self) -> Iterator[Document]:
         """Yields every document, empty ones included, one piece at a time."""
@@ -82,47 +87,90 @@ class Source:
             yield from piece.documents()
 
 
-def open_source(spec: str) -> Source:
+def open_source(
+    spec: str, *, documents: str | None = None, text_field: str = _TEXT
+) -> Source:
     """Resolves a name of `SOURCES`, tfds:NAME, a file, a directory or a glob.
 
     Directories are searched recursively for files of a known kind; hidden files are
     left out. Files are read in the order of their paths.
 
+    Args:
+        spec: what to read.
+        documents: what a document of a .txt file is, a row of `text.DIVISIONS`; None
+            divides one file at its blank lines, and takes each of several whole.
+        text_field: the field, column or feature that holds the text in JSON lines,
+            Parquet files and TensorFlow Datasets.
+
     Raises:
-        InputError: nothing matches, or a file is of an unknown kind.
+        InputError: nothing matches, a file is of an unknown kind, or an option is given
+            that no file of the source has a use for.
     """
     if spec in SOURCES:
-        return SOURCES[spec]()
+        source = SOURCES[spec]()
+        if documents is not None or text_field != _TEXT:
+            raise _useless(spec, documents)
+        return source
     if spec.startswith(TFDS_PREFIX):
-        return _tfds(spec.removeprefix(TFDS_PREFIX))
+        if documents is not None:
+            raise _useless(spec, documents)
+        return _tfds(spec.removeprefix(TFDS_PREFIX), text_field)
+    paths = _paths(spec)
+    kinds = [_kind(path)[0] for path in paths]
+    num_texts = kinds.count(_TXT)
+    if (documents is not None and not num_texts) or (
+        text_field != _TEXT and num_texts == len(paths)
+    ):
+        raise _useless(spec, documents)
+    division = documents or ("blank-line" if num_texts == 1 else "file")
+    lookup(text_lib.DIVISIONS, division, "documents")
+    pieces = tuple(
+        piece for path in paths for piece in _pieces(path, division, text_field)
+    )
+    name = pathlib.Path(spec).name or spec
+    return Source(name, pieces, division if num_texts else None)
+
+
+def _paths(spec: str) -> list[pathlib.Path]:
     path = pathlib.Path(spec)
     if path.is_dir():
         found = (p for p in path.rglob("*") if p.is_file() and _is_visible(p, path))
-        files = sorted(p for p in found if _split_name(p) is not None)
+        paths = sorted(p for p in found if _split_name(p) is not None)
     elif path.exists():
-        files = [path]
+        paths = [path]
     else:
         matches = glob.glob(spec, recursive=True)
-        files = sorted(p for p in map(pathlib.Path, matches) if p.is_file())
-    if not files:
+        paths = sorted(p for p in map(pathlib.Path, matches) if p.is_file())
+    if not paths:
         raise InputError(
             f"source {spec!r} matches no file; give one of {sorted(SOURCES)}, "
             f"{TFDS_PREFIX}NAME, a file, a directory or a quoted glob of {_accepted()} "
             "files"
         )
-    for file in files:
-        _kind(file)
-    pieces = tuple(piece for file in files for piece in _pieces(file))
-    return Source(path.name or spec, pieces)
+    return paths
 
 
-def documents(spec: str) -> Iterator[Document]:
+def _useless(spec: str, documents: str | None) -> InputError:
+    if documents is not None:
+        return InputError(
+            f"--documents {documents} divides .txt files, and source {spec!r} has "
+            "none; leave it out"
+        )
+    return InputError(
+        f"--text-field names a field of JSON lines, Parquet files or TensorFlow "
+        f"Datasets, and source {spec!r} has none; leave it out"
+    )
+
+
+def documents(spec: str, **options: Any) -> Iterator[Document]:
     """Yields the documents of a source, see `open_source`."""
-    return open_source(spec).documents()
+    return open_source(spec, **options).documents()
 
 
 def _embedded() -> Source:
-    return Source("embedded", _pieces(EMBEDDED_CORPUS))
+    read = functools.partial(text_lib.read_jsonl, field=_TEXT)
+    piece = _packed_piece(EMBEDDED_CORPUS, read, files.OPENERS[".xz"])
+    return Source("embedded", (piece,))
 
 
 # A new source is one function that returns a Source, and one line here.
@@ -132,15 +180,17 @@ SOURCES: Mapping[str, Callable[[], Source]] = {"embedded": _embedded}
 # --- Text and JSON lines, packed or not ---------------------------------------------
 
 
-def _packed_piece(path: pathlib.Path, read: "_Reader", unpack: "_Opener") -> Piece:
+def _packed_piece(
+    path: pathlib.Path, read: text_lib.Reader, unpack: files.Opener
+) -> Piece:
     """The whole file."""
 
     def documents() -> Iterator[Document]:
         try:
             raw = path.open("rb")
             file = unpack(raw)
-        except _DAMAGED as error:
-            raise damaged(path, error) from error
+        except files.DAMAGED as error:
+            raise files.damaged(path, error) from error
         with raw, file:
             for id, text in read(path, file):
                 yield Document(id, text, raw.tell())
@@ -152,104 +202,28 @@ def _num_bytes(path: pathlib.Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise damaged(path, error) from error
-
-
-def _read_text(
-    path: pathlib.Path, file: io.BufferedIOBase
-) -> Iterator[tuple[str, str]]:
-    """One document: the whole file. Its id is the file's name."""
-    try:
-        data = file.read()
-    except _DAMAGED as error:
-        raise damaged(path, error) from error
-    try:
-        yield path.name, data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise _not_utf8(f"{path}, line {line}", error) from error
-
-
-def _read_jsonl(
-    path: pathlib.Path, file: io.BufferedIOBase
-) -> Iterator[tuple[str, str]]:
-    """One document a line: field `text`, and optionally `id`; blank lines are none."""
-    lines = enumerate(file, start=1)
-    while True:
-        try:
-            number, line = next(lines)
-        except StopIteration:
-            return
-        except _DAMAGED as error:
-            raise damaged(path, error) from error
-        if line.strip():
-            yield _parse_line(path, number, line)
-
-
-def _parse_line(path: pathlib.Path, number: int, line: bytes) -> tuple[str, str]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise _not_utf8(f"{path}, line {number}", error) from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
-        raise InputError(
-            f"{path}, line {number} is not JSON ({reason}); a .jsonl file holds one "
-            "object with a field 'text' on each line"
-        ) from error
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        got = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise InputError(
-            f"{path}, line {number} has no string field 'text' (got {got}); a .jsonl "
-            "file holds one object with a field 'text' on each line"
-        )
-    if not _is_encodable(row["text"]):
-        raise InputError(
-            f"{path}, line {number} holds half of a surrogate pair, which is no text; "
-            "repair the line or remove it"
-        )
-    name = row.get("id")
-    # Without an id the place stands in for it, so that equal texts stay two documents.
-    return f"{path.name}:{number}" if name is None else str(name), row["text"]
-
-
-_Reader = Callable[[pathlib.Path, io.BufferedIOBase], Iterator[tuple[str, str]]]
-_Opener = Callable[[io.BufferedReader], io.BufferedIOBase]
-
-
-def _open_zstd(raw: io.BufferedReader) -> io.BufferedIOBase:
-    return io.BufferedReader(pyarrow.input_stream(raw, compression="zstd"))
-
-
-_READERS: Mapping[str, _Reader] = {".txt": _read_text, ".jsonl": _read_jsonl}
-_OPENERS: Mapping[str, _Opener] = {
-    "": lambda raw: raw,
-    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
-    ".xz": lzma.LZMAFile,
-    ".zst": _open_zstd,
-}
-# What zlib, lzma, pyarrow and the file system raise.
-_DAMAGED = (OSError, EOFError, lzma.LZMAError, zlib.error, pyarrow.ArrowException)
+        raise files.damaged(path, error) from error
 
 
 # --- Parquet ------------------------------------------------------------------------
 
 
-def _parquet_pieces(path: pathlib.Path) -> tuple[Piece, ...]:
-    """A piece for each row group: column `text`, and optionally `id`."""
+def _parquet_pieces(path: pathlib.Path, field: str) -> tuple[Piece, ...]:
+    """A piece for each row group: column `field`, and optionally `id`."""
     try:
         with parquet.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-    except _DAMAGED as error:
-        raise damaged(path, error) from error
+    except files.DAMAGED as error:
+        raise files.damaged(path, error) from error
     kinds = dict(zip(schema.names, schema.types, strict=True))
-    if not _is_text(kinds.get("text")):
+    if not _is_text(kinds.get(field)):
+        columns = [f"{name}: {kind}" for name, kind in kinds.items()][:20]
         raise InputError(
-            f"{path} has no string column 'text' (its columns are "
-            f"{', '.join(f'{name}: {kind}' for name, kind in kinds.items()) or 'none'}"
-            "); rename or convert the column that holds the documents"
+            f"{path} has no string column {field!r} (its columns are "
+            f"{', '.join(columns) or 'none'}); name the column that holds the "
+            "documents with --text-field"
         )
-    columns = ["text", "id"] if "id" in kinds else ["text"]
+    columns = [field, *({"id"} & set(kinds) - {field})]
     first, pieces = 0, []
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -277,29 +251,38 @@ def _is_text(kind: pyarrow.DataType | None) -> bool:
 
 
 def _row_group(
-    path: pathlib.Path, number: int, rows: range, num_bytes: int, columns: list[str]
+    path: pathlib.Path, number: int, rows: range, num_bytes: int, columns: Sequence[str]
 ) -> Piece:
-    def read() -> Iterator[tuple[str | None, Any]]:
+    """A piece of the text in the first column, and of names where there is a second.
+
+    Arrow holds a page and a batch of it, each of at most 2 GiB by its own limit.
+    """
+
+    def read() -> Iterator[tuple[Any, Any]]:
         with parquet.ParquetFile(path, **_STREAMED) as file:
             for batch in file.iter_batches(
                 _PARQUET_ROWS, row_groups=[number], columns=columns, use_threads=False
             ):
-                table = batch.to_pydict()
-                ids = table.get("id") or [None] * batch.num_rows
-                yield from zip(table["text"], ids, strict=True)
+                texts, *names = (batch.column(name) for name in columns)
+                for row in range(batch.num_rows):
+                    yield texts[row], names[0][row].as_py() if names else None
 
     def documents() -> Iterator[Document]:
         found, reading = 0, read()
         while True:
             where = f"{path}, row {rows.start + found}"
             try:
-                text, name = next(reading)
+                value, name = next(reading)
+                buffer = value.as_buffer()
+                if buffer is not None and buffer.size > files.MAX_DOCUMENT_BYTES:
+                    raise files.too_long(where)
+                text = value.as_py()
             except StopIteration:
                 break
             except UnicodeDecodeError as error:
-                raise _not_utf8(where, error) from error
-            except _DAMAGED as error:
-                raise damaged(path, error) from error
+                raise files.not_utf8(where, error) from error
+            except files.DAMAGED as error:
+                raise files.damaged(path, error) from error
             if text is None:
                 raise InputError(
                     f"{where} has no text (null); repair the row or remove it"
@@ -341,33 +324,33 @@ def tfds_split(name: str, split: str) -> tuple[Any, int]:
         ) from error
 
 
-def _tfds(name: str) -> Source:
-    """The train split of a dataset with a feature `text`."""
+def _tfds(name: str, field: str) -> Source:
+    """The train split of a dataset with the feature `field`."""
     examples, num_bytes = tfds_split(name, "train")
-    if not len(examples) or "text" not in examples[0]:
+    if not len(examples) or not isinstance(examples[0].get(field), bytes):
         got = sorted(examples[0]) if len(examples) else "no examples"
         raise InputError(
-            f"{TFDS_PREFIX}{name} has no feature 'text' (got {got}); choose a dataset "
-            "of plain text"
+            f"{TFDS_PREFIX}{name} has no text feature {field!r} (got {got}); name the "
+            "feature that holds the text with --text-field"
         )
     each = num_bytes / len(examples)
     starts = range(0, len(examples), _TFDS_EXAMPLES)
-    pieces = (_tfds_piece(name, examples, start, each) for start in starts)
+    pieces = (_tfds_piece(name, field, examples, start, each) for start in starts)
     return Source(f"{TFDS_PREFIX}{name}", tuple(pieces))
 
 
-def _tfds_piece(name: str, examples: Any, start: int, each: float) -> Piece:
+def _tfds_piece(name: str, field: str, examples: Any, start: int, each: float) -> Piece:
     stop = min(start + _TFDS_EXAMPLES, len(examples))
 
     def documents() -> Iterator[Document]:
         for index in range(start, stop):
             where = f"{TFDS_PREFIX}{name}, example {index}"
             try:
-                text = examples[index]["text"].decode("utf-8")
+                text = examples[index][field].decode("utf-8")
             except UnicodeDecodeError as error:
-                raise _not_utf8(where, error) from error
+                raise files.not_utf8(where, error) from error
             except RuntimeError as error:
-                raise damaged(where, error) from error
+                raise files.damaged(where, error) from error
             num_bytes = round(each * (index + 1 - start))
             yield Document(f"{name}:{index}", text, num_bytes)
 
@@ -378,11 +361,8 @@ def _tfds_piece(name: str, examples: Any, start: int, each: float) -> Piece:
 
 
 def _accepted() -> str:
-    packed = [kind + pack for kind in _READERS for pack in _OPENERS]
-    return ", ".join([*packed, _PARQUET])
-
-
-_PARQUET = ".parquet"
+    names = [kind + pack for kind in (_TXT, _JSONL) for pack in files.OPENERS]
+    return ", ".join([*names, _PARQUET])
 
 
 def _is_visible(path: pathlib.Path, root: pathlib.Path) -> bool:
@@ -392,9 +372,9 @@ def _is_visible(path: pathlib.Path, root: pathlib.Path) -> bool:
 def _split_name(path: pathlib.Path) -> tuple[str, str] | None:
     """Splits "x.jsonl.gz" into (".jsonl", ".gz"); None when the kind is unknown."""
     suffixes = ["", "", *path.suffixes]
-    pack = suffixes[-1] if suffixes[-1] in _OPENERS else ""
+    pack = suffixes[-1] if suffixes[-1] in files.OPENERS else ""
     kind = suffixes[-2] if pack else suffixes[-1]
-    known = kind in _READERS or (kind == _PARQUET and not pack)
+    known = kind in (_TXT, _JSONL) or (kind == _PARQUET and not pack)
     return (kind, pack) if known else None
 
 
@@ -407,32 +387,12 @@ def _kind(path: pathlib.Path) -> tuple[str, str]:
     return found
 
 
-def _pieces(path: pathlib.Path) -> tuple[Piece, ...]:
+def _pieces(path: pathlib.Path, division: str, field: str) -> tuple[Piece, ...]:
     kind, pack = _kind(path)
     if kind == _PARQUET:
-        return _parquet_pieces(path)
-    return (_packed_piece(path, _READERS[kind], _OPENERS[pack]),)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _not_utf8(where: str, error: UnicodeDecodeError) -> InputError:
-    return InputError(
-        f"{where} is not UTF-8 text (byte 0x{error.object[error.start]:02x}); convert "
-        "the file to UTF-8 first"
-    )
-
-
-def damaged(where: pathlib.Path | str, error: Exception) -> InputError:
-    """What to say of a file that a reader refused."""
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(
-        f"{where} cannot be read ({first_line}); the file is damaged, protected or not "
-        "of the kind its name says"
-    )
+        return _parquet_pieces(path, field)
+    if kind == _TXT:
+        read = text_lib.DIVISIONS[division]
+    else:
+        read = functools.partial(text_lib.read_jsonl, field=field)
+    return (_packed_piece(path, read, files.OPENERS[pack]),)

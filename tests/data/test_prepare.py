@@ -18,7 +18,16 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from rfq.data import manifest, pipeline, prepare, sources, split, tokenize
+from rfq.data import (
+    manifest,
+    packing,
+    parts,
+    pipeline,
+    prepare,
+    sources,
+    split,
+    tokenize,
+)
 from rfq.errors import InputError
 from tests.data import corpora
 
@@ -163,27 +172,27 @@ def test_a_killed_run_leaves_no_directory_and_a_later_one_goes_on(
     whole = corpora.prepared(tmp_path / "whole", "x")
     program = (
         "import os, sys, pathlib\n"
-        "from rfq.data import prepare\n"
+        "from rfq.data import parts\n"
         "from tests.data import corpora\n"
-        "write, left = prepare._Work._write_shard, [6]\n"
+        "write, left = parts.Work._write_shard, [6]\n"
         "def dying(self, path, windows):\n"
         "    left[0] -= 1\n"
         "    os._exit(9) if left[0] == 0 else None\n"
         "    return write(self, path, windows)\n"
-        "prepare._Work._write_shard = dying\n"
+        "parts.Work._write_shard = dying\n"
         "corpora.prepared(pathlib.Path(sys.argv[1]), 'x')\n"
     )
     run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert run.returncode == 9
     assert not (tmp_path / "x").exists() and (tmp_path / ".x.partial").exists()
     written = []
-    original = prepare._Work._write_shard
+    original = parts.Work._write_shard
 
     def noting(self, path, windows):
         written.append(path.name)
         return original(self, path, windows)
 
-    monkeypatch.setattr(prepare._Work, "_write_shard", noting)
+    monkeypatch.setattr(parts.Work, "_write_shard", noting)
     assert _files(corpora.prepared(tmp_path, "x")) == _files(whole)
     # Three shards a part: of the second the kill left two shards and no record.
     assert "train-00000-000.array_record" not in written
@@ -433,9 +442,9 @@ def test_of_equal_texts_only_the_first_is_taken(tmp_path, count):
         assert part.num_tokens == once.splits[name].num_tokens
 
 
-@pytest.mark.parametrize("boundary", sorted(prepare.BOUNDARIES))
+@pytest.mark.parametrize("boundary", sorted(packing.BOUNDARIES))
 def test_boundaries_stand_between_documents(tmp_path, boundary):
-    begins, ends = prepare.BOUNDARIES[boundary]
+    begins, ends = packing.BOUNDARIES[boundary]
     made = _prepared_shard(
         tmp_path, corpora.write_jsonl(tmp_path / "x.jsonl", corpora.texts(60)), (0, 1),
         boundary=boundary,
