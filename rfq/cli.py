@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
     "theory": (theory.Theory, theory.run, False),
     "prepare": (prepare.Prepare, prepare.run, False),
     "inspect": (inspect.Inspect, inspect.run, False),
+    "prepare tokenizer": (prepare.PrepareTokenizer, prepare.run_tokenizer, False),
     "prepare tasks": (prepare.PrepareTasks, prepare.run_tasks, False),
     "bench optim": (bench.BenchOptim, bench.run_optim, True),
     "bench quantize": (bench.BenchQuantize, bench.run_quantize, True),

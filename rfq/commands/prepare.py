@@ -1,4 +1,4 @@
-"""`rfq prepare` and `rfq prepare tasks`."""
+"""`rfq prepare`, `rfq prepare tokenizer` and `rfq prepare tasks`."""
 
 import dataclasses
 import pathlib
@@ -6,7 +6,7 @@ import re
 
 from rfq import metrics
 from rfq.commands import parsing
-from rfq.data import benchmarks, tokenize
+from rfq.data import benchmarks, split, tokenize, train_tokenizer
 from rfq.data import manifest as manifest_lib
 from rfq.data import prepare as prepare_lib
 from rfq.data.manifest import Manifest
@@ -18,10 +18,14 @@ from rfq.evals import questions
 class Prepare:
     """Turn text into windows of token ids, ready for training.
 
-    Splits documents by hash into train, calibration and heldout; writes array_record
-    shards and a manifest. A killed run goes on when the same command is given again,
-    and does nothing when OUT already holds the result. Several machines share the work
-    with --shard 0/4 to 3/4 and the same --out on a shared disk.
+    Text is read as documents. Each document belongs by its hash to one split: train,
+    calibration or heldout. A line of a .jsonl file and a row of a .parquet file are
+    documents. A source with one .txt file is divided at its blank lines; where it has
+    several, each file is a document; --documents says otherwise.
+
+    Writes array_record shards and a manifest. A killed run goes on when the same
+    command is given again, and does nothing when OUT already holds the result. Several
+    machines share the work with --shard 0/4 to 3/4 and the same --out on a shared disk.
 
     Example: rfq prepare embedded --out data/embedded
     """
@@ -32,8 +36,14 @@ class Prepare:
     source: parsing.Positional[str | None] = None
     # Directory to make.
     out: pathlib.Path | None = None
-    # "embedded", "byte", or the path of a SentencePiece .model or a tokenizer.json.
+    # "embedded", "byte", or the path of a SentencePiece .model (`rfq prepare tokenizer`
+    # makes one) or of a tokenizer.json.
     tokenizer: str = "embedded"
+    # What a document of a .txt file is: "blank-line" (the lines between blank lines),
+    # "line", or "file".
+    documents: str | None = None
+    # Field, column or feature that holds the text, in .jsonl, .parquet and tfds.
+    text_field: str = "text"
     # Special ids around each document: "bos" in front, "eos" behind, or "bos_eos".
     boundary: str = "bos"
     # Take of documents with equal texts only the first.
@@ -64,6 +74,8 @@ def run(args: Prepare) -> None:
         args.source,
         args.out,
         tokenizer=tokenize.load(args.tokenizer),
+        documents=args.documents,
+        text_field=args.text_field,
         boundary=args.boundary,
         dedup=args.dedup,
         window_len=args.window_len,
@@ -93,7 +105,76 @@ def _say_data(directory: pathlib.Path, manifest: Manifest) -> None:
             f"{name:12} {part.num_documents:8,} documents {part.num_tokens:12,} tokens "
             f"{part.num_windows:8,} windows"
         )
+    for note in _notes(manifest):
+        metrics.say(f"note: {note}")
     metrics.say(f"data: {directory}")
+
+
+# Split -> why it should have `split.ENOUGH_TOKENS`.
+_REASONS = {
+    "calibration": "`rfq quantize` calibrates on {:,} unless told otherwise",
+    "heldout": "losses on fewer than {:,} are rough",
+}
+
+
+def _notes(manifest: Manifest) -> list[str]:
+    """Says which split is small for what quantization and losses ask of it."""
+    notes = []
+    for name, reason in _REASONS.items():
+        num_tokens = manifest.splits[name].num_tokens
+        if num_tokens < split.ENOUGH_TOKENS:
+            larger = manifest_lib.larger_fractions(manifest, [name])
+            notes.append(
+                f"{name} has {num_tokens:,} tokens, and "
+                f"{reason.format(split.ENOUGH_TOKENS)}; "
+                f"give {larger or 'more text'}"
+            )
+    return notes
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareTokenizer:
+    """Train a SentencePiece tokenizer on your own text.
+
+    Learns byte-pair pieces from the documents that `rfq prepare SOURCE` trains on.
+    Then prepare with --tokenizer FILE, and train with --data.tokenizer FILE and
+    --model.vocab-size N.
+
+    Example: rfq prepare tokenizer my.txt --vocab-size 1000 --out data/my.model
+    """
+
+    # As for `rfq prepare`.
+    source: parsing.Positional[str]
+    # Number of pieces, of which 259 are special ids and single bytes.
+    vocab_size: int
+    # The file to write.
+    out: pathlib.Path
+    # What a document of a .txt file is, as for `rfq prepare`.
+    documents: str | None = None
+    # Field, column or feature that holds the text, in .jsonl, .parquet and tfds.
+    text_field: str = "text"
+    # Share of the documents that `rfq prepare` calibrates with; they teach no pieces.
+    calibration_fraction: float = 0.03
+    # Share of the documents that `rfq prepare` holds out; they teach no pieces.
+    heldout_fraction: float = 0.05
+
+
+def run_tokenizer(args: PrepareTokenizer) -> None:
+    """Trains the tokenizer and writes its file."""
+    model = train_tokenizer.train(
+        args.source,
+        args.vocab_size,
+        documents=args.documents,
+        text_field=args.text_field,
+        calibration_fraction=args.calibration_fraction,
+        heldout_fraction=args.heldout_fraction,
+    )
+    train_tokenizer.write(model, args.out)
+    metrics.say(f"tokenizer: {args.out}")
+    metrics.say(
+        f"next: rfq prepare {args.source} --tokenizer {args.out} --out DIR, and train "
+        f"with --data.tokenizer {args.out} --model.vocab-size {args.vocab_size}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -254,6 +255,35 @@ def check(manifest: Manifest, *, vocab_size: int, tokenizer_fingerprint: str) ->
         )
 
 
+# The largest share that is advised for one split.
+_MOST = 0.25
+
+
+def larger_fractions(
+    made: Manifest,
+    names: Sequence[str] = split.SPLITS[1:],
+    wanted: int = split.ENOUGH_TOKENS,
+) -> str:
+    """Advises larger shares, as options, for splits with fewer tokens than wanted.
+
+    Args:
+        made: what was prepared, or would have been.
+        names: of the splits that are looked at.
+        wanted: tokens of each; no share above a quarter is advised.
+
+    Returns:
+        Such as "--heldout-fraction 0.2"; empty where nothing larger can be advised.
+    """
+    options = []
+    for name in names:
+        fraction = getattr(made.recipe, f"{name}_fraction")
+        num_tokens = max(made.splits[name].num_tokens, 1)
+        needed = math.ceil(110 * fraction * wanted / num_tokens) / 100
+        if num_tokens < wanted and fraction < _MOST:
+            options.append(f"--{name}-fraction {min(needed, _MOST):g}")
+    return " ".join(options)
+
+
 def sha256(path: pathlib.Path) -> str:
     """Hashes a file without holding it in memory."""
     with path.open("rb") as file:
@@ -349,7 +379,8 @@ Row = TypeVar("Row")
 def _record(kind: type[Row], row: Mapping[str, Any], **parsed: object) -> Row:
     """Builds a dataclass from a JSON object whose fields have the declared types."""
     assert dataclasses.is_dataclass(kind)
-    values = {**row, **parsed}
+    younger = _YOUNGER if kind is Recipe else {}
+    values = {**younger, **row, **parsed}
     for field in dataclasses.fields(kind):
         value = values[field.name]
         if isinstance(field.type, type) and not isinstance(value, field.type):

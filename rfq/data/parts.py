@@ -14,7 +14,7 @@ import pathlib
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
@@ -149,7 +149,7 @@ class Work:
             "the same command goes on with them"
         )
 
-    def duplicates(self, progress: Progress) -> dict[int, np.ndarray]:
+    def _duplicates(self, progress: Progress) -> dict[int, np.ndarray]:
         """By unit: which documents, in order, have the text of an earlier one."""
         total = sum(piece.num_bytes for unit in self.units for piece in unit)
         with progress("find duplicates, MB", total // _MB) as bar:
@@ -179,13 +179,9 @@ class Work:
             np.save(file, rows)
         return rows
 
-    def write(
-        self,
-        indices: Sequence[int],
-        duplicates: Mapping[int, np.ndarray],
-        progress: Progress,
-    ) -> None:
+    def write(self, indices: Sequence[int], progress: Progress) -> None:
         """Writes the parts of some units that are not written yet."""
+        duplicates = self._duplicates(progress) if self._recipe.dedup else {}
         sizes = [sum(piece.num_bytes for piece in self.units[i]) for i in indices]
         starts = np.cumsum([0, *sizes])
         started, num_tokens = time.monotonic(), 0
@@ -312,25 +308,24 @@ class Work:
                     f"the {name} split of source {recipe.source!r} got "
                     f"{part.num_documents:,} of {total:,} documents with "
                     f"{part.num_tokens:,} tokens, too few for one window of "
-                    f"{recipe.window_len:,}; {self._more(name)}"
+                    f"{recipe.window_len:,}; {self._more(made, total)}"
                 )
 
-    def _more(self, name: str) -> str:
-        """What gives a split more tokens, in the words of the command line."""
-        recipe = self._recipe
-        advice = [f"lower --window-len {recipe.window_len}", "or give more text"]
-        if name != "train":
-            fraction = getattr(recipe, f"{name}_fraction")
-            advice.insert(0, f"raise --{name}-fraction {fraction:g}")
-        if self._division in _FINER:
-            advice.insert(
-                0, f"divide the text with --documents {_FINER[self._division]}"
-            )
-        return ", ".join(advice)
+    def _more(self, made: Manifest, num_documents: int) -> str:
+        """What gives the splits more tokens, in the words of the command line."""
+        if num_documents < _FEW_DOCUMENTS and self._division in _FINER:
+            finer = _FINER[self._division]
+            return f"make documents of parts of the text with --documents {finer}"
+        larger = manifest.larger_fractions(made)
+        advice = [f"give {larger}"] if larger else []
+        advice.append(f"lower --window-len {made.recipe.window_len}")
+        return ", ".join([*advice, "or give more text"])
 
 
 # What a document of a text file is -> what makes more documents of it.
 _FINER = {"file": "blank-line", "blank-line": "line"}
+# As few do not fill three splits by their hashes.
+_FEW_DOCUMENTS = 100
 
 
 def _token() -> str:

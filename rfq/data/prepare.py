@@ -107,21 +107,25 @@ def prepare(
     try:
         work.claim()
         # Another process may have completed it since.
-        done = parts.completed(out, recipe)
-        if done is not None:
-            return done
-        duplicates = work.duplicates(progress) if dedup else {}
-        work.write(range(index, len(work.units), count), duplicates, progress)
-        return work.publish()
+        return parts.completed(out, recipe) or _completed_by(work, shard, progress)
     except OSError as error:
-        # As it may here: then the hidden directory has gone, and nothing is missing.
+        # As it may here: then the hidden directory is gone, and nothing is missing.
         done = parts.completed(out, recipe)
         if done is not None:
             return done
         raise work.unwritten(error) from error
+
+
+def _completed_by(
+    work: parts.Work, shard: tuple[int, int], progress: Progress
+) -> Manifest | None:
+    index, count = shard
+    try:
+        work.write(range(index, len(work.units), count), progress)
+        return work.publish()
     except InputError as error:
-        # What cannot be read may be readable again; of text that must change, parts
-        # are worth nothing.
+        # What cannot be read may be readable again, and its parts are kept. Where the
+        # text itself must change, they are of no use.
         if count == 1 and not isinstance(error.__cause__, OSError):
             shutil.rmtree(work.directory, ignore_errors=True)
         raise

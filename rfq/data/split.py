@@ -7,6 +7,8 @@ from rfq.data.sources import Document
 SPLITS = ("train", "calibration", "heldout")
 CALIBRATION_FRACTION = 0.03
 HELDOUT_FRACTION = 0.05
+# Tokens that `rfq quantize` calibrates on by default; losses on fewer are rough.
+ENOUGH_TOKENS = 1 << 15
 
 
 def split_of(

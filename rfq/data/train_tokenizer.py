@@ -54,9 +54,9 @@ def train(
     """
     if vocab_size <= _NUM_FIXED:
         raise InputError(
-            f"--vocab-size {vocab_size} must be above {_NUM_FIXED}, the special ids and "
-            "single bytes that every vocabulary has; a few hundred suit a small text, "
-            "32000 a large one"
+            f"--vocab-size {vocab_size} must be above {_NUM_FIXED}, the special ids "
+            "and single bytes that every vocabulary has; a few hundred suit a small "
+            "text, 32000 a large one"
         )
     opened = sources.open_source(source, documents=documents, text_field=text_field)
     lines = _training_lines(opened, calibration_fraction, heldout_fraction)
@@ -129,8 +129,7 @@ def _training_lines(
         )
         if name != "train":
             continue
-        for line in filter(None, document.text.split("\n")):
-            yield line
+        yield from filter(None, document.text.split("\n"))
         num_bytes += len(document.text.encode("utf-8"))
         if num_bytes >= _MAX_BYTES:
             return

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -272,8 +273,64 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_directory(tmp_path):
 def test_a_split_without_a_window_is_refused(tmp_path):
     with pytest.raises(InputError) as caught:
         corpora.prepared(tmp_path, num_documents=3)
-    corpora.assert_one_sentence(caught, "split", "window_len")
+    corpora.assert_one_sentence(caught, "split", "--window-len 32", "more text")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "advice"),
+    [
+        ("\n".join(corpora.texts(200)), {}, "--documents line"),
+        ("\n\n".join(corpora.texts(200)), {"documents": "file"}, "blank-line"),
+        (
+            "\n\n".join(corpora.texts(200)),
+            {},
+            "--calibration-fraction 0.25 --heldout-fraction 0.25",
+        ),
+    ],
+)
+def test_what_is_advised_for_too_little_text_helps(tmp_path, text, options, advice):
+    """The advice is followed to the letter, and ends in prepared data."""
+    (tmp_path / "x.txt").write_text(text)
+
+    def attempt(**options):
+        return prepare.prepare(
+            str(tmp_path / "x.txt"),
+            tmp_path / "out",
+            tokenizer=BYTE,
+            **{"window_len": 1500, **options},
+        )
+
+    with pytest.raises(InputError) as caught:
+        attempt(**options)
+    corpora.assert_one_sentence(caught, "x.txt", "documents", advice)
+    said = str(caught.value)
+    for _ in range(2):
+        # Every option that the sentence names, but the last, a shorter window.
+        for name, value in re.findall(r"--(\S+) ([^\s,]+)", said):
+            if name != "window-len":
+                is_number = name.endswith("fraction")
+                options[name.replace("-", "_")] = float(value) if is_number else value
+        try:
+            attempt(**options)
+        except InputError as error:
+            said = str(error)
+    manifest.verify(tmp_path / "out")
+
+
+def test_the_division_is_part_of_the_recipe_and_old_data_keep_theirs(tmp_path):
+    (tmp_path / "x.txt").write_text("\n".join(corpora.texts(300)))
+    settings = {"tokenizer": BYTE, "window_len": 32, "calibration_fraction": 0.2}
+    source, out = str(tmp_path / "x.txt"), tmp_path / "out"
+    made = prepare.prepare(source, out, documents="line", **settings)
+    assert sum(part.num_documents for part in made.splits.values()) == 300
+    assert manifest.load(out).recipe.documents == "line"
+    with pytest.raises(InputError) as caught:
+        prepare.prepare(source, out, documents="file", **settings)
+    corpora.assert_one_sentence(caught, "another documents")
+    # Fields that are younger than the format are not written at their defaults.
+    text = (corpora.prepared(tmp_path) / manifest.FILE_NAME).read_text()
+    assert not {"documents", "text_field"} & set(json.loads(text)["recipe"])
 
 
 @pytest.mark.parametrize(
@@ -380,7 +437,7 @@ def test_shards_of_many_machines_make_what_one_makes(tmp_path, many_files, count
 
 def test_units_depend_on_sizes_alone(many_files):
     pieces = sources.open_source(str(many_files)).pieces
-    units = prepare._units(pieces, 3000)
+    units = parts._units(pieces, 3000)
     assert [piece for unit in units for piece in unit] == list(pieces)
     for unit in units[:-1]:
         sizes = [piece.num_bytes for piece in unit]

@@ -24,8 +24,8 @@ def _zstd(data: bytes) -> bytes:
 PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": _zstd}
 
 
-def _read(spec):
-    return [(d.id, d.text) for d in sources.documents(str(spec))]
+def _read(spec, **options):
+    return [(d.id, d.text) for d in sources.documents(str(spec), **options)]
 
 
 def _write_parquet(path, texts, *, ids=None, row_group_size=2, **options):
@@ -63,11 +63,69 @@ def test_jsonl_gives_ids_texts_and_order_whatever_the_packing(tmp_path, pack):
     ]
 
 
+TEXT = "née\n  b\r\n\n \t\n\nc\nd\n"
+
+
 @pytest.mark.parametrize("pack", PACK)
-def test_a_text_file_is_one_document(tmp_path, pack):
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        ("file", [("", TEXT)]),
+        ("blank-line", [(":1", "née\n  b"), (":6", "c\nd")]),
+        ("line", [(":1", "née"), (":2", "  b"), (":6", "c"), (":7", "d")]),
+        (None, [(":1", "née\n  b"), (":6", "c\nd")]),
+    ],
+)
+def test_a_text_file_is_divided_as_told(tmp_path, pack, documents, expected):
     path = tmp_path / f"x.txt{pack}"
-    path.write_bytes(PACK[pack]("née\n\nb".encode()))
-    assert _read(path) == [(path.name, "née\n\nb")]
+    path.write_bytes(PACK[pack](TEXT.encode()))
+    assert _read(path, documents=documents) == [
+        (f"{path.name}{place}", text) for place, text in expected
+    ]
+
+
+def test_each_of_several_text_files_is_a_document_unless_told(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("x\n\ny")
+    corpora.write_jsonl(tmp_path / "c.jsonl", ["z"])
+    assert _read(tmp_path) == [("a.txt", "x\n\ny"), ("b.txt", "x\n\ny"), ("0", "z")]
+    divided = _read(tmp_path, documents="line")
+    names = ["a.txt:1", "a.txt:3", "b.txt:1", "b.txt:3", "0"]
+    assert [name for name, _ in divided] == names
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_the_field_of_the_text_can_be_named(tmp_path, kind):
+    path = tmp_path / f"x.{kind}"
+    if kind == "jsonl":
+        path.write_text('{"body": "one", "text": 3}\n')
+    else:
+        parquet.write_table(pyarrow.table({"body": ["one"], "text": [3]}), path)
+    ((_, text),) = _read(path, text_field="body")
+    assert text == "one"
+    with pytest.raises(InputError) as caught:
+        _read(path, text_field="content")
+    corpora.assert_one_sentence(caught, "'content'", "body", "--text-field")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "problem"),
+    [
+        ("x.jsonl", {"documents": "line"}, "--documents line"),
+        ("x.txt", {"text_field": "body"}, "--text-field"),
+        ("embedded", {"documents": "file"}, "--documents file"),
+        ("embedded", {"text_field": "body"}, "--text-field"),
+        ("x.txt", {"documents": "page"}, "blank-line"),
+    ],
+)
+def test_an_option_without_use_is_refused(tmp_path, name, options, problem):
+    spec = name
+    if name != "embedded":
+        (tmp_path / name).write_text('{"text": "x"}\n')
+        spec = str(tmp_path / name)
+    with pytest.raises(InputError) as caught:
+        sources.open_source(spec, **options)
+    corpora.assert_one_sentence(caught, problem)
 
 
 def test_directory_and_glob_read_known_visible_files_in_order_of_path(tmp_path):
@@ -160,11 +218,11 @@ def test_any_bytes_are_read_or_refused_with_an_input_error(tmp_path_factory, dat
 
 
 def test_parts_of_a_packed_file_that_were_joined_are_all_read(tmp_path):
-    """gzip and zstd files may be several, one after the other."""
-    for pack in (".gz", ".zst"):
+    """gzip, xz and zstd files may be several, one after the other."""
+    for pack, padding in ((".gz", b""), (".zst", b""), (".xz", b"\0" * 8)):
         path = tmp_path / f"x.txt{pack}"
-        path.write_bytes(PACK[pack](b"one ") + PACK[pack](b"two"))
-        assert _read(path) == [(path.name, "one two")]
+        path.write_bytes(PACK[pack](b"one ") + padding + PACK[pack](b"two") + padding)
+        assert [text for _, text in _read(path)] == ["one two"]
 
 
 def test_a_row_group_of_a_parquet_file_is_a_piece(tmp_path):
@@ -292,7 +350,7 @@ def test_a_dataset_of_tfds_is_read_without_tensorflow(tmp_path, feature):
         [*command, _READ], check=True, capture_output=True, text=True, env=environment
     )
     if feature != "text":
-        assert "has no feature 'text' (got ['words'])" in run.stdout
+        assert "has no text feature 'text' (got ['words'])" in run.stdout
         return
     count, *documents = run.stdout.strip().split("|")
     assert count == "3"
