@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from rfq.errors import InputError, check_choices
+from rfq.model import layers
 
 # Activations named in every block, in the order in which the forward pass meets them.
 BLOCK_SITES: tuple[str, ...] = (
@@ -64,10 +65,12 @@ class ModelConfig:
     mlp_ratio: int = 4  # F / D, hidden width of the MLP over the stream's.
     vocab_size: int = 32_000  # V, must be the tokenizer's.
     seq_len: int = 512  # T, must divide the window length of the data.
-    skip: Literal["residual", "residual_free"] = "residual_free"  # Equation 1, 2.
+    # How a sublayer joins the stream: "residual" adds to it (equation 1),
+    # "residual_free" replaces it (equation 2).
+    skip: Literal[*layers.SKIPS] = "residual_free"  # pyright: ignore
     # Gain, no bias; "single_scale_norm" is "rms_norm" with one gain for all channels
     # (SSNorm of Outlier-Safe Pre-Training, arXiv 2506.19697).
-    norm: Literal["rms_norm", "layer_norm", "single_scale_norm"] = "rms_norm"
+    norm: Literal[*layers.NORMS] = "rms_norm"  # pyright: ignore
     # Attention temperature tau_l = beta ** -l (section 4 iii).
     beta: float = 1.1
     first_layer: Literal[0, 1] = 1  # Where l begins to count.
@@ -105,7 +108,7 @@ class ModelConfig:
     @property
     def gain_width(self) -> int:
         """Gains of one norm: one a channel, or one."""
-        return 1 if self.norm == "single_scale_norm" else self.width
+        return 1 if layers.NORMS[self.norm].one_gain else self.width
 
     def __post_init__(self):
         check_choices(self, "model")

@@ -18,10 +18,6 @@ from rfq.types import Array, SiteState
 # y = x W. (x [..., *in], w [*in, *out], the parameter's name, what its products need
 # beside x and w) -> [..., *out].
 Dot = Callable[[Array, Array, str, SiteState], Array]
-# norm(x) * gain over the last axis.
-Norm = Callable[[Array, Array], Array]
-# (stream, what the sublayer computed) -> the next stream.
-Skip = Callable[[Array, Array], Array]
 # (clean stream, the same after its tap) -> what the skip path carries.
 Stream = Callable[[Array, Array], Array]
 
@@ -151,13 +147,41 @@ def in_place(clean: Array, tapped: Array) -> Array:
     return tapped
 
 
+class Norm(NamedTuple):
+    """A row of `NORMS`.
+
+    Attributes:
+        apply: (x, gain) -> norm(x) * gain over the last axis, whose mean square is that
+            of the gain.
+        one_gain: One gain serves all channels.
+    """
+
+    apply: Callable[[Array, Array], Array]
+    one_gain: bool = False
+
+
 NORMS: Mapping[str, Norm] = {
-    "rms_norm": rms_norm,
-    "layer_norm": layer_norm,
-    # g sqrt(D) x / |x| with one g (arXiv 2506.19697): its gain has one element.
-    "single_scale_norm": rms_norm,
+    "rms_norm": Norm(rms_norm),
+    "layer_norm": Norm(layer_norm),
+    # g sqrt(D) x / |x| with one g (arXiv 2506.19697).
+    "single_scale_norm": Norm(rms_norm, one_gain=True),
 }
-SKIPS: Mapping[str, Skip] = {"residual": residual, "residual_free": residual_free}
+
+
+class Connection(NamedTuple):
+    """A row of `SKIPS`.
+
+    Attributes:
+        join: (stream, what the sublayer computed) -> the next stream.
+    """
+
+    join: Callable[[Array, Array], Array]
+
+
+SKIPS: Mapping[str, Connection] = {
+    "residual": Connection(residual),
+    "residual_free": Connection(residual_free),
+}
 STREAMS: Mapping[str, Stream] = {"branch": branch, "in_place": in_place}
 
 

@@ -70,7 +70,7 @@ class _Block(nn.Module):
     def __call__(self, x_BTD: Array, scanned: tuple[Array, dict[str, SiteState]]):
         c = self.config
         layer, states = scanned
-        norm, skip = layers.NORMS[c.norm], layers.SKIPS[c.skip]
+        norm, join = layers.NORMS[c.norm].apply, layers.SKIPS[c.skip].join
         D, H, K, F = c.width, c.num_heads, c.head_width, c.mlp_width
         attn_norm = _declare(self, "attn_norm", c.gain_width)
         mlp_norm = _declare(self, "mlp_norm", c.gain_width)
@@ -94,7 +94,7 @@ class _Block(nn.Module):
             return place(y, ("batch", "position", *axes))
 
         def connect(x_BTD: Array, tapped_BTD: Array, update_BTD: Array) -> Array:
-            carried = skip(self.seams.stream(x_BTD, tapped_BTD), update_BTD)
+            carried = join(self.seams.stream(x_BTD, tapped_BTD), update_BTD)
             return carried.astype(c.compute_dtype)  # A tap may have made it float32.
 
         # Attention. tau_l = beta ** -l, in the paper's counting l = 1..L.
@@ -171,7 +171,7 @@ class _Transformer(nn.Module):
             x_out, records[name] = self.seams.taps.at(name, x, states.get(name))
             return x_out
 
-        norm = layers.NORMS[c.norm]
+        norm = layers.NORMS[c.norm].apply
         h_BTD = site("head_in", norm(site("final_norm_in", x_BTD), final_norm))
         return h_BTD, {name: r for name, r in records.items() if r is not None}
 

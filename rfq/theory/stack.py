@@ -36,7 +36,11 @@ def _no_norm(x: Array, gain: Array) -> Array:
     return x
 
 
-NORMS: Mapping[str, layers.Norm] = {**layers.NORMS, "none": _no_norm}
+NORMS: Mapping[str, layers.Norm] = {**layers.NORMS, "none": layers.Norm(_no_norm)}
+
+
+# Equations 1 and 2, the rows of `layers.SKIPS` of which the paper speaks.
+CONNECTIONS = ("residual", "residual_free")
 
 
 class Stack(NamedTuple):
@@ -86,9 +90,9 @@ def simulate(stack: Stack, *, seed: int, num_seeds: int) -> Trace:
     gain = jnp.ones(d)
 
     def layer(x: Array, key: Array) -> tuple[Array, tuple[Moments, Array]]:
-        h = NORMS[stack.norm](x, gain)
+        h = NORMS[stack.norm].apply(x, gain)
         w = WEIGHTS[stack.weights](key, (d, d))
-        y = layers.SKIPS[stack.skip](x, ACTIVATIONS[stack.phi].apply(h) @ w)
+        y = layers.SKIPS[stack.skip].join(x, ACTIVATIONS[stack.phi].apply(h) @ w)
         return y, (channels.channel_moments(y), jnp.mean(h**2))
 
     def run(key: Array) -> Trace:
@@ -110,7 +114,7 @@ def variance_after(phi: str, skip: str, num_layers: int, variance: float) -> flo
     """q_L of q <- E phi(z)^2, or q <- q + E phi(z)^2, z ~ N(0, q) (lemma 5)."""
     q = variance
     for _ in range(num_layers):
-        q = layers.SKIPS[skip](q, activations.raw_moment(phi, 2, q))
+        q = layers.SKIPS[skip].join(q, activations.raw_moment(phi, 2, q))
     return float(q)
 
 
@@ -187,7 +191,7 @@ def after_one_update(*, width: int, num_layers: int, rate: float) -> dict[str, f
     def forward(w: Array, skip: str) -> tuple[Array, Array]:
         def layer(x: Array, w: Array) -> tuple[Array, Array]:
             h = layers.rms_norm(x, gain)
-            y = layers.SKIPS[skip](x, ACTIVATIONS["gelu"].apply(h) @ w)
+            y = layers.SKIPS[skip].join(x, ACTIVATIONS["gelu"].apply(h) @ w)
             return y, moments_lib.excess_kurtosis(moments_lib.moments(y))
 
         y, gamma = jax.lax.scan(layer, x, w)
@@ -203,7 +207,7 @@ def after_one_update(*, width: int, num_layers: int, rate: float) -> dict[str, f
     w_keys = jax.random.split(keys[2], num_layers)
     for kind, draw in WEIGHTS.items():
         w = jnp.stack([draw(key, (width, width)) for key in w_keys])
-        for skip in layers.SKIPS:
+        for skip in CONNECTIONS:
             for update, gamma in cells(w, skip).items():
                 found[f"{skip} {kind} {update}"] = float(gamma)
     return found
@@ -223,7 +227,7 @@ def lemma_1() -> list[Check]:
             measured=exact(np.max(np.abs(heavy_tailed(skip, 1.0).norm_power - 1.0))),
             tolerance=1e-4,  # The norm's epsilon of 1e-6, and float32.
         )
-        for skip in layers.SKIPS
+        for skip in CONNECTIONS
     ]
 
 

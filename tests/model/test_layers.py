@@ -20,7 +20,7 @@ from tests.oracles import decoder
 # One float32 rounding is 6e-8; sums of tens of products lose a few.
 FLOAT32 = 2e-6
 
-NORMS = {name: jax.jit(norm) for name, norm in layers.NORMS.items()}
+NORMS = {name: jax.jit(norm.apply) for name, norm in layers.NORMS.items()}
 rope = jax.jit(layers.rope)
 positions = layers.positions
 attention = jax.jit(layers.causal_attention, static_argnums=4)
@@ -65,8 +65,8 @@ def test_norms_reduce_in_float32_under_a_bfloat16_carrier(norm):
 
 def test_connections_are_equations_1_and_2():
     x, update = normal(3), normal(3, seed=1)
-    np.testing.assert_array_equal(layers.SKIPS["residual"](x, update), x + update)
-    np.testing.assert_array_equal(layers.SKIPS["residual_free"](x, update), update)
+    np.testing.assert_array_equal(layers.SKIPS["residual"].join(x, update), x + update)
+    np.testing.assert_array_equal(layers.SKIPS["residual_free"].join(x, update), update)
 
 
 def test_streams_choose_what_the_skip_path_carries():

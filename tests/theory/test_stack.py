@@ -25,11 +25,11 @@ def test_lemma_5_variance_after_24_sublayers(phi, skip, noted, rtol):
     np.testing.assert_allclose(found, noted, rtol=rtol)
 
 
-@pytest.mark.parametrize("skip", sorted(layers.SKIPS))
+@pytest.mark.parametrize("skip", stack.CONNECTIONS)
 def test_lemma_5_variance_of_gelu_by_its_closed_form(skip):
     q = 1.0
     for _ in range(24):
-        q = layers.SKIPS[skip](q, q * activations.gelu_gain(q))
+        q = layers.SKIPS[skip].join(q, q * activations.gelu_gain(q))
     np.testing.assert_allclose(
         stack.variance_after("gelu", skip, 24, 1.0), q, rtol=1e-9
     )
@@ -46,7 +46,7 @@ def test_lemma_5_has_a_constant_for_homogeneous_functions_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phi", ["relu", "gelu"])
-@pytest.mark.parametrize("skip", sorted(layers.SKIPS))
+@pytest.mark.parametrize("skip", stack.CONNECTIONS)
 def test_lemma_5_and_11_variance_of_one_layer_measured(skip, phi):
     one = stack.unnormalized(skip, phi)._replace(
         num_layers=1, width=1024, num_tokens=256
@@ -58,7 +58,7 @@ def test_lemma_5_and_11_variance_of_one_layer_measured(skip, phi):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", sorted(stack.NORMS))
-@pytest.mark.parametrize("skip", sorted(layers.SKIPS))
+@pytest.mark.parametrize("skip", stack.CONNECTIONS)
 def test_lemma_1_a_norm_controls_the_variance(skip, norm):
     given = stack.unnormalized(skip, "gelu")._replace(norm=norm, width=64)
     power = stack.simulate(given, seed=0, num_seeds=2).norm_power
