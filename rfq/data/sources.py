@@ -174,7 +174,9 @@ def _embedded() -> Source:
 
 
 # A new source is one function that returns a Source, and one line here.
-SOURCES: Mapping[str, Callable[[], Source]] = {"embedded": _embedded}
+SOURCES: Mapping[str, Callable[[], Source]] = {
+    "embedded": _embedded,
+}
 
 
 # --- Text and JSON lines, packed or not ---------------------------------------------
