@@ -246,7 +246,9 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             )[1]
 
     sample = experiment.quantize.sample_tokens
-    first_pass = taps.Measure(("moments", "channels", "tokens", "binning"), sample)
+    first_pass = taps.Measure(
+        tuple(name for name, row in taps.STATISTICS.items() if not row.binned), sample
+    )
     observed = taps.Both(
         taps.observe_range, taps.Measure(("moments", "binning"), sample)
     )
@@ -283,7 +285,8 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
         return records(params, batch, first_pass, SITES)
 
     def histogram(params: Params, batch: Batch, binnings: Binnings):
-        tap = taps.Measure(("histogram",))
+        binned = tuple(name for name, row in taps.STATISTICS.items() if row.binned)
+        tap = taps.Measure(binned)
         return records(params, batch, tap, tuple(binnings), binnings)
 
     def score(params: Params, batch: Batch, *model) -> Array:

@@ -150,12 +150,14 @@ class Statistic(NamedTuple):
         merge: Of two float64 records on the host.
         numbers: name -> merged record -> one number a layer.
         sampled: Dear: `Measure.sample` tokens will do.
+        binned: It needs the site's `Binning`, which a first pass must find.
     """
 
     record: Callable[[Array, SiteState], Record]
     merge: Callable[[Record, Record], Record]
     numbers: Mapping[str, Callable[[Record], Array]]
     sampled: bool = False
+    binned: bool = False
 
 
 def _binning(x: Array, state: SiteState) -> Record:
@@ -214,6 +216,7 @@ STATISTICS: Mapping[str, Statistic] = {
             "sampled_values": lambda s: s.moments.count,
         },
         sampled=True,
+        binned=True,
     ),
     "binning": Statistic(_binning, lambda first, later: first, {}, sampled=True),
 }
