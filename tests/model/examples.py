@@ -9,7 +9,7 @@ import functools
 import jax
 import numpy as np
 
-from rfq.model import init, transformer
+from rfq.model import init, layers, transformer
 from rfq.model.config import ModelConfig
 from rfq.model.init import InitConfig
 
@@ -32,8 +32,8 @@ RIVALS = {
     "embedding": "projected",
     "first_layer": 0,
 }
-SKIPS = ("residual", "residual_free")
-STREAMS = ("branch", "in_place")
+SKIPS = tuple(layers.SKIPS)
+STREAMS = tuple(layers.STREAMS)
 
 
 def config(**changes) -> ModelConfig:

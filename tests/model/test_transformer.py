@@ -75,8 +75,8 @@ def test_every_activation_is_that_of_float64_numpy(skip, norm, attention_scale, 
     seams = transformer.Seams(taps.Taps(examples.keep, SITES))
     logits, records = run(model, params, batch, seams)
     expected, sites = decoder.forward(params, batch[:, :-1], model)
-    assert set(records) == set(sites) == set(SITES)
-    for site in SITES:
+    assert set(records) == set(SITES) >= set(sites)
+    for site in sites:
         # Layer by layer: a record's leading axis is the layer, in order.
         np.testing.assert_allclose(
             records[site], sites[site], rtol=FORWARD, atol=FORWARD, err_msg=site
@@ -320,7 +320,7 @@ def on_integers(model, params, batch, weight_bits, act_bits):
 @pytest.mark.parametrize(
     ("skip", "others", "weight_bits"),
     [
-        *itertools.product(examples.SKIPS, [{}], [8, 4]),
+        *itertools.product(decoder.SKIPS, [{}], [8, 4]),
         ("residual", examples.RIVALS, 8),
     ],
     ids=lambda value: f"{len(value)} others" if isinstance(value, dict) else None,

@@ -9,6 +9,9 @@ import math
 import numpy as np
 
 EPS = 1e-6
+# The choices that are written here; a model may have others.
+NORMS = ("rms_norm", "layer_norm", "single_scale_norm")
+SKIPS = ("residual", "residual_free")
 
 
 def normalize(x, gain, norm):
