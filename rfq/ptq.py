@@ -11,15 +11,15 @@ import itertools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq import distributed, metrics, runs, sharding, steps
+from rfq import distributed, metrics, rows, runs, sharding, steps
 from rfq import taps as tap_lib
-from rfq.data.manifest import Manifest
+from rfq.data import manifest as manifest_lib
 from rfq.errors import Preempted
 from rfq.evals import calibration, decode, heldout, questions, scoring
 from rfq.experiment import Experiment
@@ -27,22 +27,12 @@ from rfq.model import layers, transformer
 from rfq.model.config import TAP_SETS, num_params
 from rfq.quant import distortion, grid
 from rfq.quant.spec import QuantSpec
+from rfq.rows import Setting
 from rfq.stats import bootstrap, moments
 from rfq.types import Params, Record
 
 # What makes two rows of one run answers to the same question.
 _ASKED = ("config_fingerprint", "calibration_tokens", "eval_tokens")
-
-
-class Setting(NamedTuple):
-    """What names a row among them."""
-
-    spec: str
-    compute_dtype: str
-    taps: str
-    stream: str
-    calibrator: str
-    calibration_seed: int
 
 
 def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
@@ -67,7 +57,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
 
 def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
     """The settings one after the other, each written where it is not yet."""
-    sweep, common, manifest = _open(experiment, run_dir)
+    sweep, common = _open(experiment, run_dir)
     out = run_dir / "quantize"
     files = ("rows.jsonl", "sites.jsonl", "losses.jsonl")
     found = {name: _kept(out / name, common) for name in files}
@@ -84,19 +74,18 @@ def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
         for number, setting in enumerate(wanted, start=1):
             if not _is_whole(setting, found):
                 started = time.perf_counter()
-                row, sites, losses = sweep.evaluate(setting)
-                row["bits_per_byte"] = heldout.bits_per_byte(
-                    row["loss"], manifest.splits["heldout"].tokens_per_byte
-                )
+                outcome, sites, losses = sweep.evaluate(setting)
                 named = {**common, **setting._asdict()}
-                for file, values in (("sites", sites), ("losses", losses)):
-                    if values and setting not in found[f"{file}.jsonl"]:
-                        metrics.append(out / f"{file}.jsonl", {**named, file: values})
-                seconds = time.perf_counter() - started
+                for kind, values in (("sites", sites), ("losses", losses)):
+                    if values and setting not in found[f"{kind}.jsonl"]:
+                        record = rows.make(kind, named, {kind: values})
+                        metrics.append(out / f"{kind}.jsonl", record)
+                seconds = {"seconds": time.perf_counter() - started}
                 # Last, so that a row is never without what stands behind it.
                 if setting not in found["rows.jsonl"]:
-                    found["rows.jsonl"][setting] = {**named, **row, "seconds": seconds}
-                    metrics.append(out / "rows.jsonl", found["rows.jsonl"][setting])
+                    row = rows.make("rows", named, outcome, seconds)
+                    found["rows.jsonl"][setting] = row
+                    metrics.append(out / "rows.jsonl", row)
             bar.update(number, setting.spec)
             if told_to_end():
                 raise _preempted(number, len(wanted), out)
@@ -125,8 +114,7 @@ def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
 def _run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
     """The settings one after the other, each asked where it is not yet."""
     asked = questions.load(experiment, sharding.make_mesh(config=experiment.sharding))
-    sweep, common, _ = _open(experiment, run_dir)
-    common = {**common, "questions": asked.digest}
+    sweep, common = _open(experiment, run_dir)
     path, folder = run_dir / "quantize" / "tasks.jsonl", run_dir / "quantize" / "items"
     metrics.make_directory(folder)
     found = {
@@ -159,15 +147,15 @@ def _run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, 
                     )
             spec = QuantSpec.parse(setting.spec)
             items = f"{'-'.join(map(str, (*setting, asked.digest)))}.jsonl"
-            row = {
-                **common,
-                **setting._asdict(),
-                "weight_bits": spec.weight_bits,
-                "act_bits": spec.act_bits,
-                **questions.summarize(asked, answered[own], answered[full]),
-                "items": items,
-                "seconds": time.perf_counter() - started,
-            }
+            bits = {"weight_bits": spec.weight_bits, "act_bits": spec.act_bits}
+            row = rows.make(
+                "tasks",
+                {**common, "questions": asked.digest},
+                setting._asdict(),
+                bits,
+                questions.summarize(asked, answered[own], answered[full]),
+                {"items": items, "seconds": time.perf_counter() - started},
+            )
             metrics.rewrite(folder / items, questions.items(asked, answered[own]))
             metrics.append(path, row)
             found[setting] = row
@@ -221,13 +209,13 @@ def setting(experiment: Experiment, spec: str, taps: str, stream: str) -> Settin
 
 def _open(
     experiment: Experiment, run_dir: pathlib.Path
-) -> tuple["Sweep", dict[str, Any], Manifest]:
-    """A finished run, what is common to its rows, and its data."""
-    manifest = runs.check(experiment)
+) -> tuple["Sweep", rows.Subject]:
+    """Open a finished run; its records have the subject in common."""
+    runs.check(experiment)
     described = runs.reopen(experiment, run_dir)
     metrics.make_directory(run_dir / "quantize")
     sweep = Sweep(experiment, run_dir)
-    common = {
+    subject: rows.Subject = {
         "arm": experiment.arm,
         "seed": experiment.seed,
         "num_layers": experiment.model.num_layers,
@@ -245,7 +233,7 @@ def _open(
         "versions": described["versions"],
         "device": described["device"],
     }
-    return sweep, common, manifest
+    return sweep, subject
 
 
 def _settings(experiment: Experiment, specs: Sequence[str]) -> list[Setting]:
@@ -274,15 +262,15 @@ def _kept(
     path: pathlib.Path, common: Mapping[str, Any]
 ) -> dict[Setting, dict[str, Any]]:
     """Rows computed under the same settings, by key; the file is left with those."""
-    rows = {_setting_of(row): row for row in _matching(path, common)}
-    metrics.rewrite(path, rows.values())
-    return rows
+    kept = {_setting_of(row): row for row in _matching(path, common)}
+    metrics.rewrite(path, kept.values())
+    return kept
 
 
 def _matching(path: pathlib.Path, common: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows that answer the same question as those that are about to be made."""
-    rows = metrics.read(path)
-    return [row for row in rows if all(row.get(n) == common[n] for n in _ASKED)]
+    found = metrics.read(path)
+    return [row for row in found if all(row.get(n) == common[n] for n in _ASKED)]
 
 
 def _setting_of(row: Mapping[str, Any]) -> Setting:
@@ -330,6 +318,11 @@ class Sweep:
 
     def _compile(self, taps: str) -> steps.QuantSteps:
         return steps.compile_quant(self._experiment, self._mesh, taps)
+
+    @functools.cached_property
+    def _tokens_per_byte(self) -> float:
+        manifest = manifest_lib.load(self._experiment.data.mixture.directories[0])
+        return manifest.splits["heldout"].tokens_per_byte
 
     @functools.cached_property
     def _params(self) -> Params:
@@ -471,8 +464,8 @@ class Sweep:
 
     def evaluate(
         self, setting: Setting
-    ) -> tuple[dict[str, Any], dict[str, Any], list[float]]:
-        """One row of the table, each site's part in it, each sequence's loss."""
+    ) -> tuple[rows.Outcome, dict[str, Any], list[float]]:
+        """Measure one setting: its outcome, each site's part, each sequence's loss."""
         spec = QuantSpec.parse(setting.spec)
         setting = self.canonical(setting)
         full = self._losses(QuantSpec.parse("FP"), self.full(setting))
@@ -482,19 +475,28 @@ class Sweep:
             site: moments.excess_kurtosis(self._measured[site]["moments"])
             for site in ("attn_norm_in", "final_norm_in")
         }
-        row: dict[str, Any] = {
+        outcome: rows.Outcome = {
             "weight_bits": spec.weight_bits,
             "act_bits": spec.act_bits,
             "loss": float(losses.mean()),
             "loss_increase": float(losses.mean() - full.mean()),
             "loss_increase_lo": lo,
             "loss_increase_hi": hi,
-            **dict.fromkeys(_OF_ACTIVATIONS),
+            "sqnr_db": None,
+            "min_sqnr_db": None,
+            "bulk_sqnr_db": None,
+            "nmse": None,
+            "clip_fraction": None,
+            "dead_fraction": None,
+            "relative_error": None,
             "excess_kurtosis": float(np.max(gamma["attn_norm_in"])),
             "final_norm_excess_kurtosis": float(gamma["final_norm_in"]),
+            "bits_per_byte": heldout.bits_per_byte(
+                float(losses.mean()), self._tokens_per_byte
+            ),
         }
         if spec.act_bits is None:
-            return row, {}, losses.tolist()
+            return outcome, {}, losses.tolist()
         effects = self._effects(spec, setting._replace(stream="branch"))
         relative = self._divergence(spec, setting)
         sites = {
@@ -505,13 +507,13 @@ class Sweep:
             sites.setdefault(site, {})["relative_error"] = np.atleast_1d(error).tolist()
         for name in ("nmse", "clip_fraction", "dead_fraction", "bulk_sqnr_db"):
             everywhere = np.concatenate([sites[site][name] for site in effects])
-            row[name] = float(np.mean(everywhere))
+            outcome[name] = float(np.mean(everywhere))
         nmse = np.concatenate([sites[site]["nmse"] for site in effects])
         summary = distortion.summarize(nmse)
-        row["sqnr_db"] = float(summary.mean_sqnr_db)
-        row["min_sqnr_db"] = float(summary.min_sqnr_db)
-        row["relative_error"] = float(relative["head_in"])
-        return row, sites, losses.tolist()
+        outcome["sqnr_db"] = float(summary.mean_sqnr_db)
+        outcome["min_sqnr_db"] = float(summary.min_sqnr_db)
+        outcome["relative_error"] = float(relative["head_in"])
+        return outcome, sites, losses.tolist()
 
     def full(self, setting: Setting) -> Setting:
         """Full precision in float32, which a setting's changes are against."""
@@ -568,15 +570,3 @@ class Sweep:
 def _act_bits(spec: QuantSpec) -> int:
     assert spec.act_bits is not None, "only quantized activations have a range"
     return spec.act_bits
-
-
-# Of a row whose activations are quantized; None in the others.
-_OF_ACTIVATIONS = (
-    "sqnr_db",
-    "min_sqnr_db",
-    "bulk_sqnr_db",
-    "nmse",
-    "clip_fraction",
-    "dead_fraction",
-    "relative_error",
-)

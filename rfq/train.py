@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rfq import checkpoint, distributed, metrics, runs, sharding, steps
+from rfq import checkpoint, distributed, metrics, rows, runs, sharding, steps
 from rfq import taps as tap_lib
 from rfq.errors import Diverged, Preempted
 from rfq.evals import heldout
@@ -139,8 +139,8 @@ class _Log:
         self.loss = float("nan")
         # What a killed run wrote after its last checkpoint is computed again.
         for name in _FILES:
-            rows = metrics.read(run_dir / name) if start > 0 else []
-            kept = [row for row in rows if row["step"] <= start]
+            written = metrics.read(run_dir / name) if start > 0 else []
+            kept = [row for row in written if row["step"] <= start]
             metrics.rewrite(run_dir / name, kept)
             if kept:
                 self.ends[name], self.loss = kept[-1]["step"], kept[-1]["loss"]
@@ -165,11 +165,11 @@ class _Log:
 
     def measured(self, step: int, row: dict[str, Any]) -> None:
         """Writes what was measured at a step."""
-        self._append("measures.jsonl", {"step": step, **row})
+        self._append("measures", {"step": step, **row})
 
-    def _append(self, name: str, row: dict[str, Any]) -> None:
-        metrics.append(self._run_dir / name, row)
-        self.ends[name] = row["step"]
+    def _append(self, kind: str, row: dict[str, Any]) -> None:
+        metrics.append(self._run_dir / f"{kind}.jsonl", rows.make(kind, row))
+        self.ends[f"{kind}.jsonl"] = row["step"]
 
     def require_finite(self, step: int, found: Mapping[str, Any]) -> None:
         """Stops the run unless every named thing was found to be finite.
@@ -194,12 +194,12 @@ class _Log:
     def _flush(self) -> None:
         if not self._pending or self._clock is None:
             return
-        rows = [(step, jax.device_get(values)) for step, values in self._pending]
+        numbers = [(step, jax.device_get(values)) for step, values in self._pending]
         now = time.perf_counter()
         elapsed, self._clock, self._pending = now - self._clock, now, []
         self.seconds += elapsed
-        rate = len(rows) * self._experiment.tokens_per_step / elapsed
-        for step, values in rows:
+        rate = len(numbers) * self._experiment.tokens_per_step / elapsed
+        for step, values in numbers:
             found = {name: np.isfinite(values[name]) for name in ("loss", "grad_norm")}
             self.require_finite(step, found)
             if self.due(step):
@@ -208,7 +208,7 @@ class _Log:
                 row = {name: float(value) for name, value in values.items()}
                 row |= {"step": step, "tokens_per_second": rate}
                 row["seconds"] = self.seconds  # Of training so far, resumed or not.
-                self._append("metrics.jsonl", row)
+                self._append("metrics", row)
 
 
 def _prefixed(prefix: str, values: dict[str, jax.Array]) -> dict[str, jax.Array]:

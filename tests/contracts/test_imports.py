@@ -100,6 +100,7 @@ BREAKS = {
     "matplotlib and jinja2 only in report and theory/run": [
         ("rfq/compare.py", "import matplotlib.pyplot", "matplotlib"),
     ],
+    "polars only in rows and report": [("rfq/ptq.py", "import polars", "polars")],
     "safetensors only in export": [
         ("rfq/checkpoint.py", "import safetensors.numpy", "safetensors"),
     ],
