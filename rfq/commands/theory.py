@@ -11,15 +11,19 @@ from rfq.theory import run as theory
 class Theory:
     """Check every lemma and theorem of the paper against a measurement.
 
-    Prints for each claim what the paper predicts, what was measured, with its standard
-    error, and the verdict that follows. No data are needed.
+    Prints how many checks of each claim hold; --all prints for each check what
+    is predicted, what was measured, with its standard error, and the verdict that
+    follows. Our corrections are counted apart. No data are needed.
 
     Example: rfq theory --out runs/theory
+    Example: rfq theory --all
     """
 
-    # Write the table to this file, a JSON object a line.
+    # Print every check with its numbers before the claims.
+    all: bool = False
+    # Write every check to this file, a JSON object a line.
     json: pathlib.Path | None = None
-    # Directory for the table as theory.jsonl, which `rfq report` takes, and for the
+    # Directory for every check as theory.jsonl, which `rfq report` takes, and for the
     # figure of the two mechanisms and its data.
     out: pathlib.Path | None = None
 
@@ -27,7 +31,7 @@ class Theory:
 def run(args: Theory) -> None:
     """Checks the claims and writes what came of it."""
     given.banner()
-    theory.run(json_path=args.json, out=args.out)
+    theory.run(json_path=args.json, out=args.out, every_check=args.all)
 
 
 # Name -> (arguments, function, whether config overrides may follow). A name of two

@@ -2,8 +2,8 @@
 
 A module has, for its subject, the predictions and the measurements as pure functions,
 and below them one function per claim that pairs the two into `check.Check`s. Claims are
-the paper's (Lemma 1 to 14, Corollary 1, Theorem 1 and 2, appendix C.3) and thirteen
-corrections to it, F1 to F13. `run.CLAIMS` lists them all; `rfq theory` prints them.
+the paper's (Lemma 1 to 14, Corollary 1, Theorem 1 and 2, appendix C.3), in `run.PAPER`,
+or corrections of ours, in `run.CORRECTIONS`; `rfq theory` prints both.
 
     laws         distributions, quadrature, Monte Carlo with standard errors
     activations  moments of phi, variance with depth          Lemma 1, 5, 12

@@ -299,7 +299,7 @@ def section_4() -> list[Check]:
     )
 
 
-def f_6() -> list[Check]:
+def scores_per_head() -> list[Check]:
     """Per head, s_ii is alpha sqrt(d_h) and not 0."""
     alpha = InitConfig().alpha_qk
     s = head_scores(PAPER.head_width, num_tokens=512)
@@ -328,7 +328,7 @@ def f_6() -> list[Check]:
     ]
 
 
-def f_7() -> list[Check]:
+def grams_on_the_small_side() -> list[Check]:
     """Gram matrices on the small side, and what the scales come to."""
     w, config = fresh(), InitConfig()
     grams = _identities(
@@ -361,7 +361,7 @@ def f_7() -> list[Check]:
     return [*grams, variance, *weights]
 
 
-def f_9() -> list[Check]:
+def softmax_limit() -> list[Check]:
     """The size of "O(1)": the lognormal limit, and how slowly it is reached."""
     found = {t: softmax_kurtosis(1.0, t, seed=9) for t in (64, 2048)}
     return [
@@ -384,7 +384,7 @@ def f_9() -> list[Check]:
     ]
 
 
-def f_13() -> list[Check]:
+def causal_averaging() -> list[Check]:
     """Causal averaging alone makes pooled gamma large; a norm per token undoes it."""
     return [
         Check(

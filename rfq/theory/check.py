@@ -1,10 +1,14 @@
 """One claim against one measurement; the verdict follows from the numbers."""
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 Verdict = Literal["holds", "holds with a correction", "does not hold"]
+VERDICTS: tuple[Verdict, ...] = typing.get_args(Verdict)
+# Who states it: the paper, or we who correct it.
+Source = Literal["paper", "correction"]
 
 # A measurement agrees within so many of its standard errors. Some hundred checks are
 # made at a time, and a false alarm comes once in 16,000.
@@ -33,18 +37,18 @@ RELATIONS: Mapping[str, Callable[[float, float, float], bool]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
-    """A statement of the paper with what it predicts and what was measured.
+    """A statement with what it predicts and what was measured.
 
     Attributes:
-        where: section or equation of the paper.
+        where: section or equation of the paper that states it, or that it corrects.
         statement: what is claimed of which setting; one line.
-        predicted: the number that the paper's sentence or formula gives.
+        predicted: the number that the sentence or formula gives.
         measured: the same number, measured.
         tolerance: what is allowed beside the standard error: rounding, or orders that
             the statement leaves out.
         relation: how `measured` should compare to `predicted`.
         corrected: what the statement predicts once it is put right, if it can be.
-        note: what the paper missed; shown where its own number fails.
+        note: what the statement missed; shown where its own number fails.
     """
 
     where: str
@@ -68,7 +72,7 @@ class Check:
 
     @property
     def verdict(self) -> Verdict:
-        """The paper's number if it agrees, else the corrected one, else neither."""
+        """The predicted number if it agrees, else the corrected one, else neither."""
         if self.agrees(self.predicted):
             return "holds"
         if self.corrected is not None and self.agrees(self.corrected):
@@ -86,10 +90,11 @@ class Check:
             off = f"{self.relation} {self.corrected:.4g}"
         return f"{off}: {self.note}"
 
-    def row(self, claim: str) -> dict[str, Any]:
+    def row(self, claim: str, source: Source) -> dict[str, Any]:
         """As a JSON line."""
         return {
             "claim": claim,
+            "source": source,
             "where": self.where,
             "statement": self.statement,
             "relation": self.relation,

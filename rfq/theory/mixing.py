@@ -349,7 +349,7 @@ def theorem_2() -> list[Check]:
     ]
 
 
-def f_2() -> list[Check]:
+def mixing_behind_phi() -> list[Check]:
     """Lemma 2 is about gamma of phi(x): it falls like 1 / d."""
     sizes = (32, 256)
     found = tuple(mean_kurtosis(mixed("relu", d)) for d in sizes)
@@ -365,7 +365,7 @@ def f_2() -> list[Check]:
     ]
 
 
-def f_3() -> list[Check]:
+def gaussian_rows() -> list[Check]:
     """Gaussian rows differ from Haar rows by their length alone."""
     return [
         Check(
@@ -380,7 +380,7 @@ def f_3() -> list[Check]:
     ]
 
 
-def f_11() -> list[Check]:
+def scatter_of_rows() -> list[Check]:
     """sum a^4 = 3 / d is an expectation; single rows scatter about it."""
     return [
         Check(

@@ -265,7 +265,7 @@ def lemma_5() -> list[Check]:
     return rows
 
 
-def f_1() -> list[Check]:
+def additions_dilute() -> list[Check]:
     """A residual stream loses its gamma like (1 + c l)^-2."""
     c = activations.raw_moment("gelu", 2)
     trace = heavy_tailed("residual", 1.0)
@@ -283,7 +283,7 @@ def f_1() -> list[Check]:
     ]
 
 
-def f_8() -> list[Check]:
+def collapse_unseen() -> list[Check]:
     """gamma near 0 does not tell a representation from a collapsed one."""
     trace = heavy_tailed("residual_free", 1.0)
     setting = f"residual_free, orthogonal W, gelu, after {DEPTH} layers, d 256"
@@ -307,7 +307,7 @@ def f_8() -> list[Check]:
     ]
 
 
-def f_10() -> list[Check]:
+def gelu_gain_falls() -> list[Check]:
     """c(q) of GELU is no constant; deep down the variance falls by 4 a layer."""
     rows = [
         Check(

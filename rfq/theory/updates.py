@@ -286,7 +286,7 @@ def _expansion_error(sign: float) -> float:
     return norm(moved - (w @ w.T - sign * cross + RATE**2 * s @ s.T))
 
 
-def f_4() -> list[Check]:
+def signs_of_low_rank() -> list[Check]:
     """Signs of gradients of low rank keep a norm of the order of d."""
     d = 256
     return [
@@ -302,7 +302,7 @@ def f_4() -> list[Check]:
     ]
 
 
-def f_5() -> list[Check]:
+def drift_at_equal_size() -> list[Check]:
     """At equal size both drifts grow like sqrt(d), and over steps they add up."""
     ends = (SIZES[0], SIZES[-1])
     matched = tuple(exact(one_step("spectral", d, RATE * math.sqrt(d))) for d in ends)
@@ -330,7 +330,7 @@ def f_5() -> list[Check]:
     ]
 
 
-def f_12() -> list[Check]:
+def sign_of_the_cross_term() -> list[Check]:
     """The expansion behind lemmas 8 and 10 with its sign and its transpose."""
     return [
         Check(

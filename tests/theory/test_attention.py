@@ -33,7 +33,7 @@ def test_lemma_13_limit_is_lognormal(tau, gamma):
     assert attention.lognormal_kurtosis(tau) == pytest.approx(exact, rel=1e-6)
 
 
-def test_f_9_limit_at_tau_2_is_nine_millions():
+def test_limit_at_tau_2_is_nine_millions():
     # 9.2e6, from the formula: its eighth-power tail is out of any quadrature's reach.
     assert attention.lognormal_kurtosis(2.0) == pytest.approx(9_220_557, abs=0.5)
 
@@ -69,7 +69,7 @@ def test_lemma_13_not_saturated_tends_to_the_lognormal(tau):
     assert found[-1] == pytest.approx(limit, rel=0.01)
     # 1 % of 2,048 scores at tau <= .5; at tau = 1 it is 9 % below 111.
     assert found[2] == pytest.approx(limit, rel=0.01 if tau < 1.0 else 0.09)
-    # F9: nothing near-Gaussian about tau = 1.
+    # nothing near-Gaussian about tau = 1.
     assert (found[0] > 100 * laws.NEAR_GAUSSIAN) == (tau == 1.0)
 
 
@@ -132,7 +132,7 @@ def test_lemma_14_scores_of_two_tokens_have_unit_variance(d):
     ],
 )
 def test_lemma_14_fails_on_the_diagonal(d, noted):
-    # F6: with W_Q = W_K the score of a token with itself is |x|^2 / sqrt(d).
+    # with W_Q = W_K the score of a token with itself is |x|^2 / sqrt(d).
     diagonal = np.diag(attention.single_head_scores(None, d))
     np.testing.assert_allclose(diagonal, np.sqrt(d), rtol=1e-4)
     assert np.sqrt(d) == pytest.approx(noted, abs=0.02)
@@ -195,7 +195,7 @@ def test_section_4_iii_t_15_weights_of_the_fresh_model(layer, divisor):
 @pytest.mark.parametrize(
     ("num_tokens", "gamma"), [(128, 18.3), (512, 51.3), (2048, 147.0)]
 )
-def test_f_13_causal_averaging_predictions(num_tokens, gamma):
+def test_causal_averaging_predictions(num_tokens, gamma):
     # Three digits were noted.
     half_a_digit = 0.5 if gamma == 147.0 else 0.05
     found = attention.averaged_kurtosis(num_tokens)
@@ -203,7 +203,7 @@ def test_f_13_causal_averaging_predictions(num_tokens, gamma):
 
 
 @pytest.mark.slow
-def test_f_13_causal_averaging_measured():
+def test_causal_averaging_measured():
     pooled = attention.uniform_attention(512, normalize=False, seed=2, num_batches=32)
     assert abs(pooled.value - 51.3) < 4 * pooled.standard_error < 4
     # The notes' draw, 48.4, is one of ours.
@@ -211,7 +211,7 @@ def test_f_13_causal_averaging_measured():
 
 
 @pytest.mark.slow
-def test_f_13_behind_a_norm_per_token_gamma_is_gone():
+def test_behind_a_norm_per_token_gamma_is_gone():
     found = attention.uniform_attention(512, normalize=True, seed=2, num_batches=32)
     # A coordinate of a sphere has -6 / (d + 2), whatever the averages were. Tokens that
     # average much the same values count as few: a draw deviates by .1, so that the

@@ -53,7 +53,13 @@ def test_what_could_not_be_measured_does_not_hold(relation):
 
 
 @pytest.mark.parametrize(
-    "claim", [activations.definition_1, mixing.lemma_6, residual.lemma_3, updates.f_12]
+    "claim",
+    [
+        activations.definition_1,
+        mixing.lemma_6,
+        residual.lemma_3,
+        updates.sign_of_the_cross_term,
+    ],
 )
 def test_a_wrong_prediction_flips_the_verdict_of_a_real_check(claim):
     for given in claim():

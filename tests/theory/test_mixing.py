@@ -91,7 +91,7 @@ def test_appendix_c3_fourth_powers_of_a_row(d, gaussian, haar):
 
 @pytest.mark.parametrize(("d", "scatter"), [(64, 0.408), (768, 0.118)])
 def test_appendix_c3_single_rows_scatter(d, scatter):
-    # F11: "= 3 / d" is an expectation.
+    # "= 3 / d" is an expectation.
     assert mixing.relative_scatter(d) == pytest.approx(scatter, abs=5e-4)
     a4 = mixing.sampled_fourth("gaussian", d, seed=1)
     # A deviation from 2,048 heavy-tailed numbers is known to some 5 %.
@@ -137,7 +137,7 @@ def test_lemma_2_mixes_phi_of_x(phi, gamma):
     predicted = activations.kurtosis(phi) * 3 / 514
     assert predicted == pytest.approx(gamma, abs=5.1e-5)
     found = mixing.mean_kurtosis(mixing.mixed(phi, 512))
-    # F2: x is Gaussian, and gamma_y is not 0. The notes' tolerance.
+    # x is Gaussian, and gamma_y is not 0. The notes' tolerance.
     assert found.value == pytest.approx(predicted, abs=2e-3)
     assert found.value > 5 * found.standard_error
 
@@ -145,7 +145,7 @@ def test_lemma_2_mixes_phi_of_x(phi, gamma):
 @pytest.mark.slow
 def test_theorem_2_bound_variance_and_mean():
     y = mixing.per_coordinate(mixing.mixed("relu", 512))
-    # A fixed W: Var phi = 1/2 - 1/(2 pi), not E phi^2 = 1/2 (F8).
+    # A fixed W: Var phi = 1/2 - 1/(2 pi), not E phi^2 = 1/2.
     variance = float(moments.variance(y).mean())
     assert variance == pytest.approx(0.5 - 0.5 / np.pi, abs=1e-3)
     # "The same mean" fails: it is m_1 times the sum of the row.

@@ -68,14 +68,14 @@ def test_lemma_11_constants(law, phi, m2, m4, c22):
 
 @pytest.mark.parametrize(("phi", "factor"), [("relu", 0.444), ("gelu", 0.492)])
 def test_lemma_11_contracts_at_every_width(phi, factor):
-    # F1: adding a branch of variance m2 to a wide stream divides gamma by (1 + m2)^2.
+    # adding a branch of variance m2 to a wide stream divides gamma by (1 + m2)^2.
     m2 = activations.raw_moment(phi, 2)
     assert residual.wide_kurtosis(1.0, m2) == pytest.approx(factor, abs=5.1e-4)
     wide = residual.added_kurtosis("laplace", "relu", 10**9)
     np.testing.assert_allclose(wide, 4 / 3, rtol=1e-6)
 
 
-def test_f_1_t_8_unrolled_additions_agree_with_their_recursion():
+def test_t_8_unrolled_additions_agree_with_their_recursion():
     c = activations.raw_moment("gelu", 2)
     gamma, variance = 3.0, 1.0
     for layer in range(1, 25):

@@ -10,17 +10,17 @@ from rfq.theory import activations, mechanisms, mixing, run, updates
 from rfq.theory.check import Estimate
 
 LEMMAS = {f"Lemma {number}" for number in range(1, 15)}
-CORRECTIONS = {f"F{number}" for number in range(1, 14)}
 CHEAP = {
     "Definition 1": activations.definition_1,
     "Lemma 6": mixing.lemma_6,
-    "F12": updates.f_12,
+    "Sign of the cross term": updates.sign_of_the_cross_term,
 }
 
 
-def test_every_claim_and_correction_is_in_the_table():
-    others = {"Corollary 1", "Theorem 1", "Theorem 2", "Appendix C.3"}
-    assert set(run.CLAIMS) >= LEMMAS | CORRECTIONS | others
+def test_every_claim_of_the_paper_is_in_its_table_and_no_correction_is():
+    others = {"Definition 1", "Corollary 1", "Theorem 1", "Theorem 2", "Section 4"}
+    assert set(run.PAPER) == LEMMAS | others | {"Appendix C.3"}
+    assert not set(run.PAPER) & set(run.CORRECTIONS)
 
 
 # Claim -> how many checks hold, hold with a correction, do not hold.
@@ -45,19 +45,19 @@ VERDICTS = {
     "Lemma 12": (12, 0, 0),
     "Lemma 13": (3, 2, 0),
     "Lemma 14": (2, 0, 2),
-    "F1": (4, 0, 0),
-    "F2": (1, 0, 0),
-    "F3": (3, 0, 0),
-    "F4": (3, 0, 0),
-    "F5": (2, 0, 0),
-    "F6": (3, 0, 0),
-    "F7": (7, 0, 0),
-    "F8": (2, 0, 0),
-    "F9": (2, 0, 0),
-    "F10": (5, 0, 0),
-    "F11": (2, 0, 0),
-    "F12": (1, 0, 0),
-    "F13": (2, 0, 0),
+    "Additions dilute": (4, 0, 0),
+    "Mixing behind phi": (1, 0, 0),
+    "Gaussian rows": (3, 0, 0),
+    "Signs of low rank": (3, 0, 0),
+    "Drift at equal size": (2, 0, 0),
+    "Scores per head": (3, 0, 0),
+    "Grams on the small side": (7, 0, 0),
+    "Collapse unseen": (2, 0, 0),
+    "Softmax's limit": (2, 0, 0),
+    "GELU's gain": (5, 0, 0),
+    "Scatter of rows": (2, 0, 0),
+    "Sign of the cross term": (1, 0, 0),
+    "Causal averaging": (2, 0, 0),
 }
 
 
@@ -66,19 +66,18 @@ def test_the_table_says_what_the_notes_say(tmp_path, capsys):
     path = tmp_path / "new" / "theory.jsonl"
     rows = run.run(json_path=path, out=None)
     assert rows == [json.loads(line) for line in path.read_text().splitlines()]
-    assert set(run.CLAIMS) == {row["claim"] for row in rows}
+    for source, table in run.TABLES.items():
+        assert set(table) == {r["claim"] for r in rows if r["source"] == source}
 
     def verdicts(claim):
         found = [row["verdict"] for row in rows if row["claim"] == claim]
         names = ("holds", "holds with a correction", "does not hold")
         return tuple(found.count(name) for name in names)
 
-    assert {claim: verdicts(claim) for claim in run.CLAIMS} == VERDICTS
-    for claim in CORRECTIONS:
+    assert {claim: verdicts(claim) for claim in VERDICTS} == VERDICTS
+    assert set(VERDICTS) == {*run.PAPER, *run.CORRECTIONS}
+    for claim in run.CORRECTIONS:
         assert verdicts(claim)[1:] == (0, 0), claim
-    # What README.md says.
-    totals = tuple(sum(counts) for counts in zip(*VERDICTS.values(), strict=True))
-    assert totals == (92, 13, 12)
     for row in rows:
         # An error so large that nothing could fail would be no check.
         assert np.isfinite(row["measured"])
@@ -86,24 +85,61 @@ def test_the_table_says_what_the_notes_say(tmp_path, capsys):
             allowed = row["tolerance"] + 4 * row["standard_error"]
             assert abs(row["corrected"] - row["predicted"]) > allowed
     said = capsys.readouterr().out
-    assert f"{len(rows)} checks of {len(run.CLAIMS)} claims." in said
+    # What README.md says.
+    assert (
+        "Of 80 checks of statements of the paper 55 hold, 13 hold with a correction, "
+        "12 do not hold." in said
+    )
+    assert (
+        "Of 37 checks of our corrections 37 hold, 0 hold with a correction, 0 do not "
+        "hold." in said
+    )
 
 
-def test_rows_go_to_the_terminal_and_to_the_file(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(run, "CLAIMS", CHEAP)
+@pytest.fixture
+def cheap(monkeypatch):
+    paper = {name: CHEAP[name] for name in ("Definition 1", "Lemma 6")}
+    others = {name: checks for name, checks in CHEAP.items() if name not in paper}
+    monkeypatch.setattr(run, "TABLES", {"paper": paper, "correction": others})
+
+
+def test_every_claim_has_a_line_with_its_verdicts(cheap, tmp_path, capsys):
     path = tmp_path / "theory.jsonl"
     assert cli.main(["theory", "--json", str(path)]) == 0
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["claim"] for row in rows].count("Definition 1") == 5
+    sources = {row["claim"]: row["source"] for row in rows}
+    assert sources == {
+        "Definition 1": "paper",
+        "Lemma 6": "paper",
+        "Sign of the cross term": "correction",
+    }
     said = capsys.readouterr().out.splitlines()
-    shown = [line for line in said if line.startswith(tuple(CHEAP))]
+    shown = {name: line for name in CHEAP for line in said if line.startswith(name)}
+    assert shown["Definition 1"].split()[2:5] == ["5", "0", "0"]
+    assert shown["Lemma 6"].split()[2:5] == ["1", "0", "1"]
+    assert not any(row["statement"] in line for line in said for row in rows)
+    # Ours are not among the paper's.
+    assert "Of 7 checks of statements of the paper 6 hold" in "\n".join(said)
+    assert "Of 1 checks of our corrections 1 hold" in "\n".join(said)
+
+
+def test_every_check_goes_to_the_terminal_where_that_is_asked_for(
+    cheap, tmp_path, capsys
+):
+    path = tmp_path / "theory.jsonl"
+    assert cli.main(["theory", "--json", str(path), "--all"]) == 0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    said = capsys.readouterr().out.splitlines()
+    shown = [line for line in said if any(r["statement"] in line for r in rows)]
     assert len(shown) == len(rows)
     for line, row in zip(shown, rows, strict=True):
+        assert line.startswith(row["claim"])
         assert f"  {row['verdict']}  " in f"{line} "
         assert row["statement"] in line and row["why"] in line
 
 
-def test_the_figure_and_its_data_are_written(monkeypatch, tmp_path):
+def test_the_figure_and_its_data_are_written(cheap, monkeypatch, tmp_path):
     # Made-up curves: what they hold is the other tests' matter.
     def curves():
         known = [Estimate(0.3, 0.01), Estimate(-0.2, 0.01)]
@@ -112,7 +148,6 @@ def test_the_figure_and_its_data_are_written(monkeypatch, tmp_path):
             mechanisms.Curve("residual", False, (1, 2), known),
         ]
 
-    monkeypatch.setattr(run, "CLAIMS", CHEAP)
     monkeypatch.setattr(
         mechanisms, "PANELS", {name: curves for name in mechanisms.PANELS}
     )

@@ -36,7 +36,7 @@ def test_lemma_5_variance_of_gelu_by_its_closed_form(skip):
 
 
 def test_lemma_5_has_a_constant_for_homogeneous_functions_alone():
-    # F10: .4252^24 = 1.2e-9 is five orders off; the rate tends to 1/4.
+    # .4252^24 = 1.2e-9 is five orders off; the rate tends to 1/4.
     assert stack.constant_gain("gelu", "residual_free") ** 24 == pytest.approx(
         1.2e-9, rel=0.05
     )
@@ -68,7 +68,7 @@ def test_lemma_1_a_norm_controls_the_variance(skip, norm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", sorted(stack.WEIGHTS))
-def test_f_1_and_t_8_residual_streams_lose_kurtosis_with_every_layer(weights):
+def test_t_8_residual_streams_lose_kurtosis_with_every_layer(weights):
     # The notes' stream has variance 2, a Laplace variable of scale 1.
     given = stack.Stack(
         "residual", "rms_norm", "gelu", weights, 256, 24, "laplace", 2.0, 1024
@@ -93,7 +93,7 @@ def test_f_1_and_t_8_residual_streams_lose_kurtosis_with_every_layer(weights):
         assert gamma[layer] == pytest.approx(predicted, abs=0.03)
 
 
-def test_f_8_cosine_of_tokens_grows_with_depth():
+def test_cosine_of_tokens_grows_with_depth():
     one = stack.cosine_after("gelu", 1)
     mean, second = (activations.raw_moment("gelu", k) for k in (1, 2))
     assert one == pytest.approx(mean**2 / second, rel=1e-6)
@@ -106,7 +106,7 @@ def test_f_8_cosine_of_tokens_grows_with_depth():
 @pytest.mark.parametrize(
     ("weights", "noted"), [("orthogonal", 0.71), ("gaussian", 0.79)]
 )
-def test_f_8_near_gaussian_streams_can_be_collapsed(weights, noted):
+def test_near_gaussian_streams_can_be_collapsed(weights, noted):
     # Most of the energy is in the channel means, and gamma sees nothing.
     given = stack.Stack(
         "residual_free", "rms_norm", "gelu", weights, 256, 24, "gaussian", 1.0, 256

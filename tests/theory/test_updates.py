@@ -1,4 +1,4 @@
-"""Lemmas 4, 8, 9 and 10: T9 to T11 of the notes, with F4 and F5."""
+"""Lemmas 4, 8, 9 and 10: T9 to T11 of the notes, with their corrections."""
 
 import hypothesis
 import numpy as np
@@ -107,7 +107,7 @@ def test_lemma_4_and_10_sign_steps_drift_by_eta_root_d(
     ],
 )
 def test_lemma_4_at_equal_size_both_steps_are_of_one_order(d, noted):
-    # F5: a sign step has the Frobenius norm of a spectral step of eta sqrt(d).
+    # a sign step has the Frobenius norm of a spectral step of eta sqrt(d).
     step, matched = updates.signs(d, seed=5), np.sqrt(d) * haar(d, 5)
     assert np.linalg.norm(step) == pytest.approx(np.linalg.norm(matched))
     spectral = updates.one_step("spectral", d, RATE * np.sqrt(d))
@@ -117,7 +117,7 @@ def test_lemma_4_at_equal_size_both_steps_are_of_one_order(d, noted):
 
 
 @pytest.mark.parametrize("d", [64, 256])
-def test_f_5_a_spectral_step_has_rms_1_over_root_d_and_a_sign_step_1(d):
+def test_a_spectral_step_has_rms_1_over_root_d_and_a_sign_step_1(d):
     for kind, noted in (("spectral", 1.0 / np.sqrt(d)), ("sign", 1.0)):
         step = updates.RANDOM_STEPS[kind](d, seed=5)
         assert np.sqrt(np.mean(step**2)) == pytest.approx(noted, rel=1e-12)
@@ -188,7 +188,7 @@ LOW_RANK = {
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
 @pytest.mark.parametrize("d", [64, 256, pytest.param(768, marks=pytest.mark.slow)])
-def test_f_4_and_lemma_9_signs_of_low_rank_reach_a_share_of_d(d, rank):
+def test_lemma_9_signs_of_low_rank_reach_a_share_of_d(d, rank):
     draws, known = LOW_RANK[d]
     mean, deviation = known[rank]
     share = [
@@ -202,7 +202,7 @@ def test_f_4_and_lemma_9_signs_of_low_rank_reach_a_share_of_d(d, rank):
 
 
 @pytest.mark.parametrize(("rank", "lo", "hi"), [(4, 0.45, 0.47), (16, 0.25, 0.33)])
-def test_f_4_the_noted_shares_are_those_of_single_draws(rank, lo, hi):
+def test_the_noted_shares_are_those_of_single_draws(rank, lo, hi):
     # The upper end was noted at 64, the lower one at 768, to two digits: each within
     # three deviations there (D77).
     for d, noted in ((64, hi), (768, lo)):
@@ -227,7 +227,7 @@ def test_lemma_4_random_walks(kind, num_steps, noted):
 
 
 def test_lemma_4_aligned_steps_add_up():
-    # F5: O(eta) is per step; nothing is preserved over T of them.
+    # O(eta) is per step; nothing is preserved over T of them.
     w = haar(16, 0)
     moved = w
     for _ in range(50):
