@@ -21,6 +21,7 @@ from typing import Any, Literal
 from rfq import optim, taps
 from rfq.data.mixture import Mixture
 from rfq.errors import InputError, lookup
+from rfq.model import init as init_lib
 from rfq.model.config import TAP_SETS, ModelConfig
 from rfq.model.init import InitConfig
 from rfq.model.layers import STREAMS
@@ -213,12 +214,7 @@ class Experiment:
                 f"train.batch_size={self.train.batch_size} must be a multiple of "
                 f"sharding.microbatches={self.sharding.microbatches}"
             )
-        if self.init.w_down == "centered" and self.model.mlp_ratio < 2:
-            raise InputError(
-                "init.w_down='centered' needs model.mlp_ratio >= 2: the columns of W_D "
-                "and the all-ones vector cannot be orthogonal in as many dimensions as "
-                "there are columns"
-            )
+        init_lib.check(self.init, self.model)
         for what, tokens in (
             ("calibration_tokens", self.quantize.calibration_tokens),
             ("eval_tokens", self.quantize.eval_tokens),
@@ -242,7 +238,21 @@ FREE_SECTIONS = ("arm", "data", "log", "quantize", "tasks", "sharding")
 # Fields that are younger than the first recorded rows, at the values that compute what
 # was computed before: a fingerprint leaves them out, so that those rows keep theirs.
 _YOUNGER: Mapping[str, Mapping[str, object]] = {
-    "model": {"first_layer": 1, "attention_gate": "none", "embedding": "plain"},
+    "model": {
+        "first_layer": 1,
+        "attention_kind": "softmax",
+        "attention_gate": "none",
+        "embedding": "plain",
+    },
+    "init": {
+        "qk_pair": "tied",
+        "qk_identity": 0.3,
+        "sharpness": [],
+        "soft_layers": "none",
+        "soft_logit": 2.0,
+        "head_decay": 1.0,
+        "skip_weight": 1.0,
+    },
     "train": {"penalty_weight": 0.0, "penalty_threshold": 3.0},
 }
 

@@ -30,13 +30,14 @@ class ParamAxes(NamedTuple):
     Attributes:
         kind: "matrix" (matrix optimizers, weight quantization), "projection" (matrix
             optimizers; folds into the embedding, which is not quantized), "embedding"
-            (AdamW, the tied head) or "gain" (AdamW without decay, never quantized).
+            (AdamW, the tied head), "gain" (AdamW without decay, never quantized) or
+            "constant" (data beside the weights: neither trained nor quantized).
         logical: one name per array axis, translated to mesh axes in `sharding`; an
             axis of a gain may also have one element (`model.norm`).
-        matrix: the matrix axes; None for gains.
+        matrix: the matrix axes; None for gains and constants.
     """
 
-    kind: Literal["matrix", "projection", "embedding", "gain"]
+    kind: Literal["matrix", "projection", "embedding", "gain", "constant"]
     logical: tuple[str, ...]
     matrix: MatrixAxes | None
 
@@ -65,6 +66,13 @@ TABLE: Mapping[str, ParamAxes] = {
     "attn_norm": ParamAxes("gain", ("layer", "embed"), None),
     "mlp_norm": ParamAxes("gain", ("layer", "embed"), None),
     "final_norm": ParamAxes("gain", ("embed",), None),
+    # Only where `model.skip` is "weighted".
+    "skip_weight": ParamAxes("constant", ("layer",), None),
+    # Only where `model.attention_kind` is "decaying", or "shaped".
+    "head_decay": ParamAxes("constant", ("layer", "heads"), None),
+    "mix_identity": ParamAxes("gain", ("layer", "heads"), None),
+    "mix_softmax": ParamAxes("gain", ("layer", "heads"), None),
+    "mix_uniform": ParamAxes("gain", ("layer", "heads"), None),
 }
 
 
@@ -101,7 +109,7 @@ def matrix_axes(params):
     """The `axes` argument of `rfq.optim`'s transforms, for our own models.
 
     Same structure as `params`, with `MatrixAxes` at the hidden matrices and projections
-    and None at the embedding and the gains, which fall back to AdamW.
+    and None at the others, which fall back to AdamW.
     """
     return jax.tree.map(
         lambda row: row.matrix if row.kind in ("matrix", "projection") else None,
@@ -111,9 +119,9 @@ def matrix_axes(params):
 
 
 def decayed(params):
-    """True at the leaves that weight decay shrinks: all but the gains."""
+    """True at the leaves that weight decay shrinks: all but gains and constants."""
     return jax.tree.map(
-        lambda row: row.kind != "gain",
+        lambda row: row.kind not in ("gain", "constant"),
         axes(params),
         is_leaf=lambda row: isinstance(row, ParamAxes),
     )

@@ -6,14 +6,27 @@ import pytest
 
 from rfq import params as params_lib
 from rfq.errors import InputError
-from rfq.model import transformer
+from rfq.model import layers, transformer
 from rfq.params import TABLE, MatrixAxes
 from tests.model import examples
 
-# Every parameter that a model may have.
-SHAPES = transformer.shapes(
-    examples.config(attention_gate="head", embedding="projected")
-)
+# Every parameter that a model may have: those of no model alone.
+SHAPES = {"blocks": {}}
+for kind in layers.ATTENTION_KINDS:
+    for skip in layers.SKIPS:
+        shapes = transformer.shapes(
+            examples.config(
+                **{**examples.RIVALS, "norm": "rms_norm"},
+                attention_kind=kind,
+                skip=skip,
+            )
+        )
+        SHAPES = {**shapes, "blocks": {**SHAPES["blocks"], **shapes["blocks"]}}
+
+
+NORMS = {"attn_norm", "mlp_norm", "final_norm"}
+OF_HEADS = {"head_decay", "mix_identity", "mix_softmax", "mix_uniform"}
+UNDECAYED = {*NORMS, *OF_HEADS, "skip_weight"}
 
 
 def leaves(tree, is_leaf=None):
@@ -38,7 +51,7 @@ def test_every_axis_is_a_layer_an_input_or_an_output(name):
     shape = leaves(SHAPES)[name].shape
     assert len(row.logical) == len(shape)
     if row.matrix is None:
-        assert row.kind == "gain"
+        assert row.kind in ("gain", "constant")
         return
     layer = (0,) if row.logical[0] == "layer" else ()
     axes = (*layer, *row.matrix.in_axes, *row.matrix.out_axes)
@@ -75,15 +88,15 @@ def test_products_chain_through_the_axes_of_the_table():
 
 def test_matrix_optimizers_get_the_hidden_matrices():
     found = leaves(params_lib.matrix_axes(SHAPES), is_leaf=is_axes)
-    others = {"embedding", "attn_norm", "mlp_norm", "final_norm"}
-    assert {name for name, axes in found.items() if axes is None} == others
+    others = {name for name, axes in found.items() if axes is None}
+    assert others == {"embedding", *UNDECAYED}
     assert found["w_o"] == MatrixAxes((1, 2), (3,))
 
 
-def test_weight_decay_spares_the_gains():
+def test_weight_decay_spares_gains_and_constants():
     found = leaves(params_lib.decayed(SHAPES))
     spared = {name for name, decays in found.items() if not decays}
-    assert spared == {"attn_norm", "mlp_norm", "final_norm"}
+    assert spared == UNDECAYED
 
 
 def test_a_parameter_without_a_row_is_named():

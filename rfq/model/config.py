@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from rfq import params as params_lib
 from rfq.errors import InputError, check_choices
 from rfq.model import layers
 
@@ -66,7 +67,8 @@ class ModelConfig:
     vocab_size: int = 32_000  # V, must be the tokenizer's.
     seq_len: int = 512  # T, must divide the window length of the data.
     # How a sublayer joins the stream: "residual" adds to it (equation 1),
-    # "residual_free" replaces it (equation 2).
+    # "residual_free" replaces it (equation 2), "weighted" adds to `init.skip_weight`
+    # times it.
     skip: Literal[*layers.SKIPS] = "residual_free"  # pyright: ignore
     # Gain, no bias; "single_scale_norm" is "rms_norm" with one gain for all channels
     # (SSNorm of Outlier-Safe Pre-Training, arXiv 2506.19697).
@@ -77,6 +79,9 @@ class ModelConfig:
     # q.k is divided by sqrt(K) per head ("head_width") or, as the paper writes it for
     # a single head, by sqrt(D) ("width").
     attention_scale: Literal["head_width", "width"] = "head_width"
+    # What a head makes of the values: "softmax", "decaying" (with a logit bias in the
+    # heads of `init.soft_layers`), "shaped" (a skip inside attention).
+    attention_kind: Literal[*layers.ATTENTION_KINDS] = "softmax"  # pyright: ignore
     # "head": each head's mix is multiplied by a sigmoid of what attention reads, see
     # `layers.head_gate`.
     attention_gate: Literal["none", "head"] = "none"
@@ -149,9 +154,15 @@ class ModelConfig:
 def num_params(config: ModelConfig) -> int:
     """Number of trained parameters: 12 D^2 L + V D at F = 4 D, plus the norm gains.
 
-    A gate adds H D a layer, a projected embedding 2 D^2.
+    A gate adds H D a layer, a projected embedding 2 D^2, shaped attention 3 H a layer.
     """
-    return _matmul_weights(config) + (2 * config.num_layers + 1) * config.gain_width
+    c = config
+    of_heads = sum(
+        params_lib.TABLE[name].kind == "gain"
+        for name in layers.ATTENTION_KINDS[c.attention_kind].leaves
+    )
+    gains = (2 * c.num_layers + 1) * c.gain_width
+    return _matmul_weights(c) + gains + of_heads * c.num_layers * c.num_heads
 
 
 def flops_per_token(config: ModelConfig) -> int:

@@ -9,16 +9,17 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rfq import factorize
 from rfq import params as params_lib
 from rfq.errors import InputError, check_choices
-from rfq.model import transformer
+from rfq.model import layers, transformer
 from rfq.model.config import ModelConfig
 from rfq.types import Array, Params
 
@@ -36,31 +37,111 @@ def _orthogonal_recipe(
     """Semi-orthogonal everywhere (Saxe et al. 2014), tied as section 4 (i) says.
 
     Per layer, and per head for the first line:
-        W_Q = W_K = sqrt(alpha_qk) S,    S^T S = I_K   so W_Q^T W_K = alpha_qk I_K
+        W_Q = W_K = sqrt(alpha_qk) S,    S^T S = I_K   so W_Q^T W_K = alpha_qk I_K,
+                    or a row of `QK_PAIRS`, with alpha_qk as `head_scales` has it
         W_V = sqrt(alpha_vo) U, W_O = sqrt(alpha_vo) U^T or a row of `VO_PAIRS`
         W_U W_U^T and W_D^T W_D = `mlp_gram` times I_D, by a row of `MLP_PAIRS`
     A gate starts at one half, W_gate = 0, which keeps the equations of W_V W_O.
     """
-    D, H, K = model.width, model.num_heads, model.head_width
-
-    def heads(layer_key: Array) -> Array:
-        head_keys = jax.vmap(lambda head: jax.random.fold_in(layer_key, head))
-        draw = jax.vmap(lambda head_key: orthonormal_columns(D, K, key=head_key))
-        return jnp.moveaxis(draw(head_keys(jnp.arange(H))), 0, 1)  # [D, H, K]
-
-    w_qk = math.sqrt(config.alpha_qk) * _per_layer("w_qk", model, key, heads)
+    q, k = QK_PAIRS[config.qk_pair](config, model, key)
+    roots_LH = jnp.asarray(np.sqrt(head_scales(config, model)), jnp.float32)
+    roots = roots_LH[:, None, :, None]
     v, o = VO_PAIRS[config.vo_pair](config, model, key)
     up, down = MLP_PAIRS[config.w_down](config, model, key)
     gram_u, gram_d = mlp_gram(config, model)
     return {
-        "w_q": w_qk,
-        "w_k": w_qk,
+        "w_q": roots * q,
+        "w_k": roots * k,
         "w_v": math.sqrt(config.alpha_vo) * v,
-        "w_gate": jnp.zeros((model.num_layers, D, H)),
+        "w_gate": jnp.zeros((model.num_layers, model.width, model.num_heads)),
         "w_o": math.sqrt(config.alpha_vo) * o,
         "w_up": math.sqrt(gram_u) * up,
         "w_down": math.sqrt(gram_d) * down,
     }
+
+
+# Name -> the layers, of L, whose first head is soft. "thirds" and "every_fourth" are
+# what a third prototype left to try: several layers that mix, well apart.
+SOFT_LAYERS: Mapping[str, Callable[[int], Sequence[int]]] = {
+    "none": lambda num_layers: (),
+    "first": lambda num_layers: (0,),
+    "thirds": lambda num_layers: sorted({i * num_layers // 3 for i in range(3)}),
+    "every_fourth": lambda num_layers: range(0, num_layers, 4),
+}
+
+
+def soft_heads(config: "InitConfig", model: ModelConfig) -> np.ndarray:
+    """Which heads start soft, bool [L, H]."""
+    soft_LH = np.zeros((model.num_layers, model.num_heads), bool)
+    soft_LH[list(SOFT_LAYERS[config.soft_layers](model.num_layers)), 0] = True
+    return soft_LH
+
+
+def head_scales(config: "InitConfig", model: ModelConfig) -> np.ndarray:
+    """alpha_qk of every head, float64 [L, H]: sharp, but for the soft heads.
+
+    A diagonal logit g is alpha_qk sqrt(K), see `alpha_qk_for`; `check` has seen that
+    `config.sharpness` fits.
+    """
+    shape = (model.num_layers, model.num_heads)
+    scales_LH = np.full(shape, config.alpha_qk)
+    if config.sharpness:
+        logits = np.reshape(config.sharpness, (-1, model.num_heads))
+        scales_LH = alpha_qk_for(1.0, model.head_width) * np.broadcast_to(logits, shape)
+    soft = alpha_qk_for(config.soft_logit, model.head_width)
+    return np.where(soft_heads(config, model), soft, scales_LH)
+
+
+def _tied(config: "InitConfig", model: ModelConfig, key: Array) -> tuple[Array, Array]:
+    """W_Q = W_K = S per head, S^T S = I_K, every head drawn on its own.
+
+    The squared singular values of the whole W_Q [D, D] are not all 1: they reach 3.3.
+    """
+    del config
+    D, K = model.width, model.head_width
+
+    def draw(head_key: Array) -> Array:
+        return orthonormal_columns(D, K, key=head_key)
+
+    w = _per_head("w_qk", model, key, draw)
+    return w, w
+
+
+def _tied_haar(
+    config: "InitConfig", model: ModelConfig, key: Array
+) -> tuple[Array, Array]:
+    """As tied, the heads cut from one Haar matrix: the whole W_Q is an isometry.
+
+    That is the premise of lemma 4.
+    """
+    del config
+    D, H, K = model.width, model.num_heads, model.head_width
+    w = _square("w_qk", model, key).reshape(-1, D, H, K)
+    return w, w
+
+
+def _svd(config: "InitConfig", model: ModelConfig, key: Array) -> tuple[Array, Array]:
+    """W_Q = U sqrt(S), W_K = V sqrt(S), the K largest of Z + b I = U S V^T per head.
+
+    Z is uniform of variance 1 / D and b is `qk_identity`: the code of the paper's
+    predecessor (arXiv 2510.00345), which has 2 Z + .6 I. W_Q W_K^T is the best
+    approximation of rank K, and Z spreads a token's attention over others.
+    """
+    D, K = model.width, model.head_width
+    edge = math.sqrt(3.0 / D)
+
+    def draw(head_key: Array) -> Array:
+        z = jax.random.uniform(head_key, (D, D), minval=-edge, maxval=edge)
+        u, s, vt = factorize.svd(z + config.qk_identity * jnp.eye(D))
+        roots = jnp.sqrt(s[None, :K])
+        return jnp.stack([u[:, :K] * roots, vt[:K].T * roots])
+
+    both = _per_head("w_qk", model, key, draw)  # [L, 2, D, H, K]
+    return both[:, 0], both[:, 1]
+
+
+# Of W_Q and W_K, each [L, D, H, K] and over the root of `head_scales`.
+QK_PAIRS: Mapping[str, Pair] = {"tied": _tied, "tied_haar": _tied_haar, "svd": _svd}
 
 
 def _square(name: str, model: ModelConfig, key: Array) -> Array:
@@ -118,8 +199,32 @@ def _centered(
     return _up_and_down(model, key, center=True)
 
 
+def _looks_linear(
+    config: "InitConfig", model: ModelConfig, key: Array
+) -> tuple[Array, Array]:
+    """[A, -A] and [A^T; -A^T], both over sqrt(2), with A A^T = I_D.
+
+    GELU(z) - GELU(-z) = z, so that the MLP starts as (alpha_u alpha_d)^(1/2) / 2 times
+    the identity (Balduzzi et al., arXiv 1702.08591; here with A^T and Gram matrices of
+    the paper's size). W_D is centred, too.
+    """
+    del config
+    F, D = model.mlp_width, model.width
+
+    def draw(layer_key: Array) -> Array:
+        a_D = orthonormal_columns(F // 2, D, key=layer_key).T
+        return jnp.concatenate([a_D, -a_D], axis=1) * math.sqrt(0.5)
+
+    up = _per_layer("w_up", model, key, draw)
+    return up, up.swapaxes(1, 2)
+
+
 # Of W_U and W_D, each over the square root of its `mlp_gram`.
-MLP_PAIRS: Mapping[str, Pair] = {"plain": _plain, "centered": _centered}
+MLP_PAIRS: Mapping[str, Pair] = {
+    "plain": _plain,
+    "centered": _centered,
+    "looks_linear": _looks_linear,
+}
 
 # Readings of the paper's MLP scale: (alpha, out / in) -> g of W_U or of W_D, where
 # out / in is 1 for a matrix that does not widen (D14, D15).
@@ -247,15 +352,60 @@ class InitConfig:
     vo_pair: Literal[*VO_PAIRS] = "transpose"  # pyright: ignore
     # Readings of the paper's MLP scale, see `mlp_gram`.
     mlp_scale: Literal[*MLP_SCALES] = "gram"  # pyright: ignore
-    # "centered": the columns of W_D are also orthogonal to the all-ones vector, so that
-    # the mean of the hidden activations adds nothing (small nets of depth 12 need it).
+    # W_U and W_D. "centered": the columns of W_D are also orthogonal to the all-ones
+    # vector, so that the mean of the hidden activations adds nothing (small nets of
+    # depth 12 need it). "looks_linear": W_U = [A, -A] and W_D = [A^T; -A^T], so that
+    # the MLP starts as a multiple of the identity.
     w_down: Literal[*MLP_PAIRS] = "plain"  # pyright: ignore
+
+    # W_Q and W_K of a head. "tied": W_Q = W_K, each head drawn on its own; "tied_haar":
+    # the heads are cut from one Haar matrix; "svd": from that of Z + qk_identity I.
+    qk_pair: Literal[*QK_PAIRS] = "tied"  # pyright: ignore
+    qk_identity: float = 0.3  # Of "svd"; alpha_qk 2 is then its authors' scale.
+    # Diagonal logits in place of alpha_qk: one for each head, for all layers or layer
+    # by layer.
+    sharpness: tuple[float, ...] = ()
+    # Layers whose first head starts with soft_logit instead, so that it mixes tokens;
+    # with model.attention_kind "decaying", with W_Q = 0 and a slope of head_decay, too.
+    soft_layers: Literal[*SOFT_LAYERS] = "none"  # pyright: ignore
+    soft_logit: float = 2.0
+    head_decay: float = 1.0  # Logits by which a decaying head falls a position.
+    # Of model.skip "weighted": what the stream is multiplied by.
+    skip_weight: float = 1.0
 
     def __post_init__(self):
         check_choices(self, "init")
-        for name in ("embedding_std", "alpha_qk", "alpha_vo", "alpha_u", "alpha_d"):
+        for name in (
+            "embedding_std", "alpha_qk", "alpha_vo", "alpha_u", "alpha_d", "soft_logit",
+        ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise InputError(f"init.{name}={getattr(self, name)} must be > 0")
+        if not all(logit > 0 for logit in self.sharpness):
+            raise InputError(f"init.sharpness={self.sharpness} must all be > 0")
+        for name in ("qk_identity", "head_decay", "skip_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"init.{name}={getattr(self, name)} must be >= 0")
+
+
+def check(config: InitConfig, model: ModelConfig) -> None:
+    """Raises InputError where a recipe cannot fill a model of these sizes."""
+    if config.w_down != "plain" and model.mlp_ratio < 2:
+        raise InputError(
+            f"init.w_down={config.w_down!r} needs model.mlp_ratio >= 2, not "
+            f"{model.mlp_ratio}: the columns of W_D and the all-ones vector cannot be "
+            "orthogonal in as many dimensions as there are columns"
+        )
+    if config.w_down == "looks_linear" and model.mlp_width % 2:
+        raise InputError(
+            "init.w_down='looks_linear' needs an even model.mlp_ratio * model.width, "
+            f"not {model.mlp_width}"
+        )
+    per_layer, all_layers = model.num_heads, model.num_layers * model.num_heads
+    if len(config.sharpness) not in (0, per_layer, all_layers):
+        raise InputError(
+            f"init.sharpness has {len(config.sharpness)} numbers; give {per_layer}, "
+            f"one for each head, or {all_layers}, one for each layer and head"
+        )
 
 
 def alpha_qk_for(diagonal_logit: float, head_width: int) -> float:
@@ -269,8 +419,17 @@ def alpha_qk_for(diagonal_logit: float, head_width: int) -> float:
 
 def init(config: InitConfig, model: ModelConfig, *, key: Array) -> Params:
     """Draws all parameters, float32, in the tree of `transformer.shapes`."""
+    check(config, model)
     shapes = transformer.shapes(model)
     drawn = RECIPES[config.recipe](config, model, key)
+    soft_LH = soft_heads(config, model)
+    which = layers.ATTENTION_KINDS[model.attention_kind].silent
+    silent_LH = {"none": False, "soft": soft_LH, "all": True}[which]
+    if np.any(silent_LH):
+        silent = np.broadcast_to(silent_LH, soft_LH.shape)[:, None, :, None]
+        drawn["w_q"] = jnp.where(silent, 0.0, drawn["w_q"])
+    drawn["head_decay"] = jnp.asarray(config.head_decay * soft_LH, jnp.float32)
+    drawn["skip_weight"] = jnp.full(model.num_layers, config.skip_weight)
     drawn["embedding"] = config.embedding_std * jax.random.normal(
         key_for(key, "embedding"), shapes["embedding"].shape
     )
@@ -290,6 +449,19 @@ def init(config: InitConfig, model: ModelConfig, *, key: Array) -> Params:
 
 
 # --- Keys --------------------------------------------------------------------------
+
+
+def _per_head(
+    name: str, model: ModelConfig, key: Array, draw: Callable[[Array], Array]
+) -> Array:
+    """Stacks draw(key of name, layer and head) [..., D, K] to [L, ..., D, H, K]."""
+
+    def of_layer(layer_key: Array) -> Array:
+        head_keys = jax.vmap(lambda head: jax.random.fold_in(layer_key, head))
+        drawn = jax.vmap(draw)(head_keys(jnp.arange(model.num_heads)))
+        return jnp.moveaxis(drawn, 0, -2)
+
+    return _per_layer(name, model, key, of_layer)
 
 
 def _per_layer(

@@ -135,6 +135,11 @@ def residual_free(x: Array, update: Array) -> Array:
     return update
 
 
+def weighted(x: Array, update: Array, weight: Array) -> Array:
+    """weight * x + update; the weight is data, one of each layer."""
+    return weight.astype(x.dtype) * x + update
+
+
 def branch(clean: Array, tapped: Array) -> Array:
     """The tap serves the norm alone; the skip path carries the clean stream."""
     del tapped
@@ -172,15 +177,19 @@ class Connection(NamedTuple):
     """A row of `SKIPS`.
 
     Attributes:
-        join: (stream, what the sublayer computed) -> the next stream.
+        join: (stream, what the sublayer computed, *leaves) -> the next stream.
+        leaves: Numbers of each layer that `join` takes: rows of `params.TABLE`.
     """
 
-    join: Callable[[Array, Array], Array]
+    join: Callable[..., Array]
+    leaves: tuple[str, ...] = ()
 
 
 SKIPS: Mapping[str, Connection] = {
     "residual": Connection(residual),
     "residual_free": Connection(residual_free),
+    # Between the two and beyond: 0 is residual-free, 1 is residual.
+    "weighted": Connection(weighted, ("skip_weight",)),
 }
 STREAMS: Mapping[str, Stream] = {"branch": branch, "in_place": in_place}
 
@@ -227,8 +236,11 @@ def causal_attention(
     v_BTHK: Array,
     scale: Array,
     implementation: Literal["xla", "cudnn"],
+    slope_H: Array | None = None,
 ) -> Array:
     """softmax(scale * q.k, over earlier and own positions) v, per head (section 3.1).
+
+    With slopes m, the logits are scale * q.k - m (t - s) for query t and key s.
 
     Args:
         q_BTHK: Queries, keys and values have the same shape.
@@ -237,22 +249,33 @@ def causal_attention(
         scale: Scalar tau_l / sqrt(K) or tau_l / sqrt(D); data, so that all layers of a
             scan share one program.
         implementation: "xla" anywhere, "cudnn" for flash attention on NVIDIA GPUs.
+        slope_H: m of each head; None for no bias.
     """
     q_BTHK = (q_BTHK.astype(jnp.float32) * scale).astype(q_BTHK.dtype)
     return jax.nn.dot_product_attention(
-        q_BTHK, k_BTHK, v_BTHK, scale=1.0, is_causal=True, implementation=implementation
+        q_BTHK,
+        k_BTHK,
+        v_BTHK,
+        bias=_distance_bias(slope_H, k_BTHK.shape[1]),
+        scale=1.0,
+        is_causal=True,
+        implementation=implementation,
     )
 
 
-def cached_attention(
-    q_BTHK: Array, k_BTHK: Array, v_BTHK: Array, scale: Array, cache: Cache
-) -> tuple[Array, Cache]:
-    """`causal_attention` of new tokens over themselves and all before them.
+def _distance_bias(slope_H: Array | None, num_keys: int) -> Array | None:
+    """-m (t - s) up to what all keys s of a query share, which softmax takes out: m s.
 
-    Returns:
-        The heads' mixes [B, T, H, K], and the cache with the new tokens in it.
+    Float32 [1, H, 1, S], exact up to 2^24 where m is an integer.
     """
-    T, S = q_BTHK.shape[1], cache.k_BSHK.shape[1]
+    if slope_H is None:
+        return None
+    keys_S = jnp.arange(num_keys, dtype=jnp.float32)
+    return slope_H[None, :, None, None] * keys_S[None, None, None, :]
+
+
+def extended(cache: Cache, k_BTHK: Array, v_BTHK: Array) -> Cache:
+    """The cache with the keys and values of new tokens in it."""
 
     def put(slots_SHK: Array, new_THK: Array, start: Array) -> Array:
         zero = jnp.int32(0)
@@ -260,18 +283,100 @@ def cached_attention(
 
     k_BSHK = jax.vmap(put)(cache.k_BSHK, k_BTHK, cache.length_B)
     v_BSHK = jax.vmap(put)(cache.v_BSHK, v_BTHK, cache.length_B)
-    own_BT = cache.length_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
+    return Cache(k_BSHK, v_BSHK, cache.length_B + k_BTHK.shape[1])
+
+
+def cached_attention(
+    q_BTHK: Array, cache: Cache, scale: Array, slope_H: Array | None = None
+) -> Array:
+    """`causal_attention` of a cache's last T tokens over themselves and all before.
+
+    Returns:
+        The heads' mixes [B, T, H, K].
+    """
+    T, S = q_BTHK.shape[1], cache.k_BSHK.shape[1]
+    own_BT = cache.length_B[:, None] - T + jnp.arange(T, dtype=jnp.int32)[None, :]
     slots_S = jnp.arange(S, dtype=jnp.int32)
     seen_B1TS = slots_S[None, None, None, :] <= own_BT[:, None, :, None]
-    heads_BTHK = jax.nn.dot_product_attention(
+    return jax.nn.dot_product_attention(
         (q_BTHK.astype(jnp.float32) * scale).astype(q_BTHK.dtype),
-        k_BSHK,
-        v_BSHK,
+        cache.k_BSHK,
+        cache.v_BSHK,
+        bias=_distance_bias(slope_H, S),
         mask=seen_B1TS,
         scale=1.0,
         implementation="xla",
     )
-    return heads_BTHK, Cache(k_BSHK, v_BSHK, cache.length_B + T)
+
+
+# (queries, slopes or None) -> the heads' mixes of what they attend to.
+Attend = Callable[[Array, Array | None], Array]
+
+
+def plain_attention(attend: Attend, q_BTHK: Array, v_BTHK: Array) -> Array:
+    """Y = A V with A = softmax(scale * q.k)."""
+    del v_BTHK
+    return attend(q_BTHK, None)
+
+
+def decaying_attention(
+    attend: Attend, q_BTHK: Array, v_BTHK: Array, slope_H: Array
+) -> Array:
+    """Y = A V with A = softmax(scale * q.k - m (t - s)), m a constant of each head.
+
+    The linear bias of ALiBi (Press et al., arXiv 2108.12409). A head with W_Q = 0 is a
+    decaying kernel, as E-SPA has it at the start (He et al., arXiv 2302.10322); a head
+    with m = 0 is as it was.
+    """
+    del v_BTHK
+    return attend(q_BTHK, slope_H)
+
+
+def shaped_attention(
+    attend: Attend,
+    q_BTHK: Array,
+    v_BTHK: Array,
+    identity_H: Array,
+    softmax_H: Array,
+    uniform_H: Array,
+) -> Array:
+    """Y = (alpha I + beta A - gamma C) V, C the softmax of zero logits; a skip inside.
+
+    Shaped attention (Noci et al., arXiv 2306.17759; He and Hofmann, arXiv 2311.01906),
+    with alpha, beta and gamma of each head trained from 1. With W_Q = 0 at the start
+    A = C, so that Y = V exactly. It carries each token's value past the mixing: a
+    model with it is not free of skips.
+    """
+    alpha, beta, gamma = (
+        weight_H[None, None, :, None].astype(v_BTHK.dtype)
+        for weight_H in (identity_H, softmax_H, uniform_H)
+    )
+    mixed, uniform = (attend(q, None) for q in (q_BTHK, jnp.zeros_like(q_BTHK)))
+    return alpha * v_BTHK + (beta * mixed - gamma * uniform)
+
+
+class AttentionKind(NamedTuple):
+    """A row of `ATTENTION_KINDS`.
+
+    Attributes:
+        mix: (attend, queries, values, *leaves) -> the heads' mixes.
+        leaves: Numbers of each head that `mix` takes: rows of `params.TABLE`.
+        silent: Which heads start with W_Q = 0: "none", "soft" (those of
+            `init.soft_layers`) or "all".
+    """
+
+    mix: Callable[..., Array]
+    leaves: tuple[str, ...] = ()
+    silent: Literal["none", "soft", "all"] = "none"
+
+
+ATTENTION_KINDS: Mapping[str, AttentionKind] = {
+    "softmax": AttentionKind(plain_attention),
+    "decaying": AttentionKind(decaying_attention, ("head_decay",), "soft"),
+    "shaped": AttentionKind(
+        shaped_attention, ("mix_identity", "mix_softmax", "mix_uniform"), "all"
+    ),
+}
 
 
 def head_gate(heads_BTHK: Array, logits_BTH: Array) -> Array:

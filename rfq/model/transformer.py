@@ -22,7 +22,9 @@ from rfq.types import Array, Params, Record, SiteState
 
 def _declare(module: nn.Module, name: str, *shape: int) -> Array:
     """A float32 parameter; its values come from `rfq.model.init`, not from here."""
-    return module.param(name, nn.initializers.zeros, shape, jnp.float32)
+    leaf = module.param(name, nn.initializers.zeros, shape, jnp.float32)
+    is_constant = params_lib.TABLE[name].kind == "constant"
+    return jax.lax.stop_gradient(leaf) if is_constant else leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +72,16 @@ class _Block(nn.Module):
     def __call__(self, x_BTD: Array, scanned: tuple[Array, dict[str, SiteState]]):
         c = self.config
         layer, states = scanned
-        norm, join = layers.NORMS[c.norm].apply, layers.SKIPS[c.skip].join
+        norm, skip = layers.NORMS[c.norm].apply, layers.SKIPS[c.skip]
+        kind = layers.ATTENTION_KINDS[c.attention_kind]
         D, H, K, F = c.width, c.num_heads, c.head_width, c.mlp_width
         attn_norm = _declare(self, "attn_norm", c.gain_width)
         mlp_norm = _declare(self, "mlp_norm", c.gain_width)
         w_q, w_k, w_v = (_declare(self, n, D, H, K) for n in ("w_q", "w_k", "w_v"))
         w_o = _declare(self, "w_o", H, K, D)
         w_up, w_down = _declare(self, "w_up", D, F), _declare(self, "w_down", F, D)
+        of_skip = tuple(_declare(self, n) for n in skip.leaves)
+        of_heads = tuple(_declare(self, n, H) for n in kind.leaves)
 
         records: dict[str, Record] = {}
 
@@ -94,7 +99,9 @@ class _Block(nn.Module):
             return place(y, ("batch", "position", *axes))
 
         def connect(x_BTD: Array, tapped_BTD: Array, update_BTD: Array) -> Array:
-            carried = join(self.seams.stream(x_BTD, tapped_BTD), update_BTD)
+            carried = skip.join(
+                self.seams.stream(x_BTD, tapped_BTD), update_BTD, *of_skip
+            )
             return carried.astype(c.compute_dtype)  # A tap may have made it float32.
 
         # Attention. tau_l = beta ** -l, in the paper's counting l = 1..L.
@@ -108,10 +115,15 @@ class _Block(nn.Module):
         q = site("q", layers.rope(dot(h_BTD, w_q, "w_q", *heads), c.rope_base, at_BT))
         k = site("k", layers.rope(dot(h_BTD, w_k, "w_k", *heads), c.rope_base, at_BT))
         v = site("v", dot(h_BTD, w_v, "w_v", *heads))
-        if cache is None:
-            heads_BTHK = layers.causal_attention(q, k, v, scale, c.attention)
-        else:
-            heads_BTHK, records[CACHE] = layers.cached_attention(q, k, v, scale, cache)
+        if cache is not None:
+            records[CACHE] = cache = layers.extended(cache, k, v)
+
+        def attend(q: Array, slope_H: Array | None) -> Array:
+            if cache is None:
+                return layers.causal_attention(q, k, v, scale, c.attention, slope_H)
+            return layers.cached_attention(q, cache, scale, slope_H)
+
+        heads_BTHK = kind.mix(attend, q, v, *of_heads)
         if c.attention_gate == "head":
             w_gate = _declare(self, "w_gate", D, H)
             logits_BTH = dot(h_BTD, w_gate, "w_gate", "heads")

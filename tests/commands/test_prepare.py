@@ -27,4 +27,4 @@ def test_own_text_gets_a_tokenizer_and_is_prepared_with_it(tmp_path, capsys):
 
 
 def test_enough_tokens_are_what_quantization_asks_for():
-    assert split.ENOUGH_TOKENS == QuantizeConfig.calibration_tokens
+    assert QuantizeConfig.calibration_tokens == split.ENOUGH_TOKENS

@@ -29,7 +29,10 @@ DEMO = pathlib.Path(__file__).parents[2] / "configs" / "demo" / "residual_adamw.
 CHOICES = (
     ("model", ModelConfig, "skip", layers.SKIPS),
     ("model", ModelConfig, "norm", layers.NORMS),
+    ("model", ModelConfig, "attention_kind", layers.ATTENTION_KINDS),
     ("init", InitConfig, "recipe", init.RECIPES),
+    ("init", InitConfig, "qk_pair", init.QK_PAIRS),
+    ("init", InitConfig, "soft_layers", init.SOFT_LAYERS),
     ("init", InitConfig, "vo_pair", init.VO_PAIRS),
     ("init", InitConfig, "mlp_scale", init.MLP_SCALES),
     ("init", InitConfig, "w_down", init.MLP_PAIRS),
@@ -67,6 +70,56 @@ def test_a_run_remembers_every_optimizer(name):
 # --- Connections and sites -----------------------------------------------------------
 
 
+LEAVES = [
+    (name, leaf, axes)
+    for table, axes in (
+        (layers.SKIPS, ("layer",)),
+        (layers.ATTENTION_KINDS, ("layer", "heads")),
+    )
+    for name, row in table.items()
+    for leaf in row.leaves
+]
+
+
+@pytest.mark.parametrize(("name", "leaf", "axes"), LEAVES)
+def test_what_a_row_takes_is_in_the_table_of_parameters(name, leaf, axes):
+    assert params_lib.TABLE[leaf].logical == axes, name
+
+
+@pytest.mark.parametrize("kind", sorted(layers.ATTENTION_KINDS))
+def test_a_kind_of_attention_never_sees_later_tokens_and_decodes_as_it_trains(kind):
+    B, T, H, K = 2, 6, 3, 4
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((B, T, H, K)).astype(np.float32) for _ in range(3))
+    mix, leaves, _ = layers.ATTENTION_KINDS[kind]
+    numbers = [jnp.asarray(rng.standard_normal(H), jnp.float32) for _ in leaves]
+    scale = jnp.float32(0.7)
+
+    def mixed(v):
+        def attend(q, slope_H):
+            return layers.causal_attention(q, k, v, scale, "xla", slope_H)
+
+        return mix(attend, q, v, *numbers)
+
+    slope = jax.jacobian(lambda v: mixed(v).sum(axis=(0, 2, 3)))(v)  # [T, B, T, H, K]
+    influence_TT = np.abs(slope).sum(axis=(1, 3, 4))
+    assert np.all(np.triu(influence_TT, 1) == 0.0)
+    assert np.all(np.diagonal(influence_TT) > 0.0)
+
+    cache = layers.Cache(
+        *(jnp.zeros((B, T, H, K)) for _ in range(2)), jnp.zeros(B, int)
+    )
+    for start, stop in ((0, 4), (4, 6)):
+        new = slice(start, stop)
+        cache = layers.extended(cache, k[:, new], v[:, new])
+
+        def attend(q, slope_H, cache=cache):
+            return layers.cached_attention(q, cache, scale, slope_H)
+
+        heads = mix(attend, q[:, new], v[:, new], *numbers)
+        np.testing.assert_allclose(heads, mixed(v)[:, new], atol=2e-6)
+
+
 @functools.cache
 def traced(skip):
     """(logits, records) of the example's model at every site, and d loss / d params."""
@@ -87,7 +140,9 @@ def traced(skip):
 def test_a_connection_passes_the_sublayer_on(skip, dtype):
     rng = np.random.default_rng(0)
     x, update = (jnp.asarray(rng.standard_normal((2, 3, 8)), dtype) for _ in range(2))
-    joined, pull = jax.vjp(lambda u: layers.SKIPS[skip].join(x, u), update)
+    join, leaves = layers.SKIPS[skip]
+    numbers = [jnp.float32(0.5)] * len(leaves)
+    joined, pull = jax.vjp(lambda u: join(x, u, *numbers), update)
     assert (joined.shape, joined.dtype) == (x.shape, x.dtype)
     (slope,) = pull(jnp.ones_like(joined))
     assert bool(jnp.all(jnp.isfinite(joined)) & jnp.all(slope != 0))

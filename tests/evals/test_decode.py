@@ -34,6 +34,8 @@ VARIANTS = {
     "residual": {},
     "residual_free": {"skip": "residual_free"},
     "gated, projected": {"beta": 1.1, **examples.RIVALS},
+    "weighted, decaying": {"skip": "weighted", "attention_kind": "decaying"},
+    "shaped": {"attention_kind": "shaped"},
 }
 PROMPTS = [
     np.array(ids, np.int32) for ids in ([1, 5, 9, 13], [1, 7], [1, *range(30, 50)])

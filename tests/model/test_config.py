@@ -19,7 +19,9 @@ def sizes(model):
     """Number of parameters of each kind, counted on the declared shapes."""
     shapes = transformer.shapes(model)
     rows = params_lib.axes(shapes)
-    counted = dict.fromkeys(("matrix", "projection", "embedding", "gain"), 0)
+    counted = dict.fromkeys(
+        ("matrix", "projection", "embedding", "gain", "constant"), 0
+    )
     jax.tree.map(
         lambda leaf, row: counted.update(
             {row.kind: counted[row.kind] + math.prod(leaf.shape)}
@@ -36,7 +38,14 @@ def sizes(model):
     half_head=st.integers(1, 4),
     mlp_ratio=st.integers(1, 5),
     vocab_size=st.integers(1, 50),
-    others=st.sampled_from([{}, {**examples.RIVALS}]),
+    others=st.sampled_from(
+        [
+            {},
+            {**examples.RIVALS},
+            {"attention_kind": "shaped"},
+            {"attention_kind": "decaying", "skip": "weighted"},
+        ]
+    ),
 )
 @hypothesis.settings(max_examples=8)
 def test_formulas_count_what_the_model_declares(
@@ -53,8 +62,10 @@ def test_formulas_count_what_the_model_declares(
         **others,
     )
     counted = sizes(model)
-    assert config_lib.num_params(model) == sum(counted.values())
-    multiplied = sum(counted.values()) - counted["gain"]
+    # Constants are not trained.
+    trained = sum(counted.values()) - counted["constant"]
+    assert config_lib.num_params(model) == trained
+    multiplied = trained - counted["gain"]
     # Both products of attention, causal half, forward and twice backward: 3 * 2 * T D.
     attention = 6 * num_layers * model.seq_len * model.width
     assert config_lib.flops_per_token(model) == 6 * multiplied + attention

@@ -1,5 +1,6 @@
 """Realised identities of every recipe, and independence of everything drawn."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,9 +9,10 @@ import pytest
 
 from rfq import params as params_lib
 from rfq.errors import InputError
-from rfq.model import init, transformer
+from rfq.model import init, layers, transformer
 from rfq.model.init import InitConfig
 from tests.model import examples
+from tests.oracles import decoder
 
 MODEL = examples.INITIALIZED
 L, D, H, K = MODEL.num_layers, MODEL.width, MODEL.num_heads, MODEL.head_width
@@ -74,6 +76,135 @@ def test_the_orthogonal_recipe_satisfies_its_identities(options):
     # D20: a hidden vector with all entries equal is mapped to 0, or to anything.
     sums = np.abs(w["w_down"].sum(axis=1)).max()
     assert sums < EXACT * math.sqrt(F) if options["w_down"] == "centered" else sums > 1
+
+
+def test_a_mirrored_mlp_starts_as_a_multiple_of_the_identity():
+    w = blocks(w_down="looks_linear")
+    up, down = w["w_up"], w["w_down"]
+    # W_U = [A, -A], W_D = [A^T; -A^T]: the grams are the paper's, and W_D is centred.
+    np.testing.assert_array_equal(up[..., : F // 2], -up[..., F // 2 :])
+    np.testing.assert_array_equal(down, up.swapaxes(1, 2))
+    assert_is(1.5, up @ up.swapaxes(1, 2), D)
+    assert_is(1.5, down.swapaxes(1, 2) @ down, D)
+    assert np.all(down.sum(axis=1) == 0.0)
+    # GELU(z) - GELU(-z) = z: the MLP is (1.5 * 1.5)^(1/2) / 2 = .75 of its input.
+    x = np.random.default_rng(0).standard_normal((7, D))
+    y = decoder.gelu(x @ up[0]) @ down[0]
+    np.testing.assert_allclose(y, 0.75 * x, atol=EXACT)
+
+
+def test_another_scale_of_the_mirrored_mlp_is_its_gram():
+    w = blocks(w_down="looks_linear", mlp_scale="suo_sqrt", alpha_d=0.7)
+    assert_is(1.5 * F / D, w["w_up"] @ w["w_up"].swapaxes(1, 2), D)
+    assert_is(0.7, w["w_down"].swapaxes(1, 2) @ w["w_down"], D)
+
+
+def test_heads_of_one_haar_matrix_are_an_isometry_together():
+    w = blocks(qk_pair="tied_haar", alpha_qk=0.9)
+    np.testing.assert_array_equal(w["w_q"], w["w_k"])
+    whole = w["w_q"].reshape(L, D, H * K)
+    assert_is(0.9, whole.swapaxes(1, 2) @ whole, D)
+    # Heads that are drawn apart are not: their Grams off the diagonal blocks are not 0.
+    apart = blocks()["w_q"].reshape(L, D, H * K)
+    squares = np.linalg.svd(apart[0], compute_uv=False) ** 2 / 0.9
+    assert squares.min() < 0.1 and squares.max() > 1.7  # Two heads: 1 +- cos.
+
+
+def test_the_svd_pair_is_the_best_approximation_of_its_matrix():
+    # W_Q W_K^T is the best approximation of rank K of alpha (Z + b I).
+    config = InitConfig(qk_pair="svd", qk_identity=0.3, alpha_qk=2.0)
+    w = {n: x.astype(np.float64) for n, x in initialized_blocks(config).items()}
+    q, k = w["w_q"][3, :, 1], w["w_k"][3, :, 1]
+    both = [m.T @ m for m in (q, k)]
+    s = np.diagonal(both[0])
+    assert np.all(np.diff(s) <= 1e-5)
+    for gram in both:
+        np.testing.assert_allclose(gram, np.diag(s), atol=EXACT * s[0])
+    # The matrix that was drawn: W_Q W_K^T has its largest singular values and vectors.
+    key = jax.random.fold_in(init.key_for(jax.random.key(0), "w_qk"), 3)
+    edge = math.sqrt(3 / D)
+    z = jax.random.uniform(
+        jax.random.fold_in(key, 1), (D, D), minval=-edge, maxval=edge
+    )
+    a = 2.0 * (np.asarray(z, np.float64) + 0.3 * np.eye(D))
+    np.testing.assert_allclose(s, np.linalg.svd(a, compute_uv=False)[:K], rtol=1e-5)
+    np.testing.assert_allclose(a @ k, q * s, atol=EXACT * s[0] ** 1.5)
+    assert abs(np.var(z) * D - 1.0) < 0.02
+
+
+def initialized_blocks(config):
+    return examples.initialized(config)["blocks"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, lambda layer, head: 0.9 * math.sqrt(K)),
+        ({"sharpness": (3.0, 5.0)}, lambda layer, head: (3.0, 5.0)[head]),
+        (
+            {"sharpness": tuple(range(1, 2 * L + 1))},
+            lambda layer, head: 2 * layer + head + 1,
+        ),
+        (
+            {"soft_layers": "first", "soft_logit": 1.5},
+            lambda layer, head: 1.5 if (layer, head) == (0, 0) else 0.9 * math.sqrt(K),
+        ),
+        (
+            {"soft_layers": "thirds", "sharpness": (7.0, 9.0)},
+            lambda layer, head: 2.0 if layer % 4 == head == 0 else (7.0, 9.0)[head],
+        ),
+        (
+            {"soft_layers": "every_fourth", "qk_pair": "tied_haar"},
+            lambda layer, head: 2.0 if layer % 4 == head == 0 else 0.9 * math.sqrt(K),
+        ),
+    ],
+    ids=str,
+)
+def test_every_head_starts_as_sharp_as_it_is_told(options, expected):
+    # The diagonal logit of a unit token: sum of W_Q * W_K over D, over sqrt(K).
+    w = blocks(**options)
+    logits = np.einsum("ldhk,ldhk->lh", w["w_q"], w["w_k"]) / math.sqrt(K)
+    told = [[expected(layer, head) for head in range(H)] for layer in range(L)]
+    np.testing.assert_allclose(logits, told, rtol=EXACT)
+
+
+@pytest.mark.parametrize("recipe", ["orthogonal", "gpt2"])
+def test_a_decaying_head_starts_without_queries(recipe):
+    model = dataclasses.replace(
+        MODEL, num_layers=6, attention_kind="decaying", skip="weighted"
+    )
+    config = InitConfig(
+        recipe=recipe, soft_layers="thirds", head_decay=0.5, skip_weight=0.25
+    )
+    w = init.init(config, model, key=jax.random.key(0))["blocks"]
+    soft = np.zeros((6, H), bool)
+    soft[[0, 2, 4], 0] = True
+    np.testing.assert_array_equal(w["head_decay"], 0.5 * soft)
+    np.testing.assert_array_equal(w["skip_weight"], np.full(6, 0.25))
+    np.testing.assert_array_equal(np.any(w["w_q"] != 0, axis=(1, 3)), ~soft)
+    assert np.all(np.any(w["w_k"] != 0, axis=(1, 3)))  # Or W_Q would never move.
+
+
+def test_shaped_attention_starts_without_queries_and_with_weights_of_one():
+    model = dataclasses.replace(MODEL, num_layers=2, attention_kind="shaped")
+    w = init.init(InitConfig(), model, key=jax.random.key(0))["blocks"]
+    assert not np.any(w["w_q"]) and np.any(w["w_k"])
+    for name in layers.ATTENTION_KINDS["shaped"].leaves:
+        np.testing.assert_array_equal(w[name], np.ones((2, H)))
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "names"),
+    [
+        ({"sharpness": (1.0,) * 3}, {}, ["3 numbers", "give 2", "or 24"]),
+        ({"w_down": "centered"}, {"mlp_ratio": 1}, ["'centered'", "mlp_ratio >= 2"]),
+        ({"w_down": "looks_linear"}, {"mlp_ratio": 1}, ["'looks_linear'", "not 1"]),
+    ],
+)
+def test_a_recipe_that_does_not_fit_the_model_is_refused(options, sizes, names):
+    with pytest.raises(InputError) as caught:
+        init.check(InitConfig(**options), dataclasses.replace(MODEL, **sizes))
+    assert all(name in str(caught.value) for name in names), caught.value
 
 
 @pytest.mark.parametrize(
@@ -234,6 +365,12 @@ def test_keys_of_names_and_layers_are_distinct():
         ({"alpha_qk": 0.0}, "init.alpha_qk=0.0"),
         ({"embedding_std": -1.0}, "init.embedding_std=-1.0"),
         ({"alpha_d": math.nan}, "init.alpha_d=nan"),
+        ({"qk_pair": "free"}, "init.qk_pair='free'"),
+        ({"soft_layers": "all"}, "init.soft_layers='all'"),
+        ({"soft_logit": 0.0}, "init.soft_logit=0.0"),
+        ({"sharpness": (1.0, -1.0)}, "init.sharpness=(1.0, -1.0)"),
+        ({"head_decay": -1.0}, "init.head_decay=-1.0"),
+        ({"skip_weight": math.inf}, "init.skip_weight=inf"),
     ],
 )
 def test_impossible_initializations_are_refused_by_field(fields, name):

@@ -64,6 +64,8 @@ def loss_and_grads(model):
         ("residual_free", "rms_norm", "width", {}),
         ("residual_free", "layer_norm", "head_width", {}),
         ("residual", "single_scale_norm", "head_width", examples.RIVALS),
+        ("weighted", "rms_norm", "head_width", {"attention_kind": "decaying"}),
+        ("residual_free", "rms_norm", "head_width", {"attention_kind": "shaped"}),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{len(value)} others",
 )
@@ -93,8 +95,13 @@ def test_the_loss_is_that_of_float64_numpy():
 
 @pytest.mark.parametrize(
     ("skip", "others"),
-    [("residual", examples.RIVALS), ("residual_free", {})],
-    ids=["residual, gated, projected", "residual_free"],
+    [
+        ("residual", examples.RIVALS),
+        ("residual_free", {}),
+        ("weighted", {"attention_kind": "decaying"}),
+        ("residual_free", {"attention_kind": "shaped"}),
+    ],
+    ids=["residual, gated, projected", "residual_free", "weighted, decaying", "shaped"],
 )
 def test_a_loss_does_not_depend_on_later_tokens(skip, others):
     model, params, _ = example(skip=skip, **others)
@@ -200,6 +207,7 @@ def by_hand(x, layer, ranges):
     [
         ("residual", "branch", TAP_SETS["paper"]),
         ("residual", "in_place", TAP_SETS["paper"]),
+        ("weighted", "in_place", TAP_SETS["paper"]),
         ("residual_free", "branch", TAP_SETS["paper"]),
         ("residual_free", "branch", ("q", "k", "v", "attn_out", "mlp_hidden")),
     ],
@@ -399,6 +407,48 @@ def test_every_weight_is_fed_by_the_site_right_before_it():
 
 
 # --- What folds away ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weight", "same"), [(1.0, "residual"), (0.0, "residual_free")]
+)
+def test_a_weighted_skip_holds_both_connections(weight, same):
+    model, params, batch = example(skip="weighted")
+    params["blocks"]["skip_weight"] = np.full(3, weight, np.float32)
+    logits, _ = run(model, params, batch)
+    plain = dataclasses.replace(model, skip=same)
+    del params["blocks"]["skip_weight"]
+    expected, _ = run(plain, params, batch)
+    np.testing.assert_array_equal(logits, expected)  # 1 x and 0 x are exact.
+
+
+def test_heads_without_a_slope_are_plain_attention():
+    model, params, batch = example(attention_kind="decaying")
+    slopes = params["blocks"].pop("head_decay")
+    plain, _ = run(dataclasses.replace(model, attention_kind="softmax"), params, batch)
+    flat = {**params["blocks"], "head_decay": 0.0 * slopes}
+    logits, _ = run(model, {**params, "blocks": flat}, batch)
+    np.testing.assert_array_equal(logits, plain)
+
+
+def test_shaped_attention_starts_as_the_identity():
+    # beta A - gamma C is exactly 0 where W_Q = 0, so each token keeps its own value.
+    model, params, _ = example(attention_kind="shaped")
+    ones = {n: np.ones((3, 3), np.float32) for n in ("mix_identity", "mix_softmax")}
+    silent = {**ones, "mix_uniform": np.ones((3, 3), np.float32)}
+    blocks = {**params["blocks"], **silent, "w_q": 0.0 * params["blocks"]["w_q"]}
+    seams = transformer.Seams(taps.Taps(examples.keep, ("v", "attn_out")))
+    batch = examples.batch(model)
+    _, records = run(model, {**params, "blocks": blocks}, batch, seams)
+    np.testing.assert_array_equal(records["attn_out"], records["v"])
+
+
+def test_constants_have_no_gradient():
+    model = examples.config(skip="weighted", attention_kind="decaying")
+    grads = loss_and_grads(model)[1]["blocks"]
+    for name in ("skip_weight", "head_decay"):
+        assert not np.any(grads[name]), name
+    assert np.all(np.any(grads["w_q"] != 0, axis=(1, 2, 3)))
 
 
 def test_a_projected_embedding_is_another_embedding():

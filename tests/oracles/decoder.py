@@ -11,7 +11,8 @@ import numpy as np
 EPS = 1e-6
 # The choices that are written here; a model may have others.
 NORMS = ("rms_norm", "layer_norm", "single_scale_norm")
-SKIPS = ("residual", "residual_free")
+SKIPS = ("residual", "residual_free", "weighted")
+ATTENTION_KINDS = ("softmax", "decaying", "shaped")
 
 
 def normalize(x, gain, norm):
@@ -37,13 +38,21 @@ def rotate(x_TK, base):
     return np.concatenate([pairs.real, pairs.imag], axis=1)
 
 
-def attend(q_TK, k_TK, v_TK, scale):
-    """Every position averages the values of itself and of earlier positions."""
+def attend(q_TK, k_TK, v_TK, scale, slope=0.0, shape=(0.0, 1.0, 0.0)):
+    """Every position averages the values of itself and of earlier positions.
+
+    A logit falls by `slope` a position of distance. `shape` weighs the own value, the
+    average, and minus the mean of all values up to here.
+    """
+    own, mixed, uniform = shape
     out = np.empty_like(v_TK)
     for t in range(len(q_TK)):
-        logits = scale * (k_TK[: t + 1] @ q_TK[t])
+        distance = t - np.arange(t + 1)
+        logits = scale * (k_TK[: t + 1] @ q_TK[t]) - slope * distance
         weights = np.exp(logits - logits.max())
-        out[t] = (weights / weights.sum()) @ v_TK[: t + 1]
+        average = (weights / weights.sum()) @ v_TK[: t + 1]
+        mean = v_TK[: t + 1].mean(axis=0)
+        out[t] = own * v_TK[t] + mixed * average - uniform * mean
     return out
 
 
@@ -78,10 +87,11 @@ def forward(params, tokens_BT, config, *, edit=None, stream="branch"):
         sites.setdefault(name, []).append(x)
         return x if edit is None else edit(name, layer, x)
 
-    def connect(x, tapped, update):
+    def connect(i, x, tapped, update):
         if config.skip == "residual_free":
             return update
-        return update + (tapped if stream == "in_place" else x)
+        weight = w["skip_weight"][i] if config.skip == "weighted" else 1.0
+        return update + weight * (tapped if stream == "in_place" else x)
 
     x = embedding[np.asarray(tokens_BT)]
     if config.embedding == "projected":
@@ -101,19 +111,20 @@ def forward(params, tokens_BT, config, *, edit=None, stream="branch"):
         mixed = np.empty_like(v)
         for b, head in np.ndindex(v.shape[0], v.shape[2]):
             at = (b, slice(None), head)
-            mixed[at] = attend(q[at], k[at], v[at], scale)
+            special = _special(w, config.attention_kind, i, head)
+            mixed[at] = attend(q[at], k[at], v[at], scale, **special)
         if config.attention_gate == "head":
             mixed /= 1.0 + np.exp(-h @ w["w_gate"][i])[..., None]
         mixed = site("attn_out", i, mixed)
         update = sum(
             mixed[:, :, head] @ w["w_o"][i][head] for head in range(config.num_heads)
         )
-        x = connect(x, tapped, update)
+        x = connect(i, x, tapped, update)
         tapped = site("mlp_norm_in", i, x)
         h = normalize(tapped, w["mlp_norm"][i], config.norm)
         h = site("mlp_in", i, h)
         hidden = site("mlp_hidden", i, gelu(h @ w["w_up"][i]))
-        x = connect(x, tapped, hidden @ w["w_down"][i])
+        x = connect(i, x, tapped, hidden @ w["w_down"][i])
     stacked = {name: np.stack(values) for name, values in sites.items()}
     sites.clear()
     h = normalize(site("final_norm_in", None, x), final_norm, config.norm)
@@ -121,6 +132,16 @@ def forward(params, tokens_BT, config, *, edit=None, stream="branch"):
     if config.embedding == "projected":
         h = h @ np.asarray(params["w_unembed"], np.float64)
     return h @ embedding.T, stacked | {name: x for name, (x,) in sites.items()}
+
+
+def _special(w, kind, i, head):
+    """What a kind of attention has beside queries and keys, in layer i."""
+    if kind == "decaying":
+        return {"slope": w["head_decay"][i, head]}
+    if kind == "shaped":
+        names = ("mix_identity", "mix_softmax", "mix_uniform")
+        return {"shape": [w[name][i, head] for name in names]}
+    return {}
 
 
 def _over_heads(function, x_BTHK, *args):
