@@ -56,7 +56,7 @@ PAPER: Checks = {
 
 # By subject, most important first. None of them counts as a statement of the paper.
 CORRECTIONS: Checks = {
-    "Additions dilute": stack.additions_dilute,
+    "F1": stack.additions_dilute,
     "Mixing behind phi": mixing.mixing_behind_phi,
     "Gaussian rows": mixing.gaussian_rows,
     "Signs of low rank": updates.signs_of_low_rank,
@@ -73,6 +73,7 @@ CORRECTIONS: Checks = {
 
 
 TABLES: Mapping[Source, Checks] = {"paper": PAPER, "correction": CORRECTIONS}
+CLAIMS: Checks = {**PAPER, **CORRECTIONS}
 
 
 def run(
