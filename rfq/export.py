@@ -26,11 +26,17 @@ from rfq import files, metrics, runs, sharding, steps
 from rfq import params as params_lib
 from rfq.data import manifest as manifest_lib
 from rfq.errors import InputError
-from rfq.evals import calibration, heldout
+from rfq.evals import heldout
 from rfq.experiment import Experiment
 from rfq.model import transformer
-from rfq.model.config import FED_BY, TAP_SETS, ModelConfig, num_params
-from rfq.quant import grid, integer
+from rfq.model.config import (
+    FED_BY,
+    NORMALIZED_SITES,
+    TAP_SETS,
+    ModelConfig,
+    num_params,
+)
+from rfq.quant import calibrate, grid, integer
 from rfq.quant.spec import QuantSpec
 from rfq.types import Batch, Params
 
@@ -144,11 +150,11 @@ def _run(
 def _checked(text: str, model: ModelConfig) -> QuantSpec:
     """A setting that can be exported, or a sentence about why it cannot."""
     spec = QuantSpec.parse(text)
-    wide = max(spec.weight_bits or 0, spec.act_bits or 0) > integer.MAX_BITS
+    wide = max(spec.weight_bits or 0, spec.act_bits or 0) > integer.MAX_DOT_BITS
     if spec.weight_bits is None or (spec.act_bits is not None and wide):
         raise InputError(
             f"quantize.specs has {text!r}, which cannot run on integers; export WnAm "
-            f"with n and m from 2 to {integer.MAX_BITS}, or Wn alone, for example "
+            f"with n and m from 2 to {integer.MAX_DOT_BITS}, or Wn alone, for example "
             "--specs W8A8 W4A8 W4"
         )
     if spec.act_bits is not None and model.mlp_width > integer.MAX_CONTRACTED:
@@ -170,18 +176,18 @@ def _site_grids(
     """The grid of every site, as `ptq` calibrates it."""
     assert spec.act_bits is not None
     rounded = compiled.quantize(params, jnp.int32(spec.weight_bits))
-    observed = calibration.observe(
+    observed = calibrate.observe(
         lambda batch: compiled.calibrate(rounded, batch),
         lambda batch, binnings: compiled.histogram(rounded, batch, binnings),
         batches,
         TAP_SETS["full"],
     )
-    ranges = calibration.ranges(
+    ranges = calibrate.ranges(
         observed,
         calibrator,
         spec.act_bits,
         grid.grid_from_range,
-        calibration.known_rms(params, sharding.fetched),
+        calibrate.known_rms(params, NORMALIZED_SITES, sharding.fetched),
     )
     return {
         site: grid.grid_from_range(jnp.asarray(lo), jnp.asarray(hi), spec.act_bits)

@@ -118,6 +118,19 @@ def matrix_axes(params):
     )
 
 
+def quantized_axes(params):
+    """The `axes` argument of `rfq.quant.quantize`, for our own models.
+
+    Same structure as `params`, with `MatrixAxes` at the hidden matrices and None at the
+    embedding (which is also the head), what folds into it and the gains.
+    """
+    return jax.tree.map(
+        lambda row: row.matrix if row.kind == "matrix" else None,
+        axes(params),
+        is_leaf=lambda row: isinstance(row, ParamAxes),
+    )
+
+
 def decayed(params):
     """True at the leaves that weight decay shrinks: all but gains and constants."""
     return jax.tree.map(

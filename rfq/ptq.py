@@ -21,14 +21,14 @@ from rfq import distributed, metrics, rows, runs, sharding, steps
 from rfq import taps as tap_lib
 from rfq.data import manifest as manifest_lib
 from rfq.errors import Preempted
-from rfq.evals import calibration, decode, heldout, questions, scoring
+from rfq.evals import decode, heldout, questions, scoring
 from rfq.experiment import Experiment
 from rfq.model import layers, transformer
-from rfq.model.config import TAP_SETS, num_params
-from rfq.quant import distortion, grid
+from rfq.model.config import NORMALIZED_SITES, TAP_SETS, num_params
+from rfq.quant import calibrate, distortion, grid
 from rfq.quant.spec import QuantSpec
 from rfq.rows import Setting
-from rfq.stats import bootstrap, moments
+from rfq.stats import bootstrap, central
 from rfq.types import Params, Record
 
 # What makes two rows of one run answers to the same question.
@@ -337,10 +337,10 @@ class Sweep:
 
     def _observe(
         self, weight_bits: int | None, taps: str, seed: int
-    ) -> dict[str, calibration.Observed]:
+    ) -> dict[str, calibrate.SiteSample]:
         """What the weight-quantized model's sites look like (D5)."""
         compiled, params = self._steps(taps), self._quantized(weight_bits)
-        return calibration.observe(
+        return calibrate.observe(
             lambda batch: compiled.calibrate(params, batch),
             lambda batch, binnings: compiled.histogram(params, batch, binnings),
             self._calibration(seed),
@@ -349,7 +349,7 @@ class Sweep:
 
     @functools.cached_property
     def _known_rms(self) -> dict[str, np.ndarray]:
-        return calibration.known_rms(self._params, sharding.fetched)
+        return calibrate.known_rms(self._params, NORMALIZED_SITES, sharding.fetched)
 
     def _ranges(self, spec: QuantSpec, setting: Setting) -> steps.Ranges:
         how = (setting.taps, setting.calibrator, setting.calibration_seed)
@@ -363,7 +363,7 @@ class Sweep:
         calibrator: str,
         seed: int,
     ) -> steps.Ranges:
-        return calibration.ranges(
+        return calibrate.ranges(
             self._observed(weight_bits, taps, seed),
             calibrator,
             act_bits,
@@ -424,10 +424,10 @@ class Sweep:
         compiled = self._steps(setting.taps)
         params = self._quantized(spec.weight_bits)
         ranges, bits = self._ranges(spec, setting), jnp.int32(_act_bits(spec))
-        limits = calibration.bulk_limits(
+        limits = calibrate.bulk_limits(
             self._observed(spec.weight_bits, setting.taps, setting.calibration_seed)
         )
-        found = heldout.by_site(
+        found = tap_lib.by_site(
             compiled.distort(params, batch, ranges, limits, bits)
             for batch in self.heldout
         )
@@ -472,7 +472,7 @@ class Sweep:
         losses = self._losses(spec, setting)
         lo, hi = bootstrap.paired_interval(full, losses)
         gamma = {
-            site: moments.excess_kurtosis(self._measured[site]["moments"])
+            site: central.excess_kurtosis(self._measured[site]["moments"])
             for site in ("attn_norm_in", "final_norm_in")
         }
         outcome: rows.Outcome = {
@@ -539,7 +539,7 @@ class Sweep:
         """
         compiled = self._steps(self._experiment.quantize.taps[0])
         binnings = {
-            site: moments.to_float32(record["binning"])
+            site: central.to_float32(record["binning"])
             for site, record in self._measured.items()
         }
         counted = heldout.merge(

@@ -6,6 +6,7 @@ are data, so that a whole grid of WnAm settings runs through one program.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +26,7 @@ from rfq.model import layers, transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.optim import build, schedule
 from rfq.quant import calibrate, distortion, grid, weights
-from rfq.stats import histogram as histogram_lib
-from rfq.stats import isometry, moments
+from rfq.stats import bins, central, isometry
 from rfq.types import Array, Batch, Params, Record, SiteState
 
 
@@ -47,7 +47,7 @@ Ranges = dict[str, calibrate.Bounds]
 # {site: magnitude}, up to which a value belongs to the bulk; shapes as Ranges.
 Limits = dict[str, np.ndarray]
 # {site: where its histogram's bins lie}; shapes as Ranges.
-Binnings = dict[str, histogram_lib.Binning]
+Binnings = dict[str, bins.Binning]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,7 @@ class QuantSteps:
         params: The abstract parameters, with shardings.
         quantize: (params, weight_bits) -> params on their grids.
         weigh: params -> {matrix: {statistic: one number a layer}}.
-        calibrate: (params, batch) -> {site: (Range, {"moments", "binning"})} over the
+        calibrate: (params, batch) -> {site: {"range", "moments", "binning"}} over the
             tap set.
         score: batch -> losses [B].
         answer: `scoring.Rows` -> log-probabilities of the tokens they ask for, [G, P],
@@ -207,7 +207,7 @@ class QuantSteps:
     params: Params
     quantize: Callable[[Params, Array], Params]
     weigh: Callable[[Params], dict[str, dict[str, Array]]]
-    calibrate: Callable[[Params, Batch], dict[str, tuple[calibrate.Range, Record]]]
+    calibrate: Callable[[Params, Batch], dict[str, Record]]
     score: Programs
     answer: Programs
     distort: Callable[[Params, Batch, Ranges, Limits, Array], dict[str, taps.Effect]]
@@ -249,9 +249,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
     first_pass = taps.Measure(
         tuple(name for name, row in taps.STATISTICS.items() if not row.binned), sample
     )
-    observed = taps.Both(
-        taps.observe_range, taps.Measure(("moments", "binning"), sample)
-    )
+    observed = taps.Measure(("range", "moments", "binning"), sample)
 
     def calibrate_(params: Params, batch: Batch):
         return records(params, batch, observed, tapped)
@@ -331,7 +329,9 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
     return QuantSteps(
         params=_declared(shapes, placed),
         quantize=jax.jit(
-            weights.quantize, in_shardings=(placed, everywhere), out_shardings=placed
+            functools.partial(weights.quantize, axes=params_lib.quantized_axes),
+            in_shardings=(placed, everywhere),
+            out_shardings=placed,
         ),
         weigh=jax.jit(
             _weight_statistics, in_shardings=(placed,), out_shardings=everywhere
@@ -397,7 +397,7 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
     return IntegerSteps(
         params=_declared(shapes, placed),
         encode=jax.jit(
-            weights.encode,
+            functools.partial(weights.encode, axes=params_lib.quantized_axes),
             static_argnums=1,
             in_shardings=(placed,),
             out_shardings=everywhere,
@@ -457,8 +457,8 @@ def _weight_statistics(params: Params) -> dict[str, dict[str, Array]]:
         s = isometry.singular_values(matrices)
         alpha = jnp.mean(s**2, axis=-1, keepdims=True)
         found[name] = {
-            "excess_kurtosis": moments.excess_kurtosis(
-                jax.vmap(moments.moments)(matrices)
+            "excess_kurtosis": central.excess_kurtosis(
+                jax.vmap(central.moments)(matrices)
             ),
             "isometry_deviation": isometry.deviation(s, alpha),
             "singular_value_spread": isometry.spread(s),

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq.quant import calibrate, distortion
+from rfq.quant import distortion
 from rfq.quant import grid as grid_lib
-from rfq.stats import channels, histogram, moments, negentropy, tokens
+from rfq.stats import bins, central, channels, entropy, extremes, per_token
 from rfq.types import Array, Record, SiteState, Tap
 
 
@@ -30,12 +30,6 @@ def identity(x: Array, state: SiteState) -> tuple[Array, Record]:
     """Leaves x alone and learns nothing."""
     del state
     return x, None
-
-
-def observe_range(x: Array, state: SiteState) -> tuple[Array, Record]:
-    """Leaves x alone and records its extremes, for static calibration."""
-    del state
-    return x, calibrate.observe(x)
 
 
 def fake_quantize(x: Array, state: SiteState) -> tuple[Array, Record]:
@@ -81,7 +75,7 @@ def measure_distortion(x: Array, state: SiteState) -> tuple[Array, Record]:
 
 def merge_effects(a: Effect, b: Effect) -> Effect:
     """The effect on the union of two samples, in float64 on the host."""
-    wide = moments.to_float64
+    wide = central.to_float64
     return Effect(
         distortion.merge(wide(a.error), wide(b.error)),
         distortion.merge_usage(wide(a.usage), wide(b.usage)),
@@ -162,33 +156,33 @@ class Statistic(NamedTuple):
 
 def _binning(x: Array, state: SiteState) -> Record:
     del state
-    return histogram.robust_binning(x)
+    return bins.robust_binning(x)
 
 
 def _sample(x: Array, state: SiteState) -> Record:
-    return negentropy.sample(x, _binning(x, None) if state is None else state)
+    return entropy.sample(x, _binning(x, None) if state is None else state)
 
 
 # `histogram` reads the site's `Binning` from the state, which batches must share to be
 # merged; without one it takes the batch's own. `binning` is for a first pass.
 STATISTICS: Mapping[str, Statistic] = {
     "moments": Statistic(
-        lambda x, state: moments.moments(x),
-        moments.merge,
+        lambda x, state: central.moments(x),
+        central.merge,
         {
-            "excess_kurtosis": moments.excess_kurtosis,
-            "rms": moments.rms,
+            "excess_kurtosis": central.excess_kurtosis,
+            "rms": central.rms,
             "mean": lambda m: m.mean,
         },
     ),
     "range": Statistic(
-        lambda x, state: calibrate.observe(x),
-        calibrate.merge,
+        lambda x, state: extremes.value_range(x),
+        extremes.merge,
         {"range_lo": lambda r: r.lo, "range_hi": lambda r: r.hi},
     ),
     "channels": Statistic(
         lambda x, state: channels.channel_moments(x),
-        moments.merge,
+        central.merge,
         {
             "channel_excess_kurtosis": channels.mean_excess_kurtosis,
             "he_kurtosis": channels.he_kurtosis,
@@ -196,23 +190,23 @@ STATISTICS: Mapping[str, Statistic] = {
         },
     ),
     "tokens": Statistic(
-        lambda x, state: tokens.tokens(x),
-        tokens.merge,
+        lambda x, state: per_token.tokens(x),
+        per_token.merge,
         {
-            "token_excess_kurtosis": tokens.mean_excess_kurtosis,
-            "max_over_median": tokens.max_over_median,
-            "token_cosine": tokens.token_cosine,
+            "token_excess_kurtosis": per_token.mean_excess_kurtosis,
+            "max_over_median": per_token.max_over_median,
+            "token_cosine": per_token.token_cosine,
             "sampled_tokens": lambda t: t.num_tokens,
         },
         sampled=True,
     ),
     "histogram": Statistic(
         _sample,
-        negentropy.merge,
+        entropy.merge,
         {
-            "negentropy": negentropy.of_sample,
-            "hyvarinen_a": lambda s: negentropy.hyvarinen_a(negentropy.contrasts_of(s)),
-            "hyvarinen_b": lambda s: negentropy.hyvarinen_b(negentropy.contrasts_of(s)),
+            "negentropy": entropy.negentropy,
+            "hyvarinen_a": lambda s: entropy.hyvarinen_a(entropy.contrasts_of(s)),
+            "hyvarinen_b": lambda s: entropy.hyvarinen_b(entropy.contrasts_of(s)),
             "sampled_values": lambda s: s.moments.count,
         },
         sampled=True,
@@ -264,7 +258,16 @@ def merged(records: Iterable[Mapping[str, Record]]) -> dict[str, Record]:
     def both(a: dict[str, Record], b: dict[str, Record]) -> dict[str, Record]:
         return {name: STATISTICS[name].merge(a[name], b[name]) for name in a}
 
-    return functools.reduce(both, (dict(moments.to_float64(r)) for r in records))
+    return functools.reduce(both, (dict(central.to_float64(r)) for r in records))
+
+
+def by_site(records: Iterable[Mapping[str, Record]]) -> dict[str, list[Record]]:
+    """Turn the {site: record} of each batch into each site's records, on the host.
+
+    All batches are dispatched before the first record is read.
+    """
+    fetched = jax.device_get(list(records))
+    return {site: [batch[site] for batch in fetched] for site in fetched[0]}
 
 
 def numbers(record: Mapping[str, Record]) -> dict[str, np.ndarray]:
@@ -274,20 +277,6 @@ def numbers(record: Mapping[str, Record]) -> dict[str, np.ndarray]:
         for statistic in record
         for name, read in STATISTICS[statistic].numbers.items()
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Both:
-    """Applies `second` to what `first` made; both read the same site state."""
-
-    first: Tap
-    second: Tap
-
-    def __call__(self, x: Array, state: SiteState) -> tuple[Array, Record]:
-        """Records the pair of records."""
-        x, first_record = self.first(x, state)
-        x, second_record = self.second(x, state)
-        return x, (first_record, second_record)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,19 +96,23 @@ def _encoded(run_dir, weight_bits):
     return codes, {name: g for name, g in grids["blocks"].items() if g is not None}
 
 
+def rounded_and_kept(x, state):
+    rounded, _ = taps.fake_quantize(x, state)
+    return rounded, rounded
+
+
 def _forward(quantized, experiment, dot):
     """Logits and the tapped activations of 64 sequences: 1,024 positions."""
     mesh = sharding.make_mesh()
     (batch,) = heldout.batches(
         experiment, "heldout", num_tokens=1024, batch_size=64, mesh=mesh
     )
-    keep = taps.Both(taps.fake_quantize, lambda x, state: (x, x))
-    seams = transformer.Seams(taps.Taps(keep, FULL), dot=dot)
+    seams = transformer.Seams(taps.Taps(rounded_and_kept, FULL), dot=dot)
     run = jax.jit(transformer.apply, static_argnums=(2, 3))
     logits, records = run(
         quantized.params, batch[:, :-1], experiment.model, seams, quantized.states
     )
-    return np.asarray(logits), {site: np.asarray(x) for site, (_, x) in records.items()}
+    return np.asarray(logits), {site: np.asarray(x) for site, x in records.items()}
 
 
 def test_integers_compute_what_the_simulation_computes(made):
@@ -222,7 +226,7 @@ def test_ranges_are_the_extremes_of_calibration_on_rounded_weights(residual):
     run_dir, out, _ = residual
     experiment, _ = runs.load(run_dir)
     quantized, _ = export.load(out / "W8A8")
-    rounded = weights.quantize(_params(run_dir), 8)
+    rounded = weights.quantize(_params(run_dir), 8, axes=params_lib.quantized_axes)
     batches = heldout.batches(
         experiment,
         "calibration",

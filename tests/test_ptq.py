@@ -173,14 +173,14 @@ def _expected_loss(run_dir, given, spec: str, stream: str) -> float:
         quantized = compiled.score.quantized[stream]
         return quantized(tree, batch, ranges, jnp.int32(bits.act_bits))
 
-    observed = [
+    seen = [
         jax.device_get(compiled.calibrate(tree, batch))
         for batch in batches("calibration", given.quantize.calibration_tokens, 0)
     ]
     ranges = {
         site: (
-            functools.reduce(np.minimum, [record[site][0].lo for record in observed]),
-            functools.reduce(np.maximum, [record[site][0].hi for record in observed]),
+            functools.reduce(np.minimum, [record[site]["range"].lo for record in seen]),
+            functools.reduce(np.maximum, [record[site]["range"].hi for record in seen]),
         )
         for site in TAP_SETS["paper"]
     }

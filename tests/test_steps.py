@@ -453,7 +453,7 @@ def sweep(tap_set="paper"):
             if bits not in found.ranges:
                 seen = jax.device_get(functions.calibrate(params[bits], batch))
                 found.ranges[bits] = calibrate.finalize(
-                    {site: extremes for site, (extremes, _) in seen.items()},
+                    {site: record["range"] for site, record in seen.items()},
                     TAP_SETS[tap_set],
                 )
             ranges, act_bits = found.ranges[bits], jnp.int32(spec.act_bits)

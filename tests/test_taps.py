@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 
 from rfq import taps
-from rfq.quant import calibrate, distortion, grid
-from rfq.stats import histogram, moments
+from rfq.quant import distortion, grid
+from rfq.stats import bins, central
 
 X = np.random.default_rng(0).standard_normal((4, 5, 6)).astype(np.float32)
 GRID = grid.Grid(*map(np.float32, (0.25, 7.0, 15.0)))
 PROBE = taps.Probe(GRID, np.float32(1.0))
-UNIT = histogram.Binning(np.float32(0.0), np.float32(1.0))
+UNIT = bins.Binning(np.float32(0.0), np.float32(1.0))
 
 # Every tap that must not touch x, with a state that suits it.
 OBSERVERS = {
     "identity": (taps.identity, None),
-    "observe_range": (taps.observe_range, None),
     "measure_distortion": (taps.measure_distortion, PROBE),
     "excess": (taps.Excess(2.0), None),
     **{f"measure {name}": (taps.Measure((name,)), UNIT) for name in taps.STATISTICS},
@@ -40,12 +39,6 @@ def test_observers_leave_the_activation_alone(name):
 
 def test_the_identity_learns_nothing():
     assert taps.identity(X, GRID) == (X, None)
-
-
-def test_observe_range_records_the_extremes():
-    _, record = applied(taps.observe_range)
-    assert (record.lo, record.hi, record.count) == (X.min(), X.max(), X.size)
-    assert isinstance(record, calibrate.Range)
 
 
 def test_fake_quantize_rounds_to_the_grid_in_float32():
@@ -76,21 +69,9 @@ def test_a_forgotten_grid_does_not_pass_for_full_precision(tap):
 def test_measure_records_each_statistic_under_its_name():
     _, record = applied(taps.Measure(("moments", "histogram")), UNIT)
     assert set(record) == {"moments", "histogram"}
-    assert isinstance(record["moments"], moments.Moments)
+    assert isinstance(record["moments"], central.Moments)
     np.testing.assert_allclose(record["moments"].mean, X.mean(), rtol=1e-5)
     assert np.sum(record["histogram"].histogram.counts) == X.size
-
-
-def test_both_applies_the_second_to_what_the_first_made():
-    both = taps.Both(taps.fake_quantize, taps.observe_range)
-    y, (first, second) = applied(both, GRID)
-    quantized, _ = applied(taps.fake_quantize, GRID)
-    np.testing.assert_array_equal(y, quantized)
-    assert first is None
-    assert (second.lo, second.hi) == (quantized.min(), quantized.max())
-    # The other way round the extremes are those of x.
-    _, (observed, _) = applied(taps.Both(taps.observe_range, taps.fake_quantize), GRID)
-    assert (observed.lo, observed.hi) == (X.min(), X.max())
 
 
 def test_taps_reach_the_named_sites_and_no_others():
@@ -106,12 +87,9 @@ def test_taps_reach_the_named_sites_and_no_others():
 
 def test_equal_taps_are_one_static_value():
     # They are static arguments of compiled programs: equal ones must not recompile.
-    one, two = (
-        taps.Taps(taps.Both(taps.Measure(("moments",)), taps.fake_quantize), ("q",))
-        for _ in range(2)
-    )
+    one, two = (taps.Taps(taps.Measure(("moments",)), ("q",)) for _ in range(2))
     assert one == two and hash(one) == hash(two)
-    assert one != taps.Taps(taps.Measure(("moments",)), ("q",))
+    assert one != taps.Taps(taps.Measure(("range",)), ("q",))
 
 
 def test_dear_statistics_see_a_sample_and_cheap_ones_all():

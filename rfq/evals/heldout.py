@@ -11,7 +11,7 @@ from rfq import sharding, taps
 from rfq.data import pipeline
 from rfq.errors import InputError
 from rfq.experiment import Experiment
-from rfq.stats import histogram
+from rfq.stats import bins
 from rfq.types import Array, Batch, Record
 
 
@@ -98,18 +98,9 @@ def bits_per_byte(loss: float, tokens_per_byte: float) -> float:
     return loss / math.log(2.0) * tokens_per_byte
 
 
-def by_site(records: Iterable[Mapping[str, Record]]) -> dict[str, list[Record]]:
-    """Turns the {site: record} of each batch into each site's records, on the host.
-
-    All batches are dispatched before the first record is read.
-    """
-    fetched = jax.device_get(list(records))
-    return {site: [found[site] for found in fetched] for site in fetched[0]}
-
-
 def merge(records: Iterable[Mapping[str, Record]]) -> dict[str, Record]:
-    """Merges {site: {statistic: record}} over batches, in float64 on the host."""
-    return {site: taps.merged(found) for site, found in by_site(records).items()}
+    """Merge {site: {statistic: record}} over batches, in float64 on the host."""
+    return {site: taps.merged(found) for site, found in taps.by_site(records).items()}
 
 
 def describe(record: Mapping[str, Record]) -> dict[str, list[float]]:
@@ -134,13 +125,13 @@ def histograms(
     counts = {
         site: np.atleast_2d(h.counts)
         .astype(np.int64)
-        .reshape(-1, histogram.NUM_BINS // _BINS_PER_BIN, _BINS_PER_BIN)
+        .reshape(-1, bins.NUM_BINS // _BINS_PER_BIN, _BINS_PER_BIN)
         .sum(axis=-1)
         for site, h in found.items()
     }
     occupied = np.flatnonzero(sum(c.sum(axis=0) for c in counts.values()))
     shown = slice(occupied[0], occupied[-1] + 1)
-    edges = histogram.edges()[::_BINS_PER_BIN][shown.start : shown.stop + 1]
+    edges = bins.edges()[::_BINS_PER_BIN][shown.start : shown.stop + 1]
     return edges.tolist(), {
         site: {
             "counts": counts[site][:, shown].tolist(),

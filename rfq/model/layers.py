@@ -89,7 +89,7 @@ def integer_matmul(
         return matmul(x, w, name, None)
     rows, columns, shape = _as_matrices(x, w, name)
     w_grid = grid.Grid(*(leaf.reshape(1, -1) for leaf in state.w))
-    x_codes = integer.store(rows, state.x, integer.MAX_BITS)
+    x_codes = integer.store(rows, state.x, integer.MAX_DOT_BITS)
     return integer.dot(x_codes, integer.Codes(columns, w_grid), 1).reshape(shape)
 
 

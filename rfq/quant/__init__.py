@@ -1,45 +1,49 @@
-"""Uniform affine quantization: grids, calibration, distortion and real integers.
+"""Uniform affine quantization of any array and any parameter tree.
 
-The names of `_HOME` are also reachable from here, loaded when first used. Names that
-are modules as well (`grid`, `spec`, `calibrate`) are the modules.
+.. include:: README.md
 """
 
-import importlib
+from rfq.quant.calibrate import CALIBRATORS, LayerSample, finalize, gaussian_clip
+from rfq.quant.distortion import Distortion, Usage, nmse, sqnr_db, usage
+from rfq.quant.grid import (
+    GRANULARITIES,
+    SCHEMES,
+    Dynamic,
+    Grid,
+    decode,
+    encode,
+    fake_quantize,
+    grid_for,
+    grid_from_range,
+    straight_through,
+)
+from rfq.quant.integer import Codes
+from rfq.quant.spec import QuantSpec, parse
+from rfq.quant.weights import MatrixAxes, quantize
 
-_HOME = {
-    "CALIBRATORS": "calibrate",
-    "Evidence": "calibrate",
-    "Range": "calibrate",
-    "finalize": "calibrate",
-    "gaussian_clip": "calibrate",
-    "observe": "calibrate",
-    "Distortion": "distortion",
-    "Usage": "distortion",
-    "nmse": "distortion",
-    "sqnr_db": "distortion",
-    "usage": "distortion",
-    "Grid": "grid",
-    "decode": "grid",
-    "encode": "grid",
-    "fake_quantize": "grid",
-    "fake_quantize_dynamic": "grid",
-    "grid_from_range": "grid",
-    "straight_through": "grid",
-    "Codes": "integer",
-    "QuantSpec": "spec",
-    "SCHEMES": "spec",
-    "parse": "spec",
-    "quantize": "weights",
-}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+__all__ = [
+    "CALIBRATORS",
+    "GRANULARITIES",
+    "SCHEMES",
+    "Codes",
+    "Distortion",
+    "Dynamic",
+    "Grid",
+    "LayerSample",
+    "MatrixAxes",
+    "QuantSpec",
+    "Usage",
+    "decode",
+    "encode",
+    "fake_quantize",
+    "finalize",
+    "gaussian_clip",
+    "grid_for",
+    "grid_from_range",
+    "nmse",
+    "parse",
+    "quantize",
+    "sqnr_db",
+    "straight_through",
+    "usage",
+]

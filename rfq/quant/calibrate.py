@@ -1,75 +1,34 @@
 """Calibration: what a site's values looked like, and the range to quantize them over.
 
-Observation happens on the device, in one or two passes over calibration tokens; the
-choice of a range happens on the host, in float64, once per site and layer.
+Two passes go over the calibration tokens on the device: extremes, moments and where a
+histogram's bins should lie; then the histogram. A range is then chosen on the host, in
+float64, per site, layer and calibrator.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from rfq.errors import InputError
-from rfq.quant import spec
-from rfq.types import Array
+from rfq import taps
+from rfq.errors import InputError, lookup
+from rfq.quant.grid import Scheme
+from rfq.stats import bins, central, extremes
+from rfq.types import Array, Batch, Params, Record
+
+# The magnitude below which this part of a site's values lies is its bulk.
+BULK = 0.999
 
 # range_lo and range_hi of a site: numbers, or arrays over its layers.
 Bounds = tuple[np.ndarray | float, np.ndarray | float]
 
 
-class Range(NamedTuple):
-    """Extremes of the finite values of a sample; lo > hi when there were none.
-
-    The leaves share one shape: scalars from `observe`, `[L]` out of a scan over layers.
-    """
-
-    lo: Array
-    hi: Array
-    num_nonfinite: Array
-    count: Array
-
-
-def observe(x: Array, *, axis: tuple[int, ...] | None = None) -> Range:
-    """Extremes of an array, with NaN and inf counted apart.
-
-    Args:
-        x: any shape.
-        axis: the axes that share a range, kept with size 1 so that the grid made from
-            it broadcasts against x: all but the last for static ranges per channel.
-            None pools the whole array into scalars.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> from rfq import quant
-        >>> seen = quant.observe(jnp.array([1.0, -2.0, jnp.nan]))
-        >>> float(seen.lo), float(seen.hi), float(seen.num_nonfinite)
-        (-2.0, 1.0, 1.0)
-    """
-    x = x.astype(jnp.float32)
-    finite = jnp.isfinite(x)
-    keepdims = axis is not None
-    lo = jnp.min(jnp.where(finite, x, jnp.inf), axis=axis, keepdims=keepdims)
-    hi = jnp.max(jnp.where(finite, x, -jnp.inf), axis=axis, keepdims=keepdims)
-    bad = jnp.sum(~finite, axis=axis, keepdims=keepdims, dtype=jnp.int32)
-    count = jnp.full(lo.shape, x.size // lo.size, jnp.float32)
-    return Range(lo, hi, bad.astype(jnp.float32), count)
-
-
-def merge(a: Range, b: Range) -> Range:
-    """Extremes of the union of two samples; on the host, numpy in and out."""
-    return Range(
-        lo=np.minimum(a.lo, b.lo),
-        hi=np.maximum(a.hi, b.hi),
-        num_nonfinite=np.add(a.num_nonfinite, b.num_nonfinite),
-        count=np.add(a.count, b.count),
-    )
-
-
-def finalize(ranges: Mapping[str, Range], sites: Iterable[str]) -> dict[str, Bounds]:
-    """Checks the merged records and returns (range_lo, range_hi) of each site.
+def finalize(
+    ranges: Mapping[str, extremes.Range], sites: Iterable[str]
+) -> dict[str, Bounds]:
+    """Check the merged records and return (range_lo, range_hi) of each site.
 
     Args:
         ranges: site -> merged record, leaves scalar or `[L]`.
@@ -83,8 +42,9 @@ def finalize(ranges: Mapping[str, Range], sites: Iterable[str]) -> dict[str, Bou
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> from rfq import quant
-        >>> ranges = quant.finalize({"x": quant.observe(jnp.array([1.0, -2.0]))}, ["x"])
+        >>> from rfq import quant, stats
+        >>> seen = {"x": stats.value_range(jnp.array([1.0, -2.0]))}
+        >>> ranges = quant.finalize(seen, ["x"])
         >>> tuple(map(float, ranges["x"]))
         (-2.0, 1.0)
     """
@@ -108,7 +68,7 @@ def finalize(ranges: Mapping[str, Range], sites: Iterable[str]) -> dict[str, Bou
     return checked
 
 
-class Evidence(NamedTuple):
+class LayerSample(NamedTuple):
     """What calibration recorded about one site in one layer.
 
     Attributes:
@@ -120,39 +80,39 @@ class Evidence(NamedTuple):
         edges: of the bins in units of x, `[num_bins + 1]`.
     """
 
-    batches: Range
+    batches: extremes.Range
     rms: float
     counts: np.ndarray
     edges: np.ndarray
 
 
-# (evidence, num_bits, scheme) -> (range_lo, range_hi)
-Calibrator = Callable[[Evidence, int, spec.Scheme], Bounds]
+# (sample, num_bits, scheme) -> (range_lo, range_hi)
+Calibrator = Callable[[LayerSample, int, Scheme], Bounds]
 
 
-def min_max(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:
-    """The extremes over all batches: nothing is clipped."""
+def min_max(sample: LayerSample, num_bits: int, scheme: Scheme) -> Bounds:
+    """Take the extremes over all batches: nothing is clipped."""
     del num_bits, scheme
-    return np.min(evidence.batches.lo), np.max(evidence.batches.hi)
+    return np.min(sample.batches.lo), np.max(sample.batches.hi)
 
 
-def absmax(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:
-    """The largest magnitude, to both sides."""
-    lo, hi = min_max(evidence, num_bits, scheme)
+def absmax(sample: LayerSample, num_bits: int, scheme: Scheme) -> Bounds:
+    """Take the largest magnitude, to both sides."""
+    lo, hi = min_max(sample, num_bits, scheme)
     largest = np.maximum(-lo, hi)
     return -largest, largest
 
 
 def ema(
-    evidence: Evidence, num_bits: int, scheme: spec.Scheme, *, momentum: float
+    sample: LayerSample, num_bits: int, scheme: Scheme, *, momentum: float
 ) -> Bounds:
-    """Exponential moving average of the batches' extremes (Bondarenko et al., 2023).
+    """Average the batches' extremes with decaying weight (Bondarenko et al., 2023).
 
-    Starts from the first batch. A large value that few batches hold is averaged away,
-    hence clipped.
+    It starts from the first batch. A large value that few batches hold is averaged
+    away, and so it is clipped.
     """
     del num_bits, scheme
-    lo, hi, *_ = (np.asarray(leaf, np.float64) for leaf in evidence.batches)
+    lo, hi, *_ = (np.asarray(leaf, np.float64) for leaf in sample.batches)
     averages = []
     for series in (lo, hi):
         average = series[0]
@@ -163,30 +123,30 @@ def ema(
 
 
 def percentile(
-    evidence: Evidence, num_bits: int, scheme: spec.Scheme, *, fraction: float
+    sample: LayerSample, num_bits: int, scheme: Scheme, *, fraction: float
 ) -> Bounds:
-    """The range that keeps this fraction of the values, half of the rest at each end.
+    """Keep this fraction of the values, and cut half of the rest at each end.
 
-    Interpolated within the histogram's bins, and inside the extremes.
+    The ends are interpolated within the histogram's bins, and inside the extremes.
     """
-    lo, hi = min_max(evidence, num_bits, scheme)
-    below = np.concatenate([[0.0], np.cumsum(evidence.counts)])
+    lo, hi = min_max(sample, num_bits, scheme)
+    below = np.concatenate([[0.0], np.cumsum(sample.counts)])
     tail = 0.5 * (1.0 - fraction)
-    ends = np.interp([tail, 1.0 - tail], below / below[-1], evidence.edges)
+    ends = np.interp([tail, 1.0 - tail], below / below[-1], sample.edges)
     return np.maximum(ends[0], lo), np.minimum(ends[1], hi)
 
 
-def mse(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:
-    """The shrunk min-max range of least squared error on the stored histogram.
+def mse(sample: LayerSample, num_bits: int, scheme: Scheme) -> Bounds:
+    """Shrink the min-max range to the least squared error on the stored histogram.
 
-    One factor from 1e-3 to 1 for both ends: 100 of them, then 100 around the best.
+    One factor from 1e-3 to 1 scales both ends: 100 are tried, then 100 around the best.
     """
-    lo, hi = min_max(evidence, num_bits, scheme)
-    occupied = np.flatnonzero(evidence.counts)
+    lo, hi = min_max(sample, num_bits, scheme)
+    occupied = np.flatnonzero(sample.counts)
     # The outermost bins reach beyond the extremes.
-    left = np.clip(evidence.edges[occupied], lo, hi)
-    right = np.clip(evidence.edges[occupied + 1], lo, hi)
-    counts = evidence.counts[occupied]
+    left = np.clip(sample.edges[occupied], lo, hi)
+    right = np.clip(sample.edges[occupied + 1], lo, hi)
+    counts = sample.counts[occupied]
 
     def best_of(factors: np.ndarray) -> float:
         errors = expected_error(
@@ -201,19 +161,19 @@ def mse(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:
     return factor * lo, factor * hi
 
 
-def gaussian(evidence: Evidence, num_bits: int, scheme: spec.Scheme) -> Bounds:
-    """The range of least squared error for a Gaussian of the site's RMS and mean 0.
+def gaussian(sample: LayerSample, num_bits: int, scheme: Scheme) -> Bounds:
+    """Take the range of least squared error for a Gaussian of the RMS and mean 0.
 
-    Needs one number and no extremes: with the RMS of a gain, a normalized site is
+    It needs one number and no extremes: with the RMS of a gain, a normalized site is
     quantized without any data.
     """
-    clip = gaussian_clip(num_bits, scheme) * evidence.rms
+    clip = gaussian_clip(num_bits, scheme) * sample.rms
     return -clip, clip
 
 
 @functools.cache
-def gaussian_clip(num_bits: int, scheme: spec.Scheme) -> float:
-    """Half-range c of least squared error for N(0, 1), to four digits.
+def gaussian_clip(num_bits: int, scheme: Scheme) -> float:
+    """Find the half-range c of least squared error for N(0, 1), to four digits.
 
     Examples:
         >>> from rfq import quant
@@ -222,14 +182,16 @@ def gaussian_clip(num_bits: int, scheme: spec.Scheme) -> float:
     """
     edges = np.linspace(-8.0, 8.0, 4097)
     below = np.array([0.5 * math.erfc(-edge / math.sqrt(2.0)) for edge in edges])
-    ends = Range(*(np.array([value]) for value in (-8.0, 8.0, 0.0, 1.0)))
-    return float(mse(Evidence(ends, 1.0, np.diff(below), edges), num_bits, scheme)[1])
+    ends = extremes.Range(*(np.array([value]) for value in (-8.0, 8.0, 0.0, 1.0)))
+    return float(
+        mse(LayerSample(ends, 1.0, np.diff(below), edges), num_bits, scheme)[1]
+    )
 
 
 def expected_error(
     left: np.ndarray, right: np.ndarray, counts: np.ndarray, grid: Array
 ) -> np.ndarray:
-    """Sum of squared errors of values spread evenly within bins, exact, float64.
+    """Sum the squared errors of values spread evenly within bins, exact, float64.
 
     With t = x / s the error is (t - k)^2 with k the nearest code, whose integral from 0
     is k / 12 + (t - k)^3 / 3; it holds in the clipped tails too, where k is the last
@@ -268,6 +230,151 @@ CALIBRATORS: Mapping[str, Calibrator] = {
     "mse": mse,
     "gaussian": gaussian,
 }
+
+
+# --- A model's sites --------------------------------------------------------------
+
+# What a compiled first pass gives: {site: {"range", "moments", "binning"}}.
+FirstPass = Mapping[str, Mapping[str, Record]]
+
+
+class SiteSample(NamedTuple):
+    """What calibration saw of one site; leaves [L], or scalars for what exists once.
+
+    Attributes:
+        batches: the ranges of the batches in order, leaves [num_batches, L].
+        rms: sqrt(E[x**2]).
+        histogram: of all values.
+    """
+
+    batches: extremes.Range
+    rms: np.ndarray
+    histogram: bins.Histogram
+
+    def layers(self, rms: np.ndarray | None = None) -> list[LayerSample]:
+        """List the sample of each layer, with their RMS where it is known otherwise."""
+        rms = self.rms if rms is None else rms
+        return [self._layer(rms, at) for at in np.ndindex(np.shape(self.rms))]
+
+    def _layer(self, rms: np.ndarray, at: tuple[int, ...]) -> LayerSample:
+        center, scale = (np.asarray(leaf)[at] for leaf in self.histogram.binning)
+        return LayerSample(
+            batches=extremes.Range(*(leaf[:, *at] for leaf in self.batches)),
+            rms=float(np.asarray(rms)[at]),
+            counts=np.asarray(self.histogram.counts)[at],
+            edges=center + scale * bins.edges(),
+        )
+
+
+def observe(
+    first: Callable[[Batch], FirstPass],
+    second: Callable[[Batch, dict[str, bins.Binning]], FirstPass],
+    batches: Sequence[Batch],
+    sites: Iterable[str],
+) -> dict[str, SiteSample]:
+    """Run both passes over the calibration batches.
+
+    Args:
+        first: batch -> {site: {"range", "moments", "binning"}}.
+        second: (batch, binnings) -> {site: {"histogram": Sample}}.
+        batches: calibration tokens.
+        sites: the sites that will be quantized.
+
+    Raises:
+        InputError: a site was not reached, or NaN or inf came past it.
+    """
+    seen = taps.by_site(first(batch) for batch in batches)
+    merged = {site: taps.merged(records) for site, records in seen.items()}
+    finalize({site: record["range"] for site, record in merged.items()}, sites)
+    binnings = {
+        site: central.to_float32(record["binning"]) for site, record in merged.items()
+    }
+    counted = taps.by_site(second(batch, binnings) for batch in batches)
+    return {
+        site: SiteSample(
+            _stacked([record["range"] for record in seen[site]]),
+            np.asarray(central.rms(record["moments"])),
+            taps.merged(counted[site])["histogram"].histogram,
+        )
+        for site, record in merged.items()
+    }
+
+
+def ranges(
+    samples: Mapping[str, SiteSample],
+    calibrator: str,
+    num_bits: int,
+    scheme: Scheme,
+    known_rms: Mapping[str, np.ndarray],
+) -> dict[str, Bounds]:
+    """Choose the range of every observed site, as a row of `CALIBRATORS` does.
+
+    Args:
+        samples: what `observe` gave.
+        calibrator: a row of `CALIBRATORS`.
+        num_bits: for which width; only some calibrators look at it.
+        scheme: range -> grid, likewise.
+        known_rms: sites whose RMS is known without data, from the gain of their norm.
+
+    Returns:
+        {site: (range_lo, range_hi)}, float32 [L] or scalars.
+    """
+    choose = lookup(CALIBRATORS, calibrator, "quantize.calibrators")
+
+    def of_site(site: str, seen: SiteSample) -> Bounds:
+        ends = [
+            choose(layer, num_bits, scheme)
+            for layer in seen.layers(known_rms.get(site))
+        ]
+        lo, hi = np.asarray(ends, np.float32).T
+        return lo.reshape(np.shape(seen.rms)), hi.reshape(np.shape(seen.rms))
+
+    return {site: of_site(site, seen) for site, seen in samples.items()}
+
+
+def known_rms(
+    params: Params,
+    gains: Mapping[str, str],
+    fetched: Callable[[dict[str, Any]], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Compute {site: RMS} behind each norm from its gain, where the channels are alike.
+
+    Args:
+        params: of the model.
+        gains: the gain of each site that stands behind a norm.
+        fetched: brings arrays to the host, wherever their parts are.
+    """
+    tables = {**params, **params["blocks"]}
+    found = fetched({site: tables[gain] for site, gain in gains.items()})
+    return {
+        site: np.sqrt(np.mean(np.square(gain), axis=-1)) for site, gain in found.items()
+    }
+
+
+def bulk_limits(samples: Mapping[str, SiteSample]) -> dict[str, np.ndarray]:
+    """Find the magnitude below which BULK of each site's values lie, [L] or scalars."""
+    return {
+        site: np.asarray(list(map(_bulk_limit, seen.layers())), np.float32).reshape(
+            np.shape(seen.rms)
+        )
+        for site, seen in samples.items()
+    }
+
+
+def _bulk_limit(sample: LayerSample) -> float:
+    far = np.abs(sample.edges)
+    # The end of a bin that is farther from zero: all of its values are inside.
+    reach = np.maximum(far[1:], far[:-1])
+    order = np.argsort(reach)
+    below = np.cumsum(sample.counts[order])
+    limit = reach[order][np.searchsorted(below, BULK * below[-1])]
+    largest = max(-np.min(sample.batches.lo), np.max(sample.batches.hi))
+    return min(limit, largest)
+
+
+def _stacked(batches: Sequence[extremes.Range]) -> extremes.Range:
+    columns: list[Any] = [np.stack(leaves) for leaves in zip(*batches, strict=True)]
+    return extremes.Range(*columns)
 
 
 def _raise_where(bad: np.ndarray, site: str, problem: str) -> None:

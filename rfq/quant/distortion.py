@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfq.quant import grid as grid_lib
-from rfq.stats import moments
+from rfq.stats import central
 from rfq.types import Array
 
-to_float64 = moments.to_float64
+to_float64 = central.to_float64
 
 
 class Distortion(NamedTuple):

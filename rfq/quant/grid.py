@@ -6,14 +6,19 @@ compiled program serves every bit width, and a `Grid` with a leading layer axis 
 scanned beside the layers.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rfq.errors import InputError
+from rfq.errors import InputError, lookup
 from rfq.types import Array
+
+MIN_BITS = 2
+MAX_BITS = 16
 
 # Below this spacing a GPU may flush the grid to zero.
 _SMALLEST_STEP = 1e-30
@@ -32,7 +37,7 @@ class Grid(NamedTuple):
 
 
 def grid_from_range(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
-    """Asymmetric grid over [min(lo, 0), max(hi, 0)], which always holds 0 exactly.
+    """Make the asymmetric grid over [min(lo, 0), max(hi, 0)], which holds 0 exactly.
 
     s = (hi - lo) / n, z = clip(rne(-lo / s), 0, n), n = 2**bits - 1. Because z is
     rounded, one end of the range may be clipped by up to half a step. An all-zero range
@@ -62,10 +67,10 @@ def grid_from_range(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
 
 
 def symmetric(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
-    """Symmetric restricted grid: q * s for q in -Q..Q, s = max|range| / Q.
+    """Make the symmetric restricted grid q * s for q in -Q..Q, s = max|range| / Q.
 
-    Q = 2**(bits - 1) - 1, so a 2-bit grid has the three values -s, 0 and s. Arguments
-    as `grid_from_range`.
+    Q = 2**(bits - 1) - 1, so a 2-bit grid has the three values -s, 0 and s. The
+    arguments are those of `grid_from_range`.
     """
     lo, hi = _with_zero(lo, hi)
     largest = _num_codes(num_bits) / 2.0 - 1.0
@@ -74,14 +79,14 @@ def symmetric(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
 
 
 def symmetric_full(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
-    """As `symmetric`, with the code -2**(bits - 1) allowed."""
+    """Make the grid of `symmetric` with the code -2**(bits - 1) allowed."""
     half = _num_codes(num_bits) / 2.0
     step = symmetric(lo, hi, num_bits).step
     return _same_shape(step, half, 2.0 * half - 1.0)
 
 
 def symmetric_half(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
-    """As `symmetric_full` with s = max|range| / (Q + 1/2), the convention of qwix.
+    """Make the grid of `symmetric_full` with s = max|range| / (Q + 1/2), as qwix does.
 
     The outer cells end at the range instead of being centred on its ends.
     """
@@ -91,11 +96,148 @@ def symmetric_half(lo: Array, hi: Array, num_bits: int | Array) -> Grid:
     return _same_shape(step, half, 2.0 * half - 1.0)
 
 
-def encode(x: Array, grid: Grid) -> Array:
-    """Integer codes q = clip(rne(x / s) + z, 0, levels), as float32.
+# (range_lo, range_hi, num_bits) -> Grid, elementwise over groups.
+Scheme = Callable[[Array, Array, int | Array], Grid]
 
-    Rounds, then adds z: adding first gives other codes. Divides by s: a reciprocal
-    does too. NaN stays NaN; inf goes to the ends.
+SCHEMES: Mapping[str, Scheme] = {
+    "asymmetric": grid_from_range,
+    "symmetric": symmetric,
+    "symmetric_full": symmetric_full,
+    "symmetric_half": symmetric_half,
+}
+
+
+# What shares one grid: x -> (range_lo, range_hi), shaped to broadcast against x.
+Extent = Callable[[Array], tuple[Array, Array]]
+
+
+def per_tensor(x: Array) -> tuple[Array, Array]:
+    """Give the whole array one range; scalars."""
+    return jnp.min(x), jnp.max(x)
+
+
+def per_token(x: Array) -> tuple[Array, Array]:
+    """Give each vector along the last axis a range; `[..., 1]`."""
+    return jnp.min(x, axis=-1, keepdims=True), jnp.max(x, axis=-1, keepdims=True)
+
+
+def per_channel(x: Array) -> tuple[Array, Array]:
+    """Give each index of the last axis a range over all others; `[1, ..., D]`."""
+    axes = tuple(range(x.ndim - 1))
+    return jnp.min(x, axis=axes, keepdims=True), jnp.max(x, axis=axes, keepdims=True)
+
+
+def per_group(group_size: int) -> Extent:
+    """Give each run of `group_size` neighbors along the last axis a range.
+
+    Raises:
+        InputError: The result is applied to an axis that is not a multiple of
+            `group_size`.
+    """
+
+    def extent(x: Array) -> tuple[Array, Array]:
+        if group_size < 1 or x.shape[-1] % group_size:
+            raise InputError(
+                f"group_size={group_size} must divide the {x.shape[-1]} values that "
+                "share a token or an output channel"
+            )
+        lo, hi = per_token(x.reshape(*x.shape[:-1], -1, group_size))
+        lo, hi = (jnp.repeat(end[..., 0], group_size, axis=-1) for end in (lo, hi))
+        return lo, hi
+
+    return extent
+
+
+GRANULARITIES: Mapping[str, Extent] = {
+    "per_tensor": per_tensor,
+    "per_token": per_token,
+    "per_channel": per_channel,
+}
+
+
+def extent_of(granularity: str) -> Extent:
+    """Find what shares a grid by its name, a row of `GRANULARITIES` or "per_group_N".
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    size = granularity.removeprefix("per_group_")
+    if size != granularity and size.isdecimal():
+        return per_group(int(size))
+    known = {**GRANULARITIES, "per_group_N": per_token}
+    return lookup(known, granularity, "granularity")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dynamic:
+    """Round to grids over the ranges of whatever array comes, as a kernel does.
+
+    Attributes:
+        num_bits: 2..16. It is data: an array of any width serves one compiled program.
+        granularity: What shares a grid: "per_tensor", "per_token" (the last axis),
+            "per_channel" (all axes but the last) or "per_group_N" (runs of N along the
+            last axis).
+        scheme: A row of `SCHEMES`.
+
+    Raises:
+        InputError: The granularity or the scheme is unknown.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> x = jnp.array([[0.0, 0.4, 3.0], [0.0, 0.4, 0.3]])
+        >>> rounded = quant.fake_quantize(x, quant.Dynamic(2, "per_token"))
+        >>> [[f"{value:.2f}" for value in row] for row in rounded]
+        [['0.00', '0.00', '3.00'], ['0.00', '0.40', '0.27']]
+    """
+
+    num_bits: int | Array
+    granularity: str = dataclasses.field(
+        default="per_tensor", metadata={"static": True}
+    )
+    scheme: str = dataclasses.field(default="asymmetric", metadata={"static": True})
+
+    def __post_init__(self):
+        extent_of(self.granularity)
+        lookup(SCHEMES, self.scheme, "scheme")
+
+
+# What an array is rounded to: a grid, widths over its own ranges, or bits alone.
+Target = Grid | Dynamic | int | Array
+
+
+def grid_for(x: Array, target: Target) -> Grid:
+    """Find the grid that an array is rounded to; it broadcasts against x.
+
+    Args:
+        x: Any shape.
+        target: A `Grid`, which is returned as it is; a `Dynamic`; or the number of bits
+            of a `Dynamic` with its defaults.
+
+    Raises:
+        InputError: The number of bits is not in 2..16, or a group does not divide the
+            last axis.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from rfq import quant
+        >>> grid = quant.grid_for(jnp.array([-1.0, 0.4, 2.0]), 2)
+        >>> float(grid.step), float(grid.zero_point), float(grid.levels)
+        (1.0, 1.0, 3.0)
+    """
+    if isinstance(target, Grid):
+        return target
+    how = target if isinstance(target, Dynamic) else Dynamic(target)
+    ends = extent_of(how.granularity)(jnp.asarray(x, jnp.float32))
+    return SCHEMES[how.scheme](*ends, how.num_bits)
+
+
+def encode(x: Array, grid: Grid) -> Array:
+    """Encode as integers q = clip(rne(x / s) + z, 0, levels), held in float32.
+
+    It rounds before it adds z, since adding first gives other codes, and divides by s,
+    since a reciprocal does too. NaN stays NaN; inf goes to the ends.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -108,7 +250,7 @@ def encode(x: Array, grid: Grid) -> Array:
 
 
 def decode(q: Array, grid: Grid) -> Array:
-    """The values x_hat = (q - z) * s of integer codes, float32.
+    """Decode integers to the values x_hat = (q - z) * s, float32.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -120,35 +262,53 @@ def decode(q: Array, grid: Grid) -> Array:
     return (q.astype(jnp.float32) - grid.zero_point) * grid.step
 
 
-def fake_quantize(x: Array, grid: Grid | None) -> Array:
-    """Rounds x to the grid and back; the result is float32.
+def fake_quantize(x: Array, target: Target | None) -> Array:
+    """Round x to a grid and back; the result is float32.
 
-    NaN stays NaN, inf goes to the ends of the grid, and a grid of None (full precision)
-    returns x itself. The gradient is zero almost everywhere; to train through
-    quantization use `straight_through`.
+    NaN stays NaN, inf goes to the ends of the grid, and a target of None (full
+    precision) returns x itself. The gradient is zero almost everywhere; to train
+    through quantization use `straight_through`.
+
+    Args:
+        x: Any shape.
+        target: The number of bits, for the range of x itself; a `Dynamic`, which also
+            says what shares a grid; a `Grid`, for a range that was chosen before; or
+            None.
+
+    Raises:
+        InputError: As `grid_for`.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from rfq import quant
-        >>> grid = quant.grid_from_range(-1.0, 2.0, 2)
-        >>> quant.fake_quantize(jnp.array([-1.0, 0.4, 9.0]), grid).tolist()
+        >>> x = jnp.array([-1.0, 0.4, 2.0])
+        >>> quant.fake_quantize(x, 2).tolist()
         [-1.0, 0.0, 2.0]
+        >>> grid = quant.grid_from_range(-1.0, 2.0, 2)
+        >>> quant.fake_quantize(jnp.array([0.6, 9.0]), grid).tolist()
+        [1.0, 2.0]
     """
-    if grid is None:
+    if target is None:
         return x
+    grid = grid_for(x, target)
     return decode(encode(x, grid), grid)
 
 
 def clips(x: Array, grid: Grid) -> Array:
-    """Where x lies more than half a step outside the grid; bool, False for NaN."""
+    """Tell where x lies more than half a step outside the grid; False for NaN."""
     q = _unclipped_codes(x, grid)
     return (q < 0.0) | (q > grid.levels)
 
 
-def straight_through(x: Array, grid: Grid) -> Array:
-    """`fake_quantize` whose gradient is 1 inside the grid and 0 where it clips.
+def straight_through(x: Array, target: Target) -> Array:
+    """Round as `fake_quantize` does, with gradient 1 where nothing is clipped, else 0.
 
-    The value is bit for bit that of `fake_quantize`.
+    The value is bit for bit that of `fake_quantize` (Bengio et al., 2013), so a model
+    can be trained through its own quantization.
+
+    Args:
+        x: Any shape.
+        target: As in `fake_quantize`; with a number of bits nothing is clipped.
 
     Examples:
         >>> import jax
@@ -159,85 +319,19 @@ def straight_through(x: Array, grid: Grid) -> Array:
         >>> slope(jnp.array([-1.0, 0.4, 9.0])).tolist()
         [1.0, 1.0, 0.0]
     """
+    grid = jax.lax.stop_gradient(grid_for(x, target))
     stopped = clips(x, grid) | jnp.isnan(x)
     passed = jnp.where(stopped, 0.0, x.astype(jnp.float32))
     x_hat = jax.lax.stop_gradient(fake_quantize(x, grid))
     return x_hat + (passed - jax.lax.stop_gradient(passed))
 
 
-# What shares one grid: x -> (range_lo, range_hi), shaped to broadcast against x.
-Extent = Callable[[Array], tuple[Array, Array]]
-
-
-def per_tensor(x: Array) -> tuple[Array, Array]:
-    """One range for the whole array; scalars."""
-    return jnp.min(x), jnp.max(x)
-
-
-def per_token(x: Array) -> tuple[Array, Array]:
-    """One range for each vector along the last axis; `[..., 1]`."""
-    return jnp.min(x, axis=-1, keepdims=True), jnp.max(x, axis=-1, keepdims=True)
-
-
-def per_channel(x: Array) -> tuple[Array, Array]:
-    """One range for each index of the last axis, over all others; `[1, ..., D]`."""
-    axes = tuple(range(x.ndim - 1))
-    return jnp.min(x, axis=axes, keepdims=True), jnp.max(x, axis=axes, keepdims=True)
-
-
-def per_group(group_size: int) -> Extent:
-    """One range for each run of `group_size` neighbors along the last axis.
-
-    Raises:
-        InputError: when applied to an axis that is not a multiple of `group_size`.
-    """
-
-    def extent(x: Array) -> tuple[Array, Array]:
-        if x.shape[-1] % group_size:
-            raise InputError(
-                f"group_size={group_size} must divide the {x.shape[-1]} values that "
-                "share a token or an output channel"
-            )
-        lo, hi = per_token(x.reshape(*x.shape[:-1], -1, group_size))
-        lo, hi = (jnp.repeat(end[..., 0], group_size, axis=-1) for end in (lo, hi))
-        return lo, hi
-
-    return extent
-
-
-def fake_quantize_dynamic(
-    x: Array,
-    num_bits: int | Array,
-    *,
-    extent: Extent,
-    scheme: Callable[[Array, Array, int | Array], Grid] = grid_from_range,
-) -> Array:
-    """Rounds x to grids over its own range, as a kernel does that sees one batch.
-
-    Args:
-        x: any shape; float32 comes back.
-        num_bits: 2..16, data as in `grid_from_range`.
-        extent: what shares a grid, for example `per_token`.
-        scheme: range -> grid, one of `spec.SCHEMES`.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> from rfq import quant
-        >>> x = jnp.array([[0.0, 0.4, 3.0], [0.0, 0.4, 0.3]])
-        >>> rounded = quant.fake_quantize_dynamic(x, 2, extent=quant.grid.per_token)
-        >>> [[f"{value:.2f}" for value in row] for row in rounded]
-        [['0.00', '0.00', '3.00'], ['0.00', '0.40', '0.27']]
-    """
-    wide = x.astype(jnp.float32)
-    return fake_quantize(wide, scheme(*extent(wide), num_bits))
-
-
 def _unclipped_codes(x: Array, grid: Grid) -> Array:
-    return jnp.round(_divide(x.astype(jnp.float32), grid.step)) + grid.zero_point
+    return jnp.round(_divide(jnp.asarray(x, jnp.float32), grid.step)) + grid.zero_point
 
 
 def _divide(x: Array, y: Array) -> Array:
-    """x / y rounded once, whatever the compiler; y is a scalar or broadcasts against x.
+    """Divide x by y with one rounding, whatever the compiler; y broadcasts against x.
 
     XLA turns a division by a broadcast into a multiplication by its reciprocal, which
     changes a fifth to a half of the quotients by one ulp, and with them codes at exact
@@ -252,10 +346,11 @@ def _with_zero(lo: Array, hi: Array) -> tuple[Array, Array]:
 
 
 def _num_codes(num_bits: int | Array) -> Array:
-    if isinstance(num_bits, int) and not 2 <= num_bits <= 16:
+    given = isinstance(num_bits, int | float | np.number)  # Not an array.
+    if given and num_bits not in range(MIN_BITS, MAX_BITS + 1):
         raise InputError(
-            f"num_bits={num_bits} must be from 2 to 16; use a grid of None for full "
-            "precision"
+            f"num_bits={num_bits} must be a whole number from {MIN_BITS} to "
+            f"{MAX_BITS}; give None for full precision"
         )
     # A shift is exact on every backend; exp2 is not.
     bits = jnp.asarray(num_bits).astype(jnp.int32)
@@ -263,7 +358,7 @@ def _num_codes(num_bits: int | Array) -> Array:
 
 
 def _safe_step(step: Array) -> Array:
-    """1 for an all-zero group, otherwise at least `_SMALLEST_STEP`; NaN stays NaN."""
+    """Give an all-zero group step 1, others at least _SMALLEST_STEP; keep NaN."""
     return jnp.where(step == 0.0, 1.0, jnp.maximum(step, _SMALLEST_STEP))
 
 

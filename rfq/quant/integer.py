@@ -19,9 +19,8 @@ from rfq.types import Array
 # K * 255**2 < 2**31: the int32 sum of K products of two 8-bit codes cannot overflow.
 MAX_CONTRACTED = (2**31 - 1) // 255**2
 
-
-# Widest code that `dot` multiplies.
-MAX_BITS = 8
+# The widest codes that `dot` multiplies; `grid.MAX_BITS` are stored.
+MAX_DOT_BITS = 8
 
 
 class Codes(NamedTuple):
@@ -42,19 +41,21 @@ class Operands(NamedTuple):
 
 
 def storage_dtype(num_bits: int) -> jnp.dtype:
-    """The smallest of int4, int8 and int16 that holds codes of this width.
+    """Choose the smallest of int4, int8 and int16 that holds codes of this width.
 
     Raises:
         InputError: `num_bits` is not in 2..16.
     """
     for dtype, width in ((jnp.int4, 4), (jnp.int8, 8), (jnp.int16, 16)):
-        if 2 <= num_bits <= width:
+        if grid_lib.MIN_BITS <= num_bits <= width:
             return jnp.dtype(dtype)
-    raise InputError(f"num_bits={num_bits} must be from 2 to 16")
+    raise InputError(
+        f"num_bits={num_bits} must be from {grid_lib.MIN_BITS} to {grid_lib.MAX_BITS}"
+    )
 
 
 def store(x: Array, grid: grid_lib.Grid, num_bits: int) -> Codes:
-    """Encodes x as integers.
+    """Encode x as integers.
 
     Args:
         x: any shape, finite.
@@ -67,13 +68,13 @@ def store(x: Array, grid: grid_lib.Grid, num_bits: int) -> Codes:
 
 
 def load(codes: Codes) -> Array:
-    """The float32 values of the codes: bit for bit `fake_quantize` of the original."""
+    """Decode to float32: bit for bit `fake_quantize` of the original."""
     q = codes.values.astype(jnp.int32) + _shift(codes.values.dtype)
     return grid_lib.decode(q, codes.grid)
 
 
 def dot(x: Codes, w: Codes, num_contracted: int) -> Array:
-    """Contracts the last axes of x with the first axes of w, in int32.
+    """Contract the last axes of x with the first axes of w, in int32.
 
     sum (q_x - z_x)(q_w - z_w) = sum q_x q_w - z_x sum q_w - z_w sum q_x + K z_x z_w,
     then times s_x s_w (Jacob et al., 2018, section 2.3).
@@ -120,14 +121,14 @@ def dot(x: Codes, w: Codes, num_contracted: int) -> Array:
 
 
 def pack_int4(values: Array) -> Array:
-    """Two int4 codes to the byte, low half first; flat uint8, padded with a zero."""
+    """Pack two int4 codes a byte, low half first; flat uint8, padded with a zero."""
     low_bits = values.astype(jnp.int8).ravel().astype(jnp.uint8) & 0xF
     low_bits = jnp.pad(low_bits, (0, low_bits.size % 2))
     return low_bits[0::2] | (low_bits[1::2] << 4)
 
 
 def unpack_int4(packed: Array, shape: tuple[int, ...]) -> Array:
-    """Inverts `pack_int4` for codes of this shape."""
+    """Invert `pack_int4` for codes of this shape."""
     halves = jnp.stack([packed & 0xF, packed >> 4], axis=-1).ravel()
     signed = halves.astype(jnp.int8) - 16 * (halves >= 8).astype(jnp.int8)
     return signed[: math.prod(shape)].reshape(shape).astype(jnp.int4)
@@ -138,7 +139,7 @@ def _shift(dtype: jnp.dtype) -> int:
 
 
 def _zero_point(codes: Codes) -> Array:
-    """The zero point in the shifted numbering of `values`, int32."""
+    """Return the zero point in the shifted numbering of `values`, int32."""
     return codes.grid.zero_point.astype(jnp.int32) - _shift(codes.values.dtype)
 
 

@@ -1,25 +1,10 @@
-"""What to quantize to: the paper's WnAm notation, and the table of schemes."""
+"""What to quantize to, in the paper's WnAm notation."""
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
 
 from rfq.errors import InputError
-from rfq.quant import grid
-from rfq.types import Array
-
-MIN_BITS = 2
-MAX_BITS = 16
-
-# (range_lo, range_hi, num_bits) -> Grid, elementwise over groups.
-Scheme = Callable[[Array, Array, int | Array], grid.Grid]
-
-SCHEMES: Mapping[str, Scheme] = {
-    "asymmetric": grid.grid_from_range,
-    "symmetric": grid.symmetric,
-    "symmetric_full": grid.symmetric_full,
-    "symmetric_half": grid.symmetric_half,
-}
+from rfq.quant.grid import MAX_BITS, MIN_BITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +32,7 @@ class QuantSpec:
 
     @classmethod
     def parse(cls, text: str) -> "QuantSpec":
-        """Reads "W8A6", "W8" (weights only), "A8" (activations only) or "FP" (neither).
+        """Read "W8A6", "W8" (weights only), "A8" (activations only) or "FP" (neither).
 
         Raises:
             InputError: the text is not in this notation, or a width is not in 2..16.

@@ -1,126 +1,166 @@
-"""Weight quantization: a map over the parameter tree, one grid per output channel."""
+"""Weight quantization: a map over any parameter tree, one grid per output channel."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rfq import params as table
+from rfq.errors import InputError
+from rfq.params import MatrixAxes
 from rfq.quant import grid as grid_lib
-from rfq.quant import integer, spec
-from rfq.types import Array, Params
+from rfq.quant import integer
+from rfq.types import Array
+
+# A tree with `MatrixAxes` or None at every leaf of the parameters, a function of the
+# parameters that makes one, or None for the rule of plain trees.
+Axes = Any | Callable[[Any], Any] | None
 
 
 def quantize(
-    params: Params,
-    weight_bits: int | Array | None,
+    params: Any,
+    num_bits: int | Array | None,
     *,
-    scheme: spec.Scheme = grid_lib.grid_from_range,
+    axes: Axes = None,
+    scheme: str = "asymmetric",
     group_size: int | None = None,
-    kinds: tuple[str, ...] = ("matrix",),
-) -> Params:
-    """Rounds every hidden matrix to its own static min-max grids.
+) -> Any:
+    """Round the matrices of a parameter tree to static min-max grids, one a channel.
 
-    The paper's weights are per-channel, asymmetric and static. A channel is an output
-    of y = x W, the only grouping whose step factors out of the product; the reduction
-    is over the input axes of the parameter table, so a stacked leaf keeps its layers
-    apart. The embedding, which is also the head, what folds into it and the norm gains
-    stay as they are.
+    A channel is an output of y = x W, the only grouping whose step factors out of the
+    product. The range is taken over the input axes, so a stacked leaf keeps its layers
+    apart. The paper's weights are these, per channel, asymmetric and static
+    (appendix D). Every other leaf stays as it is.
 
     Args:
-        params: the model's parameter tree.
-        weight_bits: 2..16, also a traced scalar so that one program serves all widths;
-            None returns `params` itself.
-        scheme: range -> grid.
-        group_size: number of inputs of a channel that share a grid; None for all.
-        kinds: which kinds of leaf to round. "embedding" has a grid per vocabulary
-            entry, an output channel of the head and a token of the lookup.
+        params: Any tree of arrays; leaves that are no arrays are left alone.
+        num_bits: 2..16, also a traced scalar, so that one compiled program serves all
+            widths; None returns `params` itself.
+        axes: Which leaves are matrices, along which axes, as in `rfq.optim`: a tree
+            like `params` with a `MatrixAxes` or None at every leaf, or a function of
+            `params` that makes one. None takes the leaves with exactly two axes for
+            matrices [in, out], which is wrong for stacked layers and for PyTorch's and
+            Equinox's [out, in].
+        scheme: A row of `SCHEMES`.
+        group_size: How many inputs of a channel share a grid; None for all.
 
     Returns:
         The same tree; quantized leaves are float32.
 
     Raises:
-        InputError: `group_size` does not divide the inputs of a matrix.
+        InputError: `group_size` does not divide the inputs of a matrix, the number of
+            bits or the scheme is unknown, or `axes` does not fit `params`.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from rfq import quant
-        >>> params = {"blocks": {"w_up": jnp.array([[[0.0, 0.4], [1.0, 3.0]]])}}
-        >>> quant.quantize(params, 2)["blocks"]["w_up"].tolist()
-        [[[0.0, 0.0], [1.0, 3.0]]]
+        >>> kernel = jnp.array([[0.0, 0.4], [1.0, 3.0]])
+        >>> params = {"kernel": kernel, "bias": jnp.ones(2)}
+        >>> quant.quantize(params, 2)["kernel"].tolist()
+        [[0.0, 0.0], [1.0, 3.0]]
+        >>> transposed = {"kernel": quant.MatrixAxes((1,), (0,)), "bias": None}
+        >>> rounded = quant.quantize(params, 2, axes=transposed)["kernel"]
+        >>> [[f"{value:.2f}" for value in row] for row in rounded]
+        [['0.00', '0.40'], ['1.00', '3.00']]
     """
-    if weight_bits is None:
+    if num_bits is None:
         return params
-    chosen = grids(
-        params, weight_bits, scheme=scheme, group_size=group_size, kinds=kinds
-    )
+    chosen = grids(params, num_bits, axes=axes, scheme=scheme, group_size=group_size)
     return jax.tree.map(grid_lib.fake_quantize, params, chosen)
 
 
 def encode(
-    params: Params,
-    weight_bits: int,
-    *,
-    scheme: spec.Scheme = grid_lib.grid_from_range,
-) -> tuple[Params, Params]:
-    """The integers behind `quantize`: `integer.load` of them is its result bit for bit.
+    params: Any, num_bits: int, *, axes: Axes = None, scheme: str = "asymmetric"
+) -> tuple[Any, Any]:
+    """Encode as the integers behind `quantize`; `integer.load` of them is its result.
 
     Args:
-        params: the model's parameter tree.
-        weight_bits: 2..16, static because it chooses the dtype.
-        scheme: range -> grid.
+        params: As in `quantize`.
+        num_bits: 2..16, static because it chooses the dtype.
+        axes: As in `quantize`.
+        scheme: A row of `SCHEMES`.
 
     Returns:
-        The tree with the codes of each hidden matrix in its place (`integer.Codes`
-        without their grids), and the tree of their grids as `grids` gives it.
+        The tree with the codes of each matrix in its place (`integer.Codes` without
+        their grids), and the tree of their grids as `grids` gives it.
     """
-    chosen = grids(params, weight_bits, scheme=scheme)
+    chosen = grids(params, num_bits, axes=axes, scheme=scheme)
 
     def leaf(w: Array, grid: grid_lib.Grid | None) -> Array:
-        return w if grid is None else integer.store(w, grid, weight_bits).values
+        return w if grid is None else integer.store(w, grid, num_bits).values
 
     return jax.tree.map(leaf, params, chosen), chosen
 
 
 def grids(
-    params: Params,
-    weight_bits: int | Array,
+    params: Any,
+    num_bits: int | Array,
     *,
-    scheme: spec.Scheme = grid_lib.grid_from_range,
+    axes: Axes = None,
+    scheme: str = "asymmetric",
     group_size: int | None = None,
-    kinds: tuple[str, ...] = ("matrix",),
-) -> Params:
-    """The grids that `quantize` and `encode` round to; arguments as `quantize`.
+) -> Any:
+    """Find the grids that `quantize` and `encode` round to; arguments as `quantize`.
 
     Returns:
-        The tree of `params` with a `Grid` at each leaf to round, whose input axes have
-        size 1 (or their own, where groups of inputs have their own grid) so that it is
-        scanned beside a stacked leaf, and None elsewhere.
+        The tree of `params` with a `Grid` at each matrix, whose input axes have size 1
+        (or their own, where groups of inputs have their own grid) so that it is scanned
+        beside a stacked leaf, and None elsewhere.
     """
+    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+    if axes is None:
+        rows = [_plain(w) for _, w in flat]
+    else:
+        try:
+            rows = treedef.flatten_up_to(axes(params) if callable(axes) else axes)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "axes must have the structure of the parameters, with MatrixAxes or "
+                f"None at each leaf, or be a function that makes it; got {error}"
+            ) from error
+    make = grid_lib.Dynamic(num_bits, scheme=scheme)  # Says what is unknown, once.
+    return treedef.unflatten(
+        None if row is None else _leaf_grid(path, w, row, make, group_size)
+        for (path, w), row in zip(flat, rows, strict=True)
+    )
 
-    def leaf(w: Array, row: table.ParamAxes) -> grid_lib.Grid | None:
-        if row.kind not in kinds:
-            return None
-        return leaf_grid(w, row.matrix, weight_bits, scheme, group_size)
 
-    return jax.tree.map(leaf, params, table.axes(params))
+def _plain(w: Any) -> MatrixAxes | None:
+    if getattr(w, "ndim", None) == 2 and jnp.issubdtype(w.dtype, jnp.floating):
+        return MatrixAxes((0,), (1,))
+    return None
 
 
-def leaf_grid(
+def _are_axes(given: Any, ndim: int) -> bool:
+    """Say whether these are different axes, some but not all of them."""
+    return isinstance(given, tuple) and (
+        0 < len(given) == len(set(given)) < ndim and set(given) < set(range(ndim))
+    )
+
+
+def _leaf_grid(
+    path: tuple,
     w: Array,
-    axes: table.MatrixAxes,
-    num_bits: int | Array,
-    scheme: spec.Scheme,
+    axes: MatrixAxes,
+    how: grid_lib.Dynamic,
     group_size: int | None,
 ) -> grid_lib.Grid:
-    """The grids of one leaf, shaped to broadcast against it.
+    """Find the grids of one leaf, shaped to broadcast against it.
 
     One per output channel and batch index; the input axes have size 1, or their full
     size where groups of inputs have their own grid.
     """
-    w = w.astype(jnp.float32)
+    if not (isinstance(axes, MatrixAxes) and _are_axes(axes.in_axes, w.ndim)):
+        raise InputError(
+            f"axes of parameter {jax.tree_util.keystr(path)} of shape {w.shape} are "
+            f"{axes!r}; give MatrixAxes(in_axes, out_axes), tuples of different axes "
+            f"from 0 to {w.ndim - 1}, or None to leave it as it is"
+        )
+    w, scheme = w.astype(jnp.float32), grid_lib.SCHEMES[how.scheme]
     if group_size is None:
         lo = jnp.min(w, axis=axes.in_axes, keepdims=True)
         hi = jnp.max(w, axis=axes.in_axes, keepdims=True)
-        return scheme(lo, hi, num_bits)
+        return scheme(lo, hi, how.num_bits)
     # Inputs last, and as one axis: a group may span heads.
     last = tuple(range(w.ndim - len(axes.in_axes), w.ndim))
     inputs_last = jnp.moveaxis(w, axes.in_axes, last)
@@ -129,4 +169,4 @@ def leaf_grid(
         jnp.moveaxis(end.reshape(inputs_last.shape), last, axes.in_axes)
         for end in grid_lib.per_group(group_size)(flat)
     )
-    return scheme(lo, hi, num_bits)
+    return scheme(lo, hi, how.num_bits)

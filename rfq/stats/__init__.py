@@ -1,43 +1,61 @@
-"""Statistics of activations and weights: small records that merge exactly.
+"""Statistics of activations and weights, for any array and any model.
 
-The names of `_HOME` are also reachable from here, loaded when first used. Names that
-are modules as well (`moments`, `negentropy`, `histogram`, `tokens`) are the modules.
+.. include:: README.md
 """
 
-import importlib
+from rfq.stats.activations import Description, Layer, describe
+from rfq.stats.bins import Binning, Histogram, histogram, robust_binning
+from rfq.stats.central import (
+    Moments,
+    excess_kurtosis,
+    merge,
+    moments,
+    rms,
+    to_float64,
+    variance,
+)
+from rfq.stats.channels import channel_moments, he_kurtosis, mean_share
+from rfq.stats.entropy import (
+    Contrasts,
+    contrasts,
+    dither,
+    hyvarinen_a,
+    hyvarinen_b,
+    negentropy,
+)
+from rfq.stats.extremes import Range, value_range
+from rfq.stats.isometry import singular_values
+from rfq.stats.per_token import Tokens, max_over_median, token_cosine, tokens
 
-_HOME = {
-    "Moments": "moments",
-    "excess_kurtosis": "moments",
-    "merge": "moments",
-    "rms": "moments",
-    "to_float64": "moments",
-    "variance": "moments",
-    "Histogram": "histogram",
-    "Binning": "histogram",
-    "robust_binning": "histogram",
-    "Contrasts": "negentropy",
-    "contrasts": "negentropy",
-    "dither": "negentropy",
-    "hyvarinen_a": "negentropy",
-    "hyvarinen_b": "negentropy",
-    "channel_moments": "channels",
-    "he_kurtosis": "channels",
-    "mean_share": "channels",
-    "Tokens": "tokens",
-    "max_over_median": "tokens",
-    "token_cosine": "tokens",
-    "singular_values": "isometry",
-}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+__all__ = [
+    "Binning",
+    "Contrasts",
+    "Description",
+    "Histogram",
+    "Layer",
+    "Moments",
+    "Range",
+    "Tokens",
+    "channel_moments",
+    "contrasts",
+    "describe",
+    "dither",
+    "excess_kurtosis",
+    "he_kurtosis",
+    "histogram",
+    "hyvarinen_a",
+    "hyvarinen_b",
+    "max_over_median",
+    "mean_share",
+    "merge",
+    "moments",
+    "negentropy",
+    "rms",
+    "robust_binning",
+    "singular_values",
+    "to_float64",
+    "token_cosine",
+    "tokens",
+    "value_range",
+    "variance",
+]

@@ -2,7 +2,7 @@
 
 Lemma 4: spectral optimizers keep a matrix near its orthogonal initialization, steps of
 sign do not. The Gram matrix is the one on the small side, since the other is singular.
-A weight's kurtosis is `moments.excess_kurtosis(moments.moments(w))`.
+A weight's kurtosis is `stats.excess_kurtosis(w)`.
 """
 
 import jax
@@ -13,7 +13,7 @@ from rfq.types import Array
 
 
 def singular_values(w: Array) -> Array:
-    """Singular values of `[..., m, n]`, descending, float32 `[..., min(m, n)]`.
+    """Return the singular values of `[..., m, n]`, descending, `[..., min(m, n)]`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -21,13 +21,14 @@ def singular_values(w: Array) -> Array:
         >>> stats.singular_values(jnp.diag(jnp.array([1.0, 3.0, 2.0]))).tolist()
         [3.0, 2.0, 1.0]
     """
-    matrices = w.astype(jnp.float32).reshape(-1, *w.shape[-2:])
+    w = jnp.asarray(w, jnp.float32)
+    matrices = w.reshape(-1, *w.shape[-2:])
     values = jax.vmap(factorize.singular_values)(matrices)
     return values.reshape(*w.shape[:-2], -1)
 
 
 def deviation(s: Array, alpha: float | Array) -> Array:
-    """||W W^T / alpha - I||_2 = max_i |s_i^2 / alpha - 1| on the small side.
+    """Return ||W W^T / alpha - I||_2 = max_i |s_i^2 / alpha - 1| on the small side.
 
     Args:
         s: singular values of W.
@@ -37,5 +38,5 @@ def deviation(s: Array, alpha: float | Array) -> Array:
 
 
 def spread(s: Array) -> Array:
-    """Condition number s_max / s_min; inf for a singular matrix."""
+    """Return the condition number s_max / s_min; inf for a singular matrix."""
     return jnp.max(s, axis=-1) / jnp.min(s, axis=-1)

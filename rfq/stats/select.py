@@ -7,7 +7,7 @@ from rfq.types import Array
 
 
 def order_statistic(x: Array, rank: Array | int) -> Array:
-    """The value at a rank along the last axis: `jnp.sort(x)[..., rank]`, exactly.
+    """Find the value at a rank along the last axis: `jnp.sort(x)[..., rank]`, exactly.
 
     Floats of one sign are ordered as their bits are, so 32 halvings of the range of a
     32-bit integer find the value, each counting what lies below: 32 passes over the
@@ -37,6 +37,6 @@ def order_statistic(x: Array, rank: Array | int) -> Array:
 
 
 def median(x: Array) -> Array:
-    """The median along the last axis, the middle of two where their number is even."""
+    """Find the median along the last axis, the middle of two for an even number."""
     low = order_statistic(x, (x.shape[-1] - 1) // 2)
     return (low + order_statistic(x, x.shape[-1] // 2)) / 2.0

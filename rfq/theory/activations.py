@@ -11,7 +11,7 @@ import numpy as np
 from rfq.model import init
 from rfq.model.config import ModelConfig
 from rfq.model.init import InitConfig
-from rfq.stats import moments as moments_lib
+from rfq.stats import central
 from rfq.theory import laws
 from rfq.theory.check import Check, Estimate, exact
 from rfq.types import Array
@@ -55,7 +55,7 @@ def kurtosis(phi: str, variance: float = 1.0) -> float:
     """gamma of phi(x) for x ~ N(0, variance)."""
     f, scale = ACTIVATIONS[phi].exact, math.sqrt(variance)
     m = laws.moments_of("gaussian", lambda z: f(scale * z))
-    return float(moments_lib.excess_kurtosis(m))
+    return float(central.excess_kurtosis(m))
 
 
 def gain(phi: str, variance: float) -> float:
@@ -119,9 +119,7 @@ def definition_1() -> list[Check]:
             where="Definition 1, 2",
             statement=f"gamma of a {name} variable",
             predicted=gamma,
-            measured=exact(
-                moments_lib.excess_kurtosis(laws.moments_of(name, lambda x: x))
-            ),
+            measured=exact(central.excess_kurtosis(laws.moments_of(name, lambda x: x))),
             tolerance=1e-9,
         )
         for name, gamma in known.items()

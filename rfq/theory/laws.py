@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq.stats import channels
-from rfq.stats import moments as moments_lib
-from rfq.stats.moments import AnyRecord, Moments
+from rfq.stats import central, channels
+from rfq.stats.central import AnyRecord, Moments
 from rfq.theory.check import Estimate
 from rfq.types import Array
 
@@ -89,7 +88,7 @@ LAWS: Mapping[str, Law] = {
 }
 
 # The largest gamma that the paper itself calls near-Gaussian (figure 4).
-NEAR_GAUSSIAN = 0.259
+PAPERS_LARGEST_GAMMA = 0.259
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -132,7 +131,7 @@ def batches(
     """
     keys = jax.random.split(jax.random.key(seed), num_batches)
     run = jax.jit(lambda keys: jax.lax.map(measure, keys))
-    return moments_lib.to_float64(run(keys))
+    return central.to_float64(run(keys))
 
 
 def averaged(
@@ -155,7 +154,7 @@ def pooled_kurtosis(
     """gamma of all values that draw(key) returns over independent batches."""
     return kurtosis_of_batches(
         batches(
-            lambda key: moments_lib.moments(draw(key)),
+            lambda key: central.moments(draw(key)),
             seed=seed,
             num_batches=num_batches,
         )
@@ -167,8 +166,8 @@ def kurtosis_of_batches(found: Moments) -> Estimate:
 
     The standard error is that of the mean of the batches' own kurtosis.
     """
-    spread = over_batches(moments_lib.excess_kurtosis(found)).standard_error
-    return Estimate(float(moments_lib.excess_kurtosis(channels.pooled(found))), spread)
+    spread = over_batches(central.excess_kurtosis(found)).standard_error
+    return Estimate(float(central.excess_kurtosis(channels.pooled(found))), spread)
 
 
 def exponent(sizes: tuple[int, ...], found: tuple[Estimate, ...]) -> Estimate:

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfq.model import init
-from rfq.stats import channels
-from rfq.stats import moments as moments_lib
-from rfq.stats.moments import Moments
+from rfq.stats import central, channels
+from rfq.stats.central import Moments
 from rfq.theory import activations, laws
 from rfq.theory.activations import ACTIVATIONS
 from rfq.theory.check import Check, Estimate, exact
@@ -39,7 +38,7 @@ def enumerated_kurtosis(a: np.ndarray) -> float:
     """gamma of sum_i a_i u_i over all 2^d states of random signs u, in float64."""
     signs = np.array(list(itertools.product((-1.0, 1.0), repeat=a.size)))
     weights = np.full(len(signs), 1.0 / len(signs))
-    return float(moments_lib.excess_kurtosis(laws.weighted(signs @ a, weights)))
+    return float(central.excess_kurtosis(laws.weighted(signs @ a, weights)))
 
 
 class Rows(NamedTuple):
@@ -164,8 +163,8 @@ def per_coordinate(m: Moments) -> Moments:
 
 def mean_kurtosis(m: Moments) -> Estimate:
     """Mean over coordinates of each one's gamma over the inputs of `mixed`."""
-    spread = laws.over_batches(moments_lib.excess_kurtosis(m).mean(-1))
-    value = moments_lib.excess_kurtosis(per_coordinate(m)).mean()
+    spread = laws.over_batches(central.excess_kurtosis(m).mean(-1))
+    value = central.excess_kurtosis(per_coordinate(m)).mean()
     return Estimate(float(value), spread.standard_error)
 
 
@@ -334,7 +333,7 @@ def theorem_2() -> list[Check]:
             where="C.6",
             statement=f"y_j has the variance of phi: {setting}, mean over coordinates",
             predicted=second - mean**2,
-            measured=laws.over_batches(moments_lib.variance(found).mean(-1)),
+            measured=laws.over_batches(central.variance(found).mean(-1)),
             tolerance=0.0,
         ),
         Check(

@@ -5,8 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from rfq.stats import moments as moments_lib
-from rfq.stats.moments import Moments
+from rfq.stats import central
+from rfq.stats.central import Moments
 from rfq.theory import laws
 from rfq.theory.activations import ACTIVATIONS
 from rfq.theory.check import Check, Estimate, exact
@@ -67,7 +67,7 @@ def sampled_moments(
         x_key, w_key = jax.random.split(key)
         x = LAWS[law].draw(x_key, (1 << 15, d))
         w = jax.random.normal(w_key, x.shape) / math.sqrt(d)
-        return moments_lib.moments(x[:, 0] + jnp.sum(f(x) * w, axis=-1))
+        return central.moments(x[:, 0] + jnp.sum(f(x) * w, axis=-1))
 
     return laws.batches(draw, seed=seed, num_batches=num_batches)
 

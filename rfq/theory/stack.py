@@ -11,9 +11,8 @@ import numpy as np
 
 from rfq import factorize
 from rfq.model import init, layers
-from rfq.stats import channels
-from rfq.stats import moments as moments_lib
-from rfq.stats.moments import Moments
+from rfq.stats import central, channels
+from rfq.stats.central import Moments
 from rfq.theory import activations, laws, residual
 from rfq.theory.activations import ACTIVATIONS
 from rfq.theory.check import Check, Estimate, exact
@@ -71,7 +70,7 @@ class Trace(NamedTuple):
     def kurtosis(self, layer: int) -> Estimate:
         """gamma of the stream after `layer` layers, all channels pooled."""
         pooled = channels.pooled(self.channels)
-        return laws.over_batches(moments_lib.excess_kurtosis(pooled)[:, layer])
+        return laws.over_batches(central.excess_kurtosis(pooled)[:, layer])
 
     def mean_share(self, layer: int) -> Estimate:
         """Share of the stream's energy in the means of its channels over tokens."""
@@ -79,7 +78,7 @@ class Trace(NamedTuple):
 
     def log2_gain(self, layer: int) -> Estimate:
         """log2 of the factor per layer of E x^2 between the input and `layer`."""
-        power = moments_lib.rms(channels.pooled(self.channels)) ** 2
+        power = central.rms(channels.pooled(self.channels)) ** 2
         return laws.over_batches(np.log2(power[:, layer] / power[:, 0]) / layer)
 
 
@@ -192,7 +191,7 @@ def after_one_update(*, width: int, num_layers: int, rate: float) -> dict[str, f
         def layer(x: Array, w: Array) -> tuple[Array, Array]:
             h = layers.rms_norm(x, gain)
             y = layers.SKIPS[skip].join(x, ACTIVATIONS["gelu"].apply(h) @ w)
-            return y, moments_lib.excess_kurtosis(moments_lib.moments(y))
+            return y, central.excess_kurtosis(central.moments(y))
 
         y, gamma = jax.lax.scan(layer, x, w)
         return jnp.mean((layers.rms_norm(y, gain) - target) ** 2), gamma
@@ -292,7 +291,7 @@ def collapse_unseen() -> list[Check]:
         Check(
             where="Theorem 2",
             statement=f"|gamma| is that of a near-Gaussian: {setting}",
-            predicted=laws.NEAR_GAUSSIAN,
+            predicted=laws.PAPERS_LARGEST_GAMMA,
             measured=gamma._replace(value=abs(gamma.value)),
             tolerance=0.0,
             relation="<=",
@@ -345,7 +344,7 @@ def theorem_1() -> list[Check]:
         Check(
             where="3.2",
             statement=f"largest |gamma| over layers with all three parts: {setting}",
-            predicted=laws.NEAR_GAUSSIAN,
+            predicted=laws.PAPERS_LARGEST_GAMMA,
             measured=exact(found[recipe]),
             tolerance=0.0,
             relation="<=",
@@ -355,7 +354,7 @@ def theorem_1() -> list[Check]:
             statement="all three parts are necessary: near-Gaussian cells among the "
             f"other seven, {setting}",
             predicted=0.0,
-            measured=exact(sum(gamma <= laws.NEAR_GAUSSIAN for gamma in others)),
+            measured=exact(sum(gamma <= laws.PAPERS_LARGEST_GAMMA for gamma in others)),
             tolerance=0.0,
             note="no lemma makes a cell non-Gaussian at the start; what training does "
             "is for configs/ablation to measure, not for this table",

@@ -58,13 +58,14 @@ def model(variant: str, spec: str) -> decode.Model:
     params = jax.tree_util.tree_map_with_path(drawn, shapes)
     if spec == "FP":
         return decode.Model(params, config, transformer.PLAIN, {})
-    params = weights.quantize(params, jnp.int32(8))
+    params = weights.quantize(params, jnp.int32(8), axes=params_lib.quantized_axes)
     sites = TAP_SETS["full"]
-    find = transformer.Seams(taps.Taps(taps.observe_range, sites))
+    find = transformer.Seams(taps.Taps(taps.Measure(("range",)), sites))
     tokens = jax.random.randint(jax.random.key(1), (4, 64), 0, 64)
     _, found = transformer.apply(params, tokens, config, find)
+    ranges = {site: found[site]["range"] for site in sites}
     states = {
-        site: grid.grid_from_range(found[site].lo, found[site].hi, 8) for site in sites
+        site: grid.grid_from_range(seen.lo, seen.hi, 8) for site, seen in ranges.items()
     }
     seams = transformer.Seams(taps.Taps(taps.fake_quantize, sites))
     return decode.Model(params, config, seams, states)

@@ -8,7 +8,7 @@ from rfq import sharding
 from rfq.data import pipeline
 from rfq.errors import InputError
 from rfq.evals import heldout
-from rfq.stats import moments
+from rfq.stats import central
 from tests import tiny
 
 SEQ_LEN = tiny.SEQ_LEN
@@ -142,8 +142,8 @@ def test_a_uniform_guess_over_bytes_costs_8_bits_a_byte():
 def _records(x):
     """One batch's records as a step returns them: float32, a leading layer axis."""
     return {
-        "block": {"moments": jax.vmap(moments.moments)(x)},
-        "final": {"moments": moments.moments(x[-1])},
+        "block": {"moments": jax.vmap(central.moments)(x)},
+        "final": {"moments": central.moments(x[-1])},
     }
 
 

@@ -16,7 +16,7 @@ from rfq.errors import InputError
 from rfq.model import layers, transformer
 from rfq.model.config import BLOCK_SITES, FED_BY, SITES, TAP_SETS
 from rfq.quant import grid, integer, weights
-from rfq.stats import moments
+from rfq.stats import central
 from tests.model import examples
 from tests.oracles import decoder, deferred
 
@@ -167,12 +167,12 @@ def test_measuring_changes_no_bit_and_records_each_layer():
     if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
         as_users["xla_cpu_use_fusion_emitters"] = True
     plain, _ = compiled(model, params, batch, **as_users)
-    tap = taps.Both(taps.observe_range, taps.Measure(("moments",)))
+    tap = taps.Measure(("range", "moments"))
     seams = transformer.Seams(taps.Taps(tap, SITES))
     measured, records = compiled(model, params, batch, seams, **as_users)
     np.testing.assert_array_equal(measured, plain)
     _, sites = decoder.forward(params, batch[:, :-1], model)
-    for site, (extremes, found) in records.items():
+    for site, found in records.items():
         lead = (model.num_layers,) if site in BLOCK_SITES else ()
         assert {leaf.shape for leaf in jax.tree.leaves(records[site])} == {lead}
         x = sites[site].reshape(*lead, -1)
@@ -180,13 +180,13 @@ def test_measuring_changes_no_bit_and_records_each_layer():
         for ours, theirs in (
             (m.count, np.full(lead, x.shape[-1])),
             (m.mean, x.mean(-1)),
-            (moments.variance(m), x.var(-1)),
-            (extremes.lo, x.min(-1)),
-            (extremes.hi, x.max(-1)),
+            (central.variance(m), x.var(-1)),
+            (found["range"].lo, x.min(-1)),
+            (found["range"].hi, x.max(-1)),
         ):
             np.testing.assert_allclose(ours, theirs, rtol=FORWARD, atol=FORWARD)
     # The layers differ, so their order was tested.
-    assert np.ptp(records["attn_norm_in"][0].hi) > 0.1
+    assert np.ptp(records["attn_norm_in"]["range"].hi) > 0.1
 
 
 # --- Taps that change x ------------------------------------------------------------
@@ -308,11 +308,16 @@ def test_every_weight_meets_the_activations_through_dot_under_its_name():
     np.testing.assert_allclose(logits, plain, rtol=FORWARD, atol=FORWARD)
 
 
+def rounded_and_kept(x, state):
+    rounded, _ = taps.fake_quantize(x, state)
+    return rounded, rounded
+
+
 def on_integers(model, params, batch, weight_bits, act_bits):
     """The codes of the weights, and states with the grids of both factors."""
     keep = transformer.Seams(taps.Taps(examples.keep, TAP_SETS["full"]))
     _, clean = run(model, params, batch, keep)
-    codes, w_grids = weights.encode(params, weight_bits)
+    codes, w_grids = weights.encode(params, weight_bits, axes=params_lib.quantized_axes)
     states = {}
     for site, x in clean.items():
         axes = tuple(range(1, x.ndim)) if site in BLOCK_SITES else None
@@ -341,18 +346,18 @@ def test_a_model_on_integers_is_its_simulation(skip, others, weight_bits):
         if name != "blocks":  # The embedding and what folds into it stay floats.
             dtype = {8: jnp.int8, 4: jnp.int4}[weight_bits]
             assert (leaf.dtype == dtype) == (name in matrices), name
-    fake = taps.Taps(taps.Both(taps.fake_quantize, examples.keep), TAP_SETS["full"])
+    fake = taps.Taps(rounded_and_kept, TAP_SETS["full"])
     (logits, sites), (expected, expected_sites) = (
         run(model, codes, batch, transformer.Seams(fake, dot=dot), states)
         for dot in (layers.integer_matmul, deferred.matmul)
     )
     # Both sums are exact: every activation and every logit has the same bits.
-    for site, (_, x) in sites.items():
-        np.testing.assert_array_equal(x, expected_sites[site][1], err_msg=site)
+    for site, x in sites.items():
+        np.testing.assert_array_equal(x, expected_sites[site], err_msg=site)
     np.testing.assert_array_equal(logits, expected)
     # And it is the model of rounded weights: nothing but float32 lies between them,
     # where no activation sits so close to a tie that it rounds to another code.
-    rounded = weights.quantize(params, weight_bits)
+    rounded = weights.quantize(params, weight_bits, axes=params_lib.quantized_axes)
     plain, _ = run(model, rounded, batch, transformer.Seams(fake), states)
     error = np.abs(logits - plain).max() / np.abs(plain).max()
     assert error < 1e-5
@@ -381,11 +386,12 @@ def test_integers_are_what_is_multiplied():
 @pytest.mark.slow
 def test_weights_alone_on_integers_are_rounded_weights():
     model, params, batch = example(skip="residual")
-    codes, w_grids = weights.encode(params, 3)
+    codes, w_grids = weights.encode(params, 3, axes=params_lib.quantized_axes)
     states = {name: g for name, g in w_grids["blocks"].items() if g is not None}
     seams = transformer.Seams(dot=layers.dequantized_matmul)
     logits, _ = run(model, codes, batch, seams, states)
-    expected, _ = run(model, weights.quantize(params, 3), batch)
+    rounded = weights.quantize(params, 3, axes=params_lib.quantized_axes)
+    expected, _ = run(model, rounded, batch)
     np.testing.assert_array_equal(logits, expected)
 
 

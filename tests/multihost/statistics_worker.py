@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rfq import taps
-from rfq.stats import histogram
+from rfq.stats import bins
 
 STATISTICS = ("moments", "channels", "tokens", "histogram")
 
@@ -27,7 +27,7 @@ def measured(devices) -> list[np.ndarray]:
     rows, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
     whole = drawn()
     x = jax.make_array_from_callback(whole.shape, rows, lambda index: whole[index])
-    unit = histogram.Binning(np.float32(0.0), np.float32(1.0))
+    unit = bins.Binning(np.float32(0.0), np.float32(1.0))
 
     def record(x):
         return taps.Measure(STATISTICS)(x, unit)[1]

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from rfq.quant import calibrate, distortion, grid, integer, spec
-from rfq.stats import histogram, moments, negentropy
+from rfq.quant import distortion, grid, integer
+from rfq.stats import bins, central, entropy, extremes
 
-SCHEMES = {name: jax.jit(scheme) for name, scheme in spec.SCHEMES.items()}
+SCHEMES = {name: jax.jit(scheme) for name, scheme in grid.SCHEMES.items()}
 encode, fake_quantize = jax.jit(grid.encode), jax.jit(grid.fake_quantize)
-histogram_of, observe = jax.jit(histogram.histogram), jax.jit(calibrate.observe)
+histogram_of, observe = jax.jit(bins.histogram), jax.jit(extremes.value_range)
 store = jax.jit(integer.store, static_argnames="num_bits")
 bits = st.integers(2, 16)
 schemes = st.sampled_from(sorted(SCHEMES))
@@ -54,7 +54,7 @@ def test_min_max_calibration_bounds_every_error(x, num_bits, scheme):
 
 @hypothesis.given(arrays(values))
 def test_calibration_counts_what_it_cannot_use(x):
-    record = moments.to_float64(observe(x))
+    record = central.to_float64(observe(x))
     finite = x[np.isfinite(x)]
     assert record.num_nonfinite == x.size - finite.size
     if finite.size:
@@ -63,7 +63,7 @@ def test_calibration_counts_what_it_cannot_use(x):
 
 @hypothesis.given(arrays(values))
 def test_histograms_lose_no_value(x):
-    record = histogram_of(x, histogram.robust_binning(x))
+    record = histogram_of(x, bins.robust_binning(x))
     assert int(record.counts.sum()) == x.size
     assert int(record.num_nonfinite) == np.sum(~np.isfinite(x))
 
@@ -72,9 +72,9 @@ def test_histograms_lose_no_value(x):
 def test_statistics_of_a_bad_array_are_not_finite(x):
     if np.isfinite(x).all():
         return
-    gamma = moments.excess_kurtosis(moments.moments(jnp.asarray(x)))
+    gamma = central.excess_kurtosis(central.moments(jnp.asarray(x)))
     assert not np.isfinite(gamma)
-    assert np.isnan(negentropy.negentropy(jnp.asarray(x)))
+    assert np.isnan(entropy.negentropy(jnp.asarray(x)))
     assert not np.isfinite(distortion.nmse(jnp.asarray(x), jnp.zeros_like(x)))
 
 

@@ -9,18 +9,18 @@ import pytest
 from scipy import stats as laws
 
 from rfq import errors
-from rfq.quant import calibrate, distortion, grid, spec
-from rfq.stats import histogram, moments
+from rfq.quant import calibrate, distortion, grid
+from rfq.stats import bins, central, extremes
 
 
 def observed(x):
-    return moments.to_float64(calibrate.observe(jnp.asarray(x)))
+    return central.to_float64(extremes.value_range(jnp.asarray(x)))
 
 
 def test_merging_ranges_is_pooling():
     x = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
-    merged = calibrate.merge(
-        calibrate.merge(observed(x[0]), observed(x[1])), observed(x[2])
+    merged = extremes.merge(
+        extremes.merge(observed(x[0]), observed(x[1])), observed(x[2])
     )
     pooled = observed(x)
     assert merged == pooled
@@ -29,7 +29,7 @@ def test_merging_ranges_is_pooling():
 
 def test_min_max_is_the_extremes_of_every_layer():
     x = jnp.arange(24.0).reshape(2, 12) - 5.0
-    record = moments.to_float64(jax.vmap(calibrate.observe)(x))
+    record = central.to_float64(jax.vmap(extremes.value_range)(x))
     lo, hi = calibrate.finalize({"mlp_in": record}, ["mlp_in"])["mlp_in"]
     np.testing.assert_array_equal(lo, [-5.0, 7.0])
     np.testing.assert_array_equal(hi, [6.0, 18.0])
@@ -43,7 +43,7 @@ def test_non_finite_values_are_counted_not_used():
 
 def test_a_site_that_met_nan_is_refused_by_name_and_layer():
     x = jnp.ones((3, 4)).at[1, 2].set(jnp.nan)
-    record = moments.to_float64(jax.vmap(calibrate.observe)(x))
+    record = central.to_float64(jax.vmap(extremes.value_range)(x))
     with pytest.raises(
         errors.InputError, match=r"'attn_in' in layers \[2\].*NaN or inf"
     ):
@@ -53,7 +53,7 @@ def test_a_site_that_met_nan_is_refused_by_name_and_layer():
 def test_a_site_that_was_never_reached_is_refused_by_name():
     with pytest.raises(errors.InputError, match=r"'mlp_in'.*never reached.*attn_in"):
         calibrate.finalize({"attn_in": observed([1.0])}, ["attn_in", "mlp_in"])
-    nothing = calibrate.Range(*(np.zeros(()) for _ in calibrate.Range._fields))
+    nothing = extremes.Range(*(np.zeros(()) for _ in extremes.Range._fields))
     with pytest.raises(errors.InputError, match="never reached"):
         calibrate.finalize({"mlp_in": nothing}, ["mlp_in"])
 
@@ -63,7 +63,7 @@ def test_static_ranges_per_channel_broadcast_against_the_activations():
         jax.random.normal(jax.random.key(0), (4, 5, 6))
         * jnp.arange(1.0, 7.0)[None, None]
     )
-    record = calibrate.observe(x, axis=(0, 1))
+    record = extremes.value_range(x, axis=(0, 1))
     assert record.lo.shape == (1, 1, 6)
     np.testing.assert_array_equal(record.count, np.full((1, 1, 6), 20.0))
     grids = grid.grid_from_range(record.lo, record.hi, 8)
@@ -76,18 +76,18 @@ def test_static_ranges_per_channel_broadcast_against_the_activations():
         )
 
 
-def evidence(x, num_batches=1):
+def layer_sample(x, num_batches=1):
     """What the driver collects in two passes over x."""
     batches = [observed(batch) for batch in x.reshape(num_batches, -1)]
-    binning = histogram.robust_binning(jnp.asarray(x))
-    h = histogram.histogram(jnp.asarray(x), binning)
-    return calibrate.Evidence(
-        batches=calibrate.Range(
+    binning = bins.robust_binning(jnp.asarray(x))
+    h = bins.histogram(jnp.asarray(x), binning)
+    return calibrate.LayerSample(
+        batches=extremes.Range(
             *(np.stack(leaf) for leaf in zip(*batches, strict=True))
         ),
         rms=float(np.sqrt(np.mean(x.astype(np.float64) ** 2))),
         counts=np.asarray(h.counts),
-        edges=histogram.edges() * binning.scale + binning.center,
+        edges=bins.edges() * binning.scale + binning.center,
     )
 
 
@@ -104,7 +104,7 @@ def sqnr_db(x, bounds, num_bits):
 
 def test_min_max_clips_nothing_and_absmax_is_symmetric():
     x = np.concatenate([normal(999), [9.0]]).astype(np.float32)
-    seen = evidence(x, num_batches=4)
+    seen = layer_sample(x, num_batches=4)
     assert calibrate.min_max(seen, 8, grid.grid_from_range) == (x.min(), x.max())
     assert calibrate.absmax(seen, 8, grid.grid_from_range) == (-9.0, 9.0)
 
@@ -112,7 +112,7 @@ def test_min_max_clips_nothing_and_absmax_is_symmetric():
 def test_ema_forgets_the_token_that_one_batch_held():
     x = np.zeros((10, 4), np.float32)
     x[:, 0], x[:, 1], x[2, 2] = -1.0, 1.0, 1000.0
-    lo, hi = calibrate.CALIBRATORS["ema"](evidence(x, 10), 8, grid.grid_from_range)
+    lo, hi = calibrate.CALIBRATORS["ema"](layer_sample(x, 10), 8, grid.grid_from_range)
     assert lo == -1.0
     # 1 + .1 * 999 after the batch, shrinking by .9 in the seven that follow.
     assert hi == pytest.approx(1.0 + 99.9 * 0.9**7)
@@ -127,7 +127,7 @@ def test_percentiles_of_a_gaussian(name, four_bits_db, eight_bits_db):
     x = normal(1_000_000)
     for num_bits, expected in ((4, four_bits_db), (8, eight_bits_db)):
         bounds = calibrate.CALIBRATORS[name](
-            evidence(x), num_bits, grid.grid_from_range
+            layer_sample(x), num_bits, grid.grid_from_range
         )
         # The table's own draw of 2e6 has 200 values beyond the .9999 range.
         np.testing.assert_allclose(sqnr_db(x, bounds, num_bits), expected, atol=0.15)
@@ -141,7 +141,7 @@ def test_percentiles_of_a_laplace(name, four_bits_db, eight_bits_db):
     x = normal(1_000_000, laws.laplace.ppf)
     for num_bits, expected in ((4, four_bits_db), (8, eight_bits_db)):
         bounds = calibrate.CALIBRATORS[name](
-            evidence(x), num_bits, grid.grid_from_range
+            layer_sample(x), num_bits, grid.grid_from_range
         )
         # As above: 2,000 clipped values know the energy of their excess, whose square
         # has a kurtosis of 6, to 5 % or .2 dB.
@@ -161,7 +161,7 @@ def test_percentiles_of_a_laplace(name, four_bits_db, eight_bits_db):
     ],
 )
 def test_gaussian_clip_needs_no_data(scheme, num_bits, clip, db):
-    build = spec.SCHEMES[scheme]
+    build = grid.SCHEMES[scheme]
     # The optimum is flat: a third digit of c moves the error by less than 1e-5.
     np.testing.assert_allclose(
         calibrate.gaussian_clip(num_bits, build), clip, rtol=2e-3
@@ -169,7 +169,7 @@ def test_gaussian_clip_needs_no_data(scheme, num_bits, clip, db):
     # At twice the scale, where an RMS of 2 is all that calibration knows.
     x = np.linspace(-16.0, 16.0, 400_000, dtype=np.float32)
     density = laws.norm.pdf(x / 2.0)
-    seen = calibrate.Evidence(*[None] * 4)._replace(rms=2.0)
+    seen = calibrate.LayerSample(*[None] * 4)._replace(rms=2.0)
     made = build(*map(np.float32, calibrate.gaussian(seen, num_bits, build)), num_bits)
     error = np.asarray(grid.fake_quantize(jnp.asarray(x), made), np.float64) - x
     found = (density * x.astype(np.float64) ** 2).sum() / (density * error**2).sum()
@@ -193,7 +193,7 @@ def test_mse_is_the_best_shrink_of_the_range(law, num_bits):
         x[:40] = 100.0
     if law == "one_sided":
         x = np.maximum(x, -0.1)
-    seen = evidence(x)
+    seen = layer_sample(x)
     lo, hi = calibrate.min_max(seen, num_bits, grid.grid_from_range)
     found = sqnr_db(x, calibrate.mse(seen, num_bits, grid.grid_from_range), num_bits)
     tried = [
@@ -220,6 +220,6 @@ def test_expected_error_is_exact_for_a_uniform_density():
 @pytest.mark.parametrize("name", sorted(calibrate.CALIBRATORS))
 def test_every_calibrator_covers_the_bulk(name):
     x = normal(10_000) + 0.3
-    lo, hi = calibrate.CALIBRATORS[name](evidence(x, 5), 8, grid.grid_from_range)
+    lo, hi = calibrate.CALIBRATORS[name](layer_sample(x, 5), 8, grid.grid_from_range)
     assert lo < -2.5 and hi > 3.0
     assert sqnr_db(x, (lo, hi), 8) > 36.0

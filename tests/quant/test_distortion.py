@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rfq.quant import distortion, grid
-from rfq.stats import moments
+from rfq.stats import central
 
 
 def test_sqnr_is_minus_ten_log_of_the_nmse():
@@ -24,7 +24,7 @@ def test_batches_merge_to_the_whole():
     total = None
     for batch, batch_hat in zip(x, x_hat, strict=True):
         leaf = distortion.measure(jnp.asarray(batch), jnp.asarray(batch_hat))
-        leaf = moments.to_float64(leaf)
+        leaf = central.to_float64(leaf)
         total = leaf if total is None else distortion.merge(total, leaf)
     x, x_hat = x.astype(np.float64), x_hat.astype(np.float64)
     exact = 10 * np.log10((x**2).sum() / ((x - x_hat) ** 2).sum())
@@ -105,9 +105,9 @@ def test_the_plateau_diagnostics_tell_clipping_rounding_and_dead_sites_apart():
 def test_usage_merges_to_the_whole_and_counts_exactly():
     x = jax.random.normal(jax.random.key(0), (2, 5000))
     made = grid.grid_from_range(jnp.float32(-1.0), jnp.float32(2.0), 4)
-    parts = [moments.to_float64(distortion.usage(row, made, 1.5)) for row in x]
+    parts = [central.to_float64(distortion.usage(row, made, 1.5)) for row in x]
     merged = distortion.merge_usage(*parts)
-    whole = moments.to_float64(distortion.usage(x, made, 1.5))
+    whole = central.to_float64(distortion.usage(x, made, 1.5))
     np.testing.assert_allclose(merged, whole, rtol=1e-5)
     outside = (x < -1.0 - 0.7 * made.step) | (x > 2.0 + 0.7 * made.step)
     # The rounded zero point moves both ends of the grid by up to half a step.

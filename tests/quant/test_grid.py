@@ -10,10 +10,9 @@ import pytest
 
 from rfq import errors
 from rfq.quant import grid as g
-from rfq.quant import spec
 
 ALL_BITS = range(2, 17)
-SCHEMES = sorted(spec.SCHEMES)
+SCHEMES = sorted(g.SCHEMES)
 FINE = 1_600_000  # Points of a lattice for 16 bits.
 
 
@@ -69,7 +68,7 @@ def test_codes_are_those_of_the_specification_with_a_constant_grid():
 @pytest.mark.parametrize("num_bits", ALL_BITS)
 def test_fake_quantize_is_idempotent_bit_for_bit(scheme, num_bits):
     x = 3.0 * jax.random.normal(jax.random.key(num_bits), (4096,)) + 1.0
-    grid = spec.SCHEMES[scheme](jnp.min(x), jnp.max(x), num_bits)
+    grid = g.SCHEMES[scheme](jnp.min(x), jnp.max(x), num_bits)
     once = g.fake_quantize(x, grid)
     np.testing.assert_array_equal(g.fake_quantize(once, grid), once)
 
@@ -88,7 +87,7 @@ def test_error_is_at_most_half_a_step(num_bits):
 def test_zero_is_exact(scheme, num_bits):
     ranges = [(-0.3, 1.7), (0.0, 5.0), (2.0, 5.0), (-5.0, -2.0), (0.0, 0.0)]
     for lo, hi in ranges:
-        grid = spec.SCHEMES[scheme](jnp.float32(lo), jnp.float32(hi), num_bits)
+        grid = g.SCHEMES[scheme](jnp.float32(lo), jnp.float32(hi), num_bits)
         x_hat = g.fake_quantize(jnp.array([0.0, -0.0]), grid)
         np.testing.assert_array_equal(x_hat, [0.0, 0.0])
 
@@ -97,7 +96,7 @@ def test_zero_is_exact(scheme, num_bits):
 @pytest.mark.parametrize("num_bits", ALL_BITS)
 def test_scaling_by_a_power_of_two_commutes(scheme, num_bits):
     x = jax.random.normal(jax.random.key(1), (4096,))
-    build = spec.SCHEMES[scheme]
+    build = g.SCHEMES[scheme]
     base = g.fake_quantize(x, build(jnp.float32(-2.1), jnp.float32(3.3), num_bits))
     for a in (2.0**-20, 0.5, 2.0**30):
         grid = build(jnp.float32(-2.1 * a), jnp.float32(3.3 * a), num_bits)
@@ -108,7 +107,7 @@ def test_scaling_by_a_power_of_two_commutes(scheme, num_bits):
 def test_the_map_never_decreases(scheme):
     x = jnp.linspace(-4.0, 4.0, 20_001)
     for num_bits in (2, 4, 9):
-        grid = spec.SCHEMES[scheme](jnp.float32(-1.3), jnp.float32(3.0), num_bits)
+        grid = g.SCHEMES[scheme](jnp.float32(-1.3), jnp.float32(3.0), num_bits)
         assert jnp.all(jnp.diff(g.fake_quantize(x, grid)) >= 0.0)
 
 
@@ -235,7 +234,7 @@ def test_min_max_sqnr_of_a_gaussian(scheme):
     for num_bits, expected in MIN_MAX_DB[scheme].items():
         # The entry at 16 bits counts rounding alone: no mass beyond the range.
         x, density = gaussian(5.467, FINE) if num_bits == 16 else gaussian()
-        grid = spec.SCHEMES[scheme](-5.467, 5.467, num_bits)
+        grid = g.SCHEMES[scheme](-5.467, 5.467, num_bits)
         # The table has two decimals, one at 16 bits; the lattice adds less than 0.01.
         atol = 0.06 if num_bits == 16 else 0.015
         np.testing.assert_allclose(sqnr_db(grid, x, density), expected, atol=atol)
@@ -258,7 +257,7 @@ def test_optimal_clip_of_a_gaussian(scheme):
     for num_bits, (clip, expected) in OPTIMAL_CLIP[scheme].items():
 
         def at(c, num_bits=num_bits):
-            return sqnr_db(spec.SCHEMES[scheme](-c, c, num_bits), x, density)
+            return sqnr_db(g.SCHEMES[scheme](-c, c, num_bits), x, density)
 
         best = at(clip)
         np.testing.assert_allclose(best, expected, atol=0.015)
@@ -317,25 +316,74 @@ def test_each_extent_quantizes_its_groups_alone():
     def alone(part):
         return g.fake_quantize(part, g.grid_from_range(part.min(), part.max(), 4))
 
-    def dynamic(extent):
-        return g.fake_quantize_dynamic(x, 4, extent=extent)
+    def dynamic(granularity):
+        return g.fake_quantize(x, g.Dynamic(4, granularity))
 
-    np.testing.assert_array_equal(dynamic(g.per_tensor), alone(x))
-    np.testing.assert_array_equal(dynamic(g.per_token)[1, 2], alone(x[1, 2]))
-    np.testing.assert_array_equal(dynamic(g.per_channel)[..., 5], alone(x[..., 5]))
-    np.testing.assert_array_equal(dynamic(g.per_group(4))[0, 1, 4:], alone(x[0, 1, 4:]))
-    np.testing.assert_array_equal(dynamic(g.per_group(8)), dynamic(g.per_token))
+    np.testing.assert_array_equal(g.fake_quantize(x, 4), alone(x))
+    np.testing.assert_array_equal(dynamic("per_tensor"), alone(x))
+    np.testing.assert_array_equal(dynamic("per_token")[1, 2], alone(x[1, 2]))
+    np.testing.assert_array_equal(dynamic("per_channel")[..., 5], alone(x[..., 5]))
+    found = dynamic("per_group_4")[0, 1, 4:]
+    np.testing.assert_array_equal(found, alone(x[0, 1, 4:]))
+    np.testing.assert_array_equal(dynamic("per_group_8"), dynamic("per_token"))
 
 
 def test_a_group_must_divide_the_axis():
     with pytest.raises(errors.InputError, match="group_size=3"):
-        g.fake_quantize_dynamic(jnp.ones((2, 8)), 4, extent=g.per_group(3))
+        g.fake_quantize(jnp.ones((2, 8)), g.Dynamic(4, "per_group_3"))
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_token", "per_channel"])
+def test_one_token_of_one_value_shares_nothing(granularity):
+    # Where a group is the whole array, what shares a grid does not matter.
+    row = jax.random.normal(jax.random.key(7), (1, 64))
+    x = row if granularity != "per_channel" else row.T
+    found = g.fake_quantize(x, g.Dynamic(4, granularity))
+    np.testing.assert_array_equal(found, g.fake_quantize(x, 4))
+
+
+def test_bits_are_data_and_granularity_is_not():
+    traces = []
+
+    @jax.jit
+    def rounded(x, how):
+        traces.append(how)
+        return g.fake_quantize(x, how)
+
+    x = jax.random.normal(jax.random.key(8), (3, 16))
+    for granularity in ("per_tensor", "per_token", "per_group_4"):
+        for num_bits in (2, 4, 8):
+            found = rounded(x, g.Dynamic(jnp.int32(num_bits), granularity))
+            expected = g.fake_quantize(x, g.Dynamic(num_bits, granularity))
+            np.testing.assert_array_equal(found, expected)
+    assert len(traces) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: g.Dynamic(4, "per_row"), "granularity='per_row' is unknown"),
+        (lambda: g.Dynamic(4, scheme="log"), "scheme='log' is unknown"),
+        (lambda: g.fake_quantize(jnp.ones(3), 1), "num_bits=1 must be"),
+        (lambda: g.fake_quantize(jnp.ones(3), 4.5), r"num_bits=4\.5 must be"),
+        (lambda: g.fake_quantize(jnp.ones(3), np.int64(17)), "num_bits=17 must be"),
+    ],
+)
+def test_what_nothing_can_be_rounded_to_is_a_sentence(make, said):
+    with pytest.raises(errors.InputError, match=said):
+        make()
+
+
+def test_a_list_and_a_numpy_array_are_arrays():
+    values = [-1.0, 0.4, 2.0]
+    for x in (values, np.array(values)):
+        np.testing.assert_array_equal(g.fake_quantize(x, 2), [-1.0, 0.0, 2.0])
 
 
 @pytest.mark.parametrize(("num_bits", "expected"), [(4, 17.1), (6, 30.0), (8, 42.3)])
 def test_dynamic_tokens_of_a_gaussian(num_bits, expected):
     x = jax.random.normal(jax.random.key(6), (2048, 768))
-    x_hat = g.fake_quantize_dynamic(x, num_bits, extent=g.per_token, scheme=g.symmetric)
+    x_hat = g.fake_quantize(x, g.Dynamic(num_bits, "per_token", "symmetric"))
     measured = 10 * jnp.log10(jnp.sum(x**2) / jnp.sum((x - x_hat) ** 2))
     # Mean over 2,048 tokens; the table has one decimal.
     np.testing.assert_allclose(measured, expected, atol=0.1)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rfq import errors
-from rfq.quant import grid, integer, spec, weights
+from rfq import params as axes
+from rfq.quant import grid, integer, weights
 
 L, D, H, K = 2, 96, 4, 8
 
@@ -15,7 +16,7 @@ def codes(x, num_bits, axis=None, scheme="asymmetric"):
     keepdims = axis is not None
     lo = jnp.min(x, axis=axis, keepdims=keepdims)
     hi = jnp.max(x, axis=axis, keepdims=keepdims)
-    return integer.store(x, spec.SCHEMES[scheme](lo, hi, num_bits), num_bits)
+    return integer.store(x, grid.SCHEMES[scheme](lo, hi, num_bits), num_bits)
 
 
 def exact(x, w):
@@ -33,7 +34,7 @@ def exact(x, w):
 
 @pytest.mark.parametrize("x_bits", [2, 4, 8])
 @pytest.mark.parametrize("w_bits", [3, 4, 8])
-@pytest.mark.parametrize("scheme", sorted(spec.SCHEMES))
+@pytest.mark.parametrize("scheme", sorted(grid.SCHEMES))
 def test_the_integer_product_is_the_int64_product(x_bits, w_bits, scheme):
     x = codes(jax.random.normal(jax.random.key(0), (17, D)) + 0.7, x_bits, None, scheme)
     w = codes(jax.random.normal(jax.random.key(1), (D, 23)), w_bits, (0,), scheme)
@@ -87,7 +88,7 @@ def test_a_simulated_matmul_agrees_to_float32_rounding():
 def test_model_shapes_contract_heads_and_scan_over_layers():
     x = jax.random.normal(jax.random.key(5), (3, 5, H, K))
     params = {"w_o": jax.random.normal(jax.random.key(6), (L, H, K, D))}
-    grids = weights.grids(params, 4)["w_o"]
+    grids = weights.grids(params, 4, axes=axes.quantized_axes)["w_o"]
     stored = integer.store(params["w_o"], grids, 4)
     assert stored.values.dtype == jnp.int4
     x_codes = codes(x, 8)
@@ -97,7 +98,7 @@ def test_model_shapes_contract_heads_and_scan_over_layers():
     simulated = jnp.einsum(
         "bthk,lhkd->lbtd",
         integer.load(x_codes),
-        weights.quantize(params, 4)["w_o"],
+        weights.quantize(params, 4, axes=axes.quantized_axes)["w_o"],
         precision=jax.lax.Precision.HIGHEST,
     )
     np.testing.assert_allclose(y, simulated, atol=1e-4)

@@ -1,5 +1,7 @@
 """Per-channel weight quantization over the parameter table."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,11 @@ from rfq import params as table
 from rfq.quant import grid, integer, weights
 
 L, D, H, K, F, V = 2, 16, 2, 4, 24, 11
+
+quantize, encode, grids = (
+    functools.partial(function, axes=table.quantized_axes)
+    for function in (weights.quantize, weights.encode, weights.grids)
+)
 
 
 @pytest.fixture
@@ -42,7 +49,7 @@ def _alone(w, num_bits):
 
 def test_every_output_channel_of_every_layer_has_its_own_grid(params):
     blocks = params["blocks"]
-    quantized = jax.jit(weights.quantize)(params, 4)["blocks"]
+    quantized = jax.jit(quantize)(params, 4)["blocks"]
     rounded = jax.jit(lambda w: grid.fake_quantize(w, _alone(w, 4)))
     for layer in range(L):
         for column in (0, 5, D - 1):
@@ -56,7 +63,7 @@ def test_every_output_channel_of_every_layer_has_its_own_grid(params):
 
 
 def test_embedding_and_gains_are_left_alone(params):
-    quantized = weights.quantize(params, 2)
+    quantized = quantize(params, 2)
     chex.assert_trees_all_equal_structs(quantized, params)
     for leaf, row, before in zip(
         jax.tree.leaves(quantized),
@@ -72,32 +79,30 @@ def test_scaling_one_output_channel_scales_only_that_channel(params):
     scale = jnp.ones((1, 1, F)).at[0, 0, 3].set(64.0)
     scaled = params | {"blocks": params["blocks"] | {}}
     scaled["blocks"]["w_up"] = params["blocks"]["w_up"] * scale
-    expected = weights.quantize(params, 6)["blocks"]["w_up"] * scale
-    np.testing.assert_array_equal(
-        weights.quantize(scaled, 6)["blocks"]["w_up"], expected
-    )
+    expected = quantize(params, 6)["blocks"]["w_up"] * scale
+    np.testing.assert_array_equal(quantize(scaled, 6)["blocks"]["w_up"], expected)
 
 
 def test_full_precision_is_the_same_object(params):
-    assert weights.quantize(params, None) is params
+    assert quantize(params, None) is params
 
 
 def test_one_compilation_serves_every_width(params):
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def quantize(params, weight_bits):
-        return weights.quantize(params, weight_bits)
+    def compiled(params, weight_bits):
+        return quantize(params, weight_bits)
 
     for bits in (2, 8, 16):
-        traced = quantize(params, jnp.int32(bits))
-        chex.assert_trees_all_equal(traced, weights.quantize(params, bits))
+        traced = compiled(params, jnp.int32(bits))
+        chex.assert_trees_all_equal(traced, quantize(params, bits))
 
 
 @pytest.mark.parametrize(("num_in", "expected"), [(768, {4: 18.2, 6: 30.7, 8: 42.9})])
 def test_sqnr_of_gaussian_columns(num_in, expected):
     w = jax.random.normal(jax.random.key(1), (1, num_in, 4096))
     for num_bits, db in expected.items():
-        w_hat = weights.quantize({"w_up": w}, num_bits)["w_up"]
+        w_hat = quantize({"w_up": w}, num_bits)["w_up"]
         measured = 10 * jnp.log10(jnp.sum(w**2) / jnp.sum((w - w_hat) ** 2))
         # Mean over 4,096 columns; the table has one decimal.
         np.testing.assert_allclose(measured, db, atol=0.1)
@@ -106,7 +111,7 @@ def test_sqnr_of_gaussian_columns(num_in, expected):
 def test_groups_of_inputs_have_their_own_grid(params):
     # 4 inputs of a column, counted over heads and widths together.
     w = params["blocks"]["w_o"]
-    quantized = weights.quantize(params, 3, group_size=4)["blocks"]["w_o"]
+    quantized = quantize(params, 3, group_size=4)["blocks"]["w_o"]
     flat, flat_hat = (leaf.reshape(L, H * K, D) for leaf in (w, quantized))
     group = flat[1, 4:8, 3]
     rounded = grid.fake_quantize(group, _alone(group, 3))
@@ -118,7 +123,7 @@ def test_groups_are_closer_than_channels(params, num_bits):
     leaf = {"w_down": params["blocks"]["w_down"]}
 
     def error(group_size):
-        quantized = weights.quantize(leaf, num_bits, group_size=group_size)
+        quantized = quantize(leaf, num_bits, group_size=group_size)
         return jnp.sum((quantized["w_down"] - leaf["w_down"]) ** 2)
 
     assert error(2) < error(8) < error(None)
@@ -126,11 +131,13 @@ def test_groups_are_closer_than_channels(params, num_bits):
 
 def test_a_group_that_does_not_divide_is_refused(params):
     with pytest.raises(errors.InputError, match="group_size=5"):
-        weights.quantize(params, 4, group_size=5)
+        quantize(params, 4, group_size=5)
 
 
 def test_the_embedding_has_a_grid_per_vocabulary_entry_when_asked(params):
-    quantized = weights.quantize(params, 4, kinds=("matrix", "embedding"))
+    axes = table.quantized_axes(params)
+    axes["embedding"] = table.TABLE["embedding"].matrix
+    quantized = weights.quantize(params, 4, axes=axes)
     row = params["embedding"][7]
     alone = grid.grid_from_range(jnp.min(row), jnp.max(row), 4)
     np.testing.assert_array_equal(
@@ -139,9 +146,9 @@ def test_the_embedding_has_a_grid_per_vocabulary_entry_when_asked(params):
 
 
 def test_the_grids_are_those_of_quantize(params):
-    found = weights.grids(params, 5)
+    found = grids(params, 5)
     assert found["embedding"] is None and found["blocks"]["mlp_norm"] is None
-    quantized = weights.quantize(params, 5)
+    quantized = quantize(params, 5)
     for name in ("w_q", "w_o", "w_up"):
         np.testing.assert_array_equal(
             grid.fake_quantize(params["blocks"][name], found["blocks"][name]),
@@ -153,15 +160,15 @@ def test_the_grids_are_those_of_quantize(params):
 def test_group_128_of_gaussian_columns():
     w = jax.random.normal(jax.random.key(2), (1, 768, 1024))
     for num_bits, db in ((4, 20.0), (6, 32.4), (8, 44.5)):
-        w_hat = weights.quantize({"w_up": w}, num_bits, group_size=128)["w_up"]
+        w_hat = quantize({"w_up": w}, num_bits, group_size=128)["w_up"]
         measured = 10 * jnp.log10(jnp.sum(w**2) / jnp.sum((w - w_hat) ** 2))
         np.testing.assert_allclose(measured, db, atol=0.1)
 
 
 @pytest.mark.parametrize("num_bits", [2, 4, 5, 8, 16])
 def test_the_codes_are_those_of_quantize(params, num_bits):
-    codes, found = weights.encode(params, num_bits)
-    quantized = weights.quantize(params, num_bits)
+    codes, found = encode(params, num_bits)
+    quantized = quantize(params, num_bits)
     dtype = {2: jnp.int4, 4: jnp.int4, 5: jnp.int8, 8: jnp.int8, 16: jnp.int16}
     for name, g in found["blocks"].items():
         leaf, expected = codes["blocks"][name], quantized["blocks"][name]
@@ -172,3 +179,54 @@ def test_the_codes_are_those_of_quantize(params, num_bits):
         loaded = integer.load(integer.Codes(leaf, g))
         np.testing.assert_array_equal(loaded, expected)
     assert codes["embedding"] is params["embedding"] and found["embedding"] is None
+
+
+def alone(column, num_bits):
+    return grid.fake_quantize(column, _alone(column, num_bits))
+
+
+def test_any_tree_is_quantized_by_its_own_axes(params):
+    # [out, in] as Equinox has it, a convolution [h, w, in, out], and what is no array.
+    draw = functools.partial(jax.random.normal, jax.random.key(3))
+    tree = {"linear": draw((3, 5)), "conv": draw((2, 2, 4, 6)), "f": jax.nn.gelu}
+    axes = {
+        "linear": weights.MatrixAxes((1,), (0,)),
+        "conv": weights.MatrixAxes((0, 1, 2), (3,)),
+        "f": None,
+    }
+    for given in (axes, lambda tree: axes):
+        found = weights.quantize(tree, 3, axes=given)
+        np.testing.assert_array_equal(found["linear"][1], alone(tree["linear"][1], 3))
+        column = alone(tree["conv"][..., 2], 3)
+        np.testing.assert_array_equal(found["conv"][..., 2], column)
+        assert found["f"] is tree["f"]
+
+
+def test_without_axes_the_leaves_of_two_axes_are_matrices():
+    draw = functools.partial(jax.random.normal, jax.random.key(4))
+    tree = {
+        "kernel": draw((5, 3)),
+        "bias": draw((3,)),
+        "hole": None,
+        "ids": np.eye(3, dtype=int),
+    }
+    found = weights.quantize(tree, 3)
+    np.testing.assert_array_equal(found["kernel"][:, 2], alone(tree["kernel"][:, 2], 3))
+    assert found["bias"] is tree["bias"] and found["ids"] is tree["ids"]
+    assert found["hole"] is None
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({"w": weights.MatrixAxes((2,), (0,))}, r"axes of parameter \['w'\]"),
+        ({"w": weights.MatrixAxes((-1,), (0,))}, "from 0 to 1"),
+        ({"w": weights.MatrixAxes((), (0,))}, "tuples of different axes"),
+        ({"w": weights.MatrixAxes(0, 1)}, "tuples of different axes"),
+        ({"w": (0, 1)}, r"are \(0, 1\)"),
+        ({"v": None}, "must have the structure of the parameters"),
+    ],
+)
+def test_axes_that_do_not_fit_are_a_sentence(axes, said):
+    with pytest.raises(errors.InputError, match=said):
+        weights.quantize({"w": jnp.ones((2, 2))}, 4, axes=axes)

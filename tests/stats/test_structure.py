@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq.stats import channels, isometry, moments, tokens
+from rfq.stats import central, channels, isometry, per_token
 
 D, NUM_TOKENS = 768, 2048
-tokens_of = jax.jit(tokens.tokens)
+tokens_of = jax.jit(per_token.tokens)
 channel_moments = jax.jit(channels.channel_moments)
 
 
@@ -21,7 +21,7 @@ def planted(kind):
 
 # Pooled kurtosis alone cannot tell a channel from a token.
 @pytest.mark.parametrize(
-    ("kind", "pooled", "he", "per_channel", "per_token"),
+    ("kind", "pooled", "he", "of_channels", "of_tokens"),
     [
         # Sampling deviation of a kurtosis over n values: sqrt(24 / n), here
         # .0039 pooled and .1 for one channel or .18 for one token.
@@ -30,17 +30,17 @@ def planted(kind):
         ("token", (5283.0, 300.0), (2.7, 0.2), None, (0.0, 0.05)),
     ],
 )
-def test_each_statistic_sees_its_own_outliers(kind, pooled, he, per_channel, per_token):
+def test_each_statistic_sees_its_own_outliers(kind, pooled, he, of_channels, of_tokens):
     x = planted(kind)
-    m = moments.to_float64(channel_moments(x))
+    m = central.to_float64(channel_moments(x))
     t = tokens_of(x)
     found = {
-        "pooled": moments.excess_kurtosis(channels.pooled(m)),
+        "pooled": central.excess_kurtosis(channels.pooled(m)),
         "he": channels.he_kurtosis(m),
-        "per_channel": channels.mean_excess_kurtosis(m),
-        "per_token": tokens.mean_excess_kurtosis(t),
+        "of_channels": channels.mean_excess_kurtosis(m),
+        "of_tokens": per_token.mean_excess_kurtosis(t),
     }
-    for name, expected in zip(found, (pooled, he, per_channel, per_token), strict=True):
+    for name, expected in zip(found, (pooled, he, of_channels, of_tokens), strict=True):
         if expected is None:
             assert found[name] > 50.0
         else:
@@ -49,8 +49,8 @@ def test_each_statistic_sees_its_own_outliers(kind, pooled, he, per_channel, per
 
 def test_pooling_channels_is_the_moments_of_all():
     x = jax.random.normal(jax.random.key(1), (4, 100, 6)) * jnp.arange(6.0)[None, None]
-    m = channels.pooled(moments.to_float64(channel_moments(x + 3.0)))
-    np.testing.assert_allclose(m, moments.moments(x + 3.0), rtol=1e-4)
+    m = channels.pooled(central.to_float64(channel_moments(x + 3.0)))
+    np.testing.assert_allclose(m, central.moments(x + 3.0), rtol=1e-4)
 
 
 def test_the_mean_share_is_one_when_tokens_are_alike():
@@ -58,7 +58,7 @@ def test_the_mean_share_is_one_when_tokens_are_alike():
     alike = jnp.broadcast_to(row, (64, D))
     m = channel_moments(alike)
     np.testing.assert_allclose(channels.mean_share(m), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(tokens.token_cosine(tokens_of(alike)), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(per_token.token_cosine(tokens_of(alike)), 1.0, rtol=1e-5)
     m = channel_moments(planted("none"))
     # Each mean of 2,048 tokens has variance 1 / 2048.
     np.testing.assert_allclose(channels.mean_share(m), 1 / NUM_TOKENS, rtol=0.2)
@@ -70,14 +70,14 @@ def test_token_cosine_is_the_mean_over_pairs():
     cosine = unit @ unit.T
     expected = (cosine.sum() - 12) / (12 * 11)
     np.testing.assert_allclose(
-        tokens.token_cosine(tokens_of(jnp.asarray(x))), expected, rtol=1e-5
+        per_token.token_cosine(tokens_of(jnp.asarray(x))), expected, rtol=1e-5
     )
 
 
 def test_max_over_median_is_per_token():
     x = jnp.array([[1.0, -2.0, 8.0], [0.0, 1.0, -3.0]])
     t = tokens_of(x)
-    np.testing.assert_allclose(tokens.max_over_median(t), (4.0 + 3.0) / 2)
+    np.testing.assert_allclose(per_token.max_over_median(t), (4.0 + 3.0) / 2)
 
 
 def test_dead_tokens_and_channels_are_left_out_and_nan_is_not():
@@ -85,21 +85,21 @@ def test_dead_tokens_and_channels_are_left_out_and_nan_is_not():
     t = tokens_of(x)
     assert (t.num_varying, t.num_with_median, t.num_nonzero) == (49.0, 49.0, 49.0)
     for value in (
-        tokens.mean_excess_kurtosis(t),
-        tokens.max_over_median(t),
-        tokens.token_cosine(t),
+        per_token.mean_excess_kurtosis(t),
+        per_token.max_over_median(t),
+        per_token.token_cosine(t),
         channels.mean_excess_kurtosis(channel_moments(x)),
     ):
         assert np.isfinite(value)
     bad = x.at[0, 0].set(jnp.nan)
-    assert np.isnan(tokens.mean_excess_kurtosis(tokens_of(bad)))
+    assert np.isnan(per_token.mean_excess_kurtosis(tokens_of(bad)))
     assert np.isnan(channels.mean_excess_kurtosis(channel_moments(bad)))
 
 
 def test_batches_of_tokens_merge_to_the_whole():
     x = planted("token")
-    a, b = (moments.to_float64(tokens_of(part)) for part in (x[:500], x[500:]))
-    merged, whole = tokens.merge(a, b), tokens_of(x)
+    a, b = (central.to_float64(tokens_of(part)) for part in (x[:500], x[500:]))
+    merged, whole = per_token.merge(a, b), tokens_of(x)
     for left, right in zip(merged, whole, strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4)
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq.stats import moments
+from rfq.stats import central
 from rfq.theory import activations, laws
 from rfq.theory.activations import ACTIVATIONS
 
@@ -15,16 +15,16 @@ KNOWN = {"gaussian": 0, "laplace": 3, "uniform": -1.2, "rademacher": -2, "studen
 def test_definition_1_gives_the_kurtosis_of_known_laws(law):
     m = laws.moments_of(law, lambda x: x)
     np.testing.assert_allclose((m.mean, m.m2), (0.0, 1.0), atol=1e-12)
-    np.testing.assert_allclose(moments.excess_kurtosis(m), KNOWN[law], atol=1e-9)
+    np.testing.assert_allclose(central.excess_kurtosis(m), KNOWN[law], atol=1e-9)
     affine = laws.moments_of(law, lambda x: 5.0 - 3.0 * x)
-    np.testing.assert_allclose(moments.excess_kurtosis(affine), KNOWN[law], atol=1e-9)
+    np.testing.assert_allclose(central.excess_kurtosis(affine), KNOWN[law], atol=1e-9)
 
 
 @pytest.mark.parametrize("p", [0.5, 0.1, 1 / 512])
 def test_definition_1_gives_the_kurtosis_of_a_coin(p):
     m = laws.weighted(np.array([0.0, 1.0]), np.array([1.0 - p, p]))
     np.testing.assert_allclose(
-        moments.excess_kurtosis(m), laws.bernoulli_kurtosis(p), rtol=1e-12
+        central.excess_kurtosis(m), laws.bernoulli_kurtosis(p), rtol=1e-12
     )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rfq.model import init
-from rfq.stats import moments
+from rfq.stats import central
 from rfq.theory import attention, laws
 
 
@@ -20,7 +20,7 @@ def test_lemma_13_saturated_is_a_one_hot_vector(num_scores, gamma):
     # It is also the most that the estimator can say of so many values.
     one_hot = np.eye(num_scores)[0]
     m = laws.weighted(one_hot, np.full(num_scores, 1 / num_scores))
-    np.testing.assert_allclose(moments.excess_kurtosis(m), formula, rtol=1e-9)
+    np.testing.assert_allclose(central.excess_kurtosis(m), formula, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_lemma_13_saturated_is_a_one_hot_vector(num_scores, gamma):
 def test_lemma_13_limit_is_lognormal(tau, gamma):
     assert attention.lognormal_kurtosis(tau) == pytest.approx(gamma, rel=1e-3)
     x, w = laws.LAWS["gaussian"].nodes()
-    exact = moments.excess_kurtosis(laws.weighted(np.exp(tau * x), w))
+    exact = central.excess_kurtosis(laws.weighted(np.exp(tau * x), w))
     assert attention.lognormal_kurtosis(tau) == pytest.approx(exact, rel=1e-6)
 
 
@@ -70,7 +70,7 @@ def test_lemma_13_not_saturated_tends_to_the_lognormal(tau):
     # 1 % of 2,048 scores at tau <= .5; at tau = 1 it is 9 % below 111.
     assert found[2] == pytest.approx(limit, rel=0.01 if tau < 1.0 else 0.09)
     # nothing near-Gaussian about tau = 1.
-    assert (found[0] > 100 * laws.NEAR_GAUSSIAN) == (tau == 1.0)
+    assert (found[0] > 100 * laws.PAPERS_LARGEST_GAMMA) == (tau == 1.0)
 
 
 def test_lemma_13_overshoots_before_it_saturates():

@@ -7,7 +7,7 @@ import pytest
 
 from rfq.model import init
 from rfq.quant import distortion, grid
-from rfq.stats import moments
+from rfq.stats import central
 from rfq.theory import activations, laws, mixing
 from rfq.theory.activations import ACTIVATIONS
 from rfq.theory.laws import LAWS
@@ -39,7 +39,7 @@ def test_lemma_6_in_general_adds_cumulants():
     # Two inputs of different laws, by the product of their quadratures.
     (x, p), (y, q) = (LAWS[law].nodes() for law in ("uniform", "rademacher"))
     values = (0.6 * x[:, None] + 0.8 * y[None, :]).ravel()
-    exact = moments.excess_kurtosis(laws.weighted(values, np.outer(p, q).ravel()))
+    exact = central.excess_kurtosis(laws.weighted(values, np.outer(p, q).ravel()))
     predicted = mixing.kurtosis_of_sum(np.array([0.6, 0.8]), np.array([-1.2, -2.0]))
     np.testing.assert_allclose(predicted, exact, atol=1e-10)
 
@@ -146,7 +146,7 @@ def test_lemma_2_mixes_phi_of_x(phi, gamma):
 def test_theorem_2_bound_variance_and_mean():
     y = mixing.per_coordinate(mixing.mixed("relu", 512))
     # A fixed W: Var phi = 1/2 - 1/(2 pi), not E phi^2 = 1/2.
-    variance = float(moments.variance(y).mean())
+    variance = float(central.variance(y).mean())
     assert variance == pytest.approx(0.5 - 0.5 / np.pi, abs=1e-3)
     # "The same mean" fails: it is m_1 times the sum of the row.
     mean = activations.raw_moment("relu", 1)
@@ -162,7 +162,7 @@ def test_theorem_2_bound_variance_and_mean():
     # The bound is an equality with mu_j = d sum W_ij^4. Each coordinate's gamma from
     # 65,536 inputs deviates by sqrt(24 / n) = .019, the mean of all 512 by .0007.
     bound = activations.kurtosis("relu") * np.sum(w**4, axis=0)
-    deviation = moments.excess_kurtosis(y) - bound
+    deviation = central.excess_kurtosis(y) - bound
     error = mixing.mean_kurtosis(mixing.mixed("relu", 512)).standard_error
     assert abs(deviation.mean()) < 4 * error < 0.003
     assert deviation.std() == pytest.approx(np.sqrt(24 / 65536), rel=0.15)
@@ -177,7 +177,7 @@ def test_theorem_2_bound_is_an_equality_for_every_coordinate(phi):
         w = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         for row in w:
             y = (row[0] * f[:, None] + row[1] * f[None, :]).ravel()
-            found = moments.excess_kurtosis(laws.weighted(y, p))
+            found = central.excess_kurtosis(laws.weighted(y, p))
             mu = 2.0 * np.sum(row**4)
             predicted = mu / 2.0 * activations.kurtosis(phi)
             np.testing.assert_allclose(found, predicted, rtol=1e-9)

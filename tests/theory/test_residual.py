@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rfq.stats import moments
+from rfq.stats import central
 from rfq.theory import activations, laws, residual
 
 
@@ -43,7 +43,7 @@ def test_lemma_11_measured(d, num_batches, atol):
     assert found.value == pytest.approx(predicted, abs=atol)
     assert 3 * found.standard_error < 1.5 * atol
     # And 1 + m2 = 1.5, where their draw had 1.5009.
-    variance = laws.over_batches(moments.variance(y))
+    variance = laws.over_batches(central.variance(y))
     assert abs(variance.value - 1.5) < 4 * variance.standard_error < 0.01
 
 

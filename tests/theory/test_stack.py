@@ -122,7 +122,7 @@ def test_near_gaussian_streams_can_be_collapsed(weights, noted):
     # gamma of 256 means deviates by .17 about 0, and the noted -.12 is such a draw.
     assert abs(gamma.value) < 4 * gamma.standard_error < 0.25
     assert abs(-0.12) < 1.5 * gamma.standard_error * np.sqrt(16)
-    assert abs(gamma.value) < laws.NEAR_GAUSSIAN
+    assert abs(gamma.value) < laws.PAPERS_LARGEST_GAMMA
     assert trace.mean_share(0).value < 0.01
 
 
@@ -130,6 +130,6 @@ def test_near_gaussian_streams_can_be_collapsed(weights, noted):
 def test_theorem_1_every_cell_starts_near_gaussian():
     found = stack.after_one_update(width=256, num_layers=8, rate=1e-3)
     assert len(found) == 8
-    assert all(gamma < laws.NEAR_GAUSSIAN for gamma in found.values())
+    assert all(gamma < laws.PAPERS_LARGEST_GAMMA for gamma in found.values())
     # Every cell is another: the updates and the draws were made.
     assert len(set(found.values())) == 8

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats as laws
 
-from rfq.stats import histogram, moments
-from rfq.stats import negentropy as n
+from rfq.stats import bins, central
+from rfq.stats import entropy as n
 
 NUM_VALUES = 400_000
 sample_of = jax.jit(n.sample)
-moments_of = jax.jit(moments.moments)
+moments_of = jax.jit(central.moments)
 
 
 def mixture(fraction, shift, std=1.0):
@@ -109,21 +109,21 @@ def test_negentropy_does_not_depend_on_units():
 
 def test_batches_merge_to_the_whole():
     x = jax.random.laplace(jax.random.key(2), (4, 50_000))
-    binning = histogram.robust_binning(x)
+    binning = bins.robust_binning(x)
     merged = None
     for row in x:
-        part = moments.to_float64(sample_of(row, binning))
+        part = central.to_float64(sample_of(row, binning))
         merged = part if merged is None else n.merge(merged, part)
-    np.testing.assert_allclose(n.of_sample(merged), n.negentropy(x), atol=2e-4)
+    np.testing.assert_allclose(n.negentropy(merged), n.negentropy(x), atol=2e-4)
 
 
 def test_layers_are_batch_axes():
     x = jax.random.laplace(jax.random.key(3), (3, 10_000))
-    unit = histogram.Binning(0.0, 1.0)
-    h = jax.vmap(lambda row: histogram.histogram(row, unit))(x)
-    m = jax.vmap(moments.moments)(x)
-    found = n.from_histogram(h, moments.variance(m))
-    alone = n.from_histogram(histogram.histogram(x[1], unit), jnp.var(x[1]))
+    unit = bins.Binning(0.0, 1.0)
+    h = jax.vmap(lambda row: bins.histogram(row, unit))(x)
+    m = jax.vmap(central.moments)(x)
+    found = n.from_histogram(h, central.variance(m))
+    alone = n.from_histogram(bins.histogram(x[1], unit), jnp.var(x[1]))
     np.testing.assert_allclose(found[1], alone, atol=1e-5)
 
 
@@ -158,8 +158,8 @@ def test_a_histogram_knows_the_proxies(name):
     quantile = PROXIES[name][0]
     x = jnp.asarray(3.0 * quantile((np.arange(100_000) + 0.5) / 100_000) + 1.0)
     layers = jnp.stack([x, -x])  # The layers of a site.
-    binnings = jax.vmap(histogram.robust_binning)(layers)
-    seen = moments.to_float64(jax.vmap(n.sample)(layers, binnings))
+    binnings = jax.vmap(bins.robust_binning)(layers)
+    seen = central.to_float64(jax.vmap(n.sample)(layers, binnings))
     exact = n.contrasts(x, x.mean(), x.std())
     for proxy in (n.hyvarinen_a, n.hyvarinen_b, n.log_cosh_contrast):
         found = proxy(n.contrasts_of(seen))
@@ -169,6 +169,6 @@ def test_a_histogram_knows_the_proxies(name):
 
 def test_contrasts_merge_by_adding():
     x = jax.random.normal(jax.random.key(4), (2, 500)) + 0.2
-    parts = [moments.to_float64(n.contrasts(row, 0.1, 1.1)) for row in x]
-    whole = moments.to_float64(n.contrasts(x, 0.1, 1.1))
+    parts = [central.to_float64(n.contrasts(row, 0.1, 1.1)) for row in x]
+    whole = central.to_float64(n.contrasts(x, 0.1, 1.1))
     np.testing.assert_allclose(n.merge_contrasts(*parts), whole, rtol=1e-5)

@@ -29,13 +29,13 @@ class Binning(NamedTuple):
 
 
 def robust_binning(x: Array) -> Binning:
-    """The middle of the .1 and .9 quantiles, and their half-distance over 1.2816.
+    """Place bins by the middle of the .1 and .9 quantiles and half their distance.
 
-    That scale is the standard deviation of a Gaussian; neither a few percent of
-    outliers nor the zeros of a rectifier nor two modes move it far. Where four fifths
-    of the values coincide it falls back on the standard deviation, and on 1 for a
-    constant. Of a larger array 4,096 values are taken, the same in every call. NaN and
-    inf are left out.
+    The scale is half their distance over 1.2816, which is the standard deviation of a
+    Gaussian; neither a few percent of outliers nor the zeros of a rectifier nor two
+    modes move it far. Where four fifths of the values coincide it falls back on the
+    standard deviation, and on 1 for a constant. It looks at 4,096 values of a larger
+    array, the same in every call, and leaves NaN and inf out.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -44,7 +44,7 @@ def robust_binning(x: Array) -> Binning:
         >>> round(float(binning.center), 3), round(float(binning.scale), 2)
         (0.0, 31.21)
     """
-    x = x.astype(jnp.float32).ravel()
+    x = jnp.asarray(x, jnp.float32).ravel()
     if x.size > _NUM_SAMPLED:
         x = x[np.random.default_rng(0).integers(x.size, size=_NUM_SAMPLED)]
     x = jnp.where(jnp.isfinite(x), x, jnp.nan)
@@ -70,7 +70,7 @@ class Histogram(NamedTuple):
 
 
 def histogram(x: Array, binning: Binning) -> Histogram:
-    """Counts the values of an array of any shape; the outermost bins take the rest.
+    """Count the values of an array of any shape; the outermost bins take the rest.
 
     The binning is two scalars, fixed before the pass (`robust_binning` of a sample, or
     a mean and a standard deviation); histograms of other binnings do not merge.
@@ -78,13 +78,12 @@ def histogram(x: Array, binning: Binning) -> Histogram:
     Examples:
         >>> import jax.numpy as jnp
         >>> from rfq import stats
-        >>> from rfq.stats.histogram import histogram
         >>> x = jnp.arange(-50.0, 51.0)
-        >>> h = histogram(x, stats.robust_binning(x))
+        >>> h = stats.histogram(x, stats.robust_binning(x))
         >>> int(h.count), int(h.counts.sum())
         (101, 101)
     """
-    x = x.astype(jnp.float32)
+    x = jnp.asarray(x, jnp.float32)
     binning = Binning(*(jnp.asarray(leaf, jnp.float32) for leaf in binning))
     u = jnp.arcsinh((x - binning.center) / binning.scale)
     index = jnp.floor((u + HALF_WIDTH) / BIN_WIDTH)
@@ -102,13 +101,15 @@ def histogram(x: Array, binning: Binning) -> Histogram:
 
 
 def merge(a: Histogram, b: Histogram) -> Histogram:
-    """Histogram of the union of two samples; on the host, numpy in and out.
+    """Return the histogram of the union of two samples; on the host, numpy in and out.
 
     Raises:
         ValueError: the two do not have the same binning.
     """
     if not all(map(np.array_equal, a.binning, b.binning)):
-        raise ValueError(f"histograms of other binnings: {a.binning} and {b.binning}")
+        raise ValueError(
+            f"histograms of different binnings do not merge: {a.binning}, {b.binning}"
+        )
     return Histogram(
         counts=np.add(a.counts, b.counts),
         count=np.add(a.count, b.count),
@@ -119,11 +120,11 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
 
 
 def edges() -> np.ndarray:
-    """The NUM_BINS + 1 edges of (x - center) / scale, float64, symmetric about 0."""
+    """Return the NUM_BINS + 1 edges of (x - center) / scale, symmetric about 0."""
     return np.sinh(np.linspace(-HALF_WIDTH, HALF_WIDTH, NUM_BINS + 1))
 
 
 def middles() -> np.ndarray:
-    """The NUM_BINS values of (x - center) / scale in the middle of each bin in u."""
+    """Return (x - center) / scale in the middle, in u, of each of the NUM_BINS bins."""
     u = np.linspace(-HALF_WIDTH, HALF_WIDTH, 2 * NUM_BINS + 1)
     return np.sinh(u[1::2])

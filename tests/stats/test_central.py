@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq.stats import moments as m
+from rfq.stats import central as m
 
 
 def kurtosis_float64(x):

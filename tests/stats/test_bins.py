@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq.stats import histogram as h
-from rfq.stats import moments
+from rfq.stats import bins as h
+from rfq.stats import central
 
 UNIT = h.Binning(0.0, 1.0)
 
@@ -33,7 +33,7 @@ def test_every_value_is_counted_once_however_far():
 def test_batches_merge_to_the_whole_exactly():
     x = jax.random.normal(jax.random.key(0), (4, 1000)) ** 3
     binning = h.robust_binning(x)
-    parts = [moments.to_float64(h.histogram(row, binning)) for row in x]
+    parts = [central.to_float64(h.histogram(row, binning)) for row in x]
     merged = h.merge(h.merge(parts[0], parts[1]), h.merge(parts[2], parts[3]))
     whole = h.histogram(x, binning)
     np.testing.assert_array_equal(merged.counts, whole.counts)

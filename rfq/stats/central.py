@@ -32,19 +32,19 @@ class Moments(NamedTuple):
 
 
 def moments(x: Array, *, axis: int | None = None) -> Moments:
-    """Reduces an array, or one axis of it, to its central moment sums, in float32.
+    """Reduce an array, or one axis of it, to its central moment sums, in float32.
 
     Two passes over the data. Deviations between 1e-9 and 1e7 neither underflow nor
     overflow the fourth power. NaN and inf propagate to every field but the count.
 
     Examples:
         >>> import jax.numpy as jnp
-        >>> from rfq.stats.moments import moments
-        >>> m = moments(jnp.array([1.0, 2.0, 3.0, 6.0]))
+        >>> from rfq import stats
+        >>> m = stats.moments(jnp.array([1.0, 2.0, 3.0, 6.0]))
         >>> float(m.count), float(m.mean), float(m.m2)
         (4.0, 3.0, 14.0)
     """
-    x = x.astype(jnp.float32)
+    x = jnp.asarray(x, jnp.float32)
     mean = jnp.mean(x, axis, keepdims=True)
     d = x - mean
     d2 = d * d
@@ -59,18 +59,17 @@ def moments(x: Array, *, axis: int | None = None) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union of two disjoint samples (Pebay, SAND2008-6212).
+    """Return the moments of the union of two disjoint samples (Pebay, SAND2008-6212).
 
-    Only operators: it runs on float32 arrays inside a program and, as it should across
-    batches, on the float64 numpy arrays that `to_float64` makes. Neither sample may be
-    empty.
+    It uses only operators, so it runs on float32 arrays inside a program and, as it
+    should across batches, on the float64 numpy arrays that `to_float64` makes. Neither
+    sample may be empty.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from rfq import stats
-        >>> from rfq.stats.moments import moments
         >>> batches = jnp.array([[1.0, 2.0], [3.0, 6.0]])
-        >>> a, b = (stats.to_float64(moments(x)) for x in batches)
+        >>> a, b = (stats.to_float64(stats.moments(x)) for x in batches)
         >>> m = stats.merge(a, b)
         >>> float(m.count), float(m.mean), float(m.m2)
         (4.0, 3.0, 14.0)
@@ -96,66 +95,83 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def to_float64(record: AnyRecord) -> AnyRecord:
-    """Fetches a record to the host: the same tree with float64 numpy leaves.
+    """Fetch a record to the host: the same tree with float64 numpy leaves.
 
-    The door between the device, where a record is reduced in float32, and the host,
-    where records are merged. Serves every record of `rfq.stats` and `rfq.quant`.
+    A record is reduced in float32 on the device and merged in float64 on the host; this
+    is the step between the two. It serves every record of `rfq.stats` and `rfq.quant`.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from rfq import stats
-        >>> from rfq.stats.moments import moments
-        >>> stats.to_float64(moments(jnp.ones(3))).mean.dtype
+        >>> stats.to_float64(stats.moments(jnp.ones(3))).mean.dtype
         dtype('float64')
     """
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), record)
 
 
 def to_float32(record: AnyRecord) -> AnyRecord:
-    """The way back: the same tree with float32 numpy leaves, to be an argument."""
+    """Return the same tree with float32 numpy leaves, ready to be an argument."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), record)
 
 
-def variance(m: Moments) -> Array:
-    """E[(x - mean)**2], the population (biased) estimate.
+def moments_of(x: Array | Moments) -> Moments:
+    """Return a record as it is, and reduce an array to its record."""
+    return x if isinstance(x, Moments) else moments(x)
+
+
+def variance(x: Array | Moments) -> Array:
+    """Return E[(x - mean)^2], the population (biased) estimate.
+
+    Args:
+        x: An array of any shape, or the `Moments` of one.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from rfq import stats
-        >>> from rfq.stats.moments import moments
-        >>> float(stats.variance(moments(jnp.array([1.0, 2.0, 3.0, 6.0]))))
+        >>> float(stats.variance(jnp.array([1.0, 2.0, 3.0, 6.0])))
         3.5
     """
+    m = moments_of(x)
     return m.m2 / m.count
 
 
-def rms(m: Moments) -> Array:
-    """sqrt(E[x**2]); includes the mean, as the signal of the SQNR does.
+def rms(x: Array | Moments) -> Array:
+    """Return sqrt(E[x^2]), which includes the mean, as the signal of the SQNR does.
+
+    Args:
+        x: An array of any shape, or the `Moments` of one.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from rfq import stats
-        >>> from rfq.stats.moments import moments
-        >>> float(stats.rms(moments(jnp.array([3.0, -3.0]))))
+        >>> float(stats.rms(jnp.array([3.0, -3.0])))
         3.0
     """
+    m = moments_of(x)
     return (m.mean**2 + variance(m)) ** 0.5
 
 
-def excess_kurtosis(m: Moments) -> Array:
-    """gamma = E[(x - mean)^4] / E[(x - mean)^2]^2 - 3 (definition 1).
+def excess_kurtosis(x: Array | Moments) -> Array:
+    """Return gamma = E[(x - mean)^4] / E[(x - mean)^2]^2 - 3 (definition 1).
 
-    The population estimate: 0 for a Gaussian with sampling deviation sqrt(24 / n), and
-    at most n - 5 + 1 / (n - 1), so report n beside it. NaN for a constant sample, whose
-    kurtosis is undefined.
+    This is the population estimate: 0 for a Gaussian with sampling deviation
+    sqrt(24 / n), and at most n - 5 + 1 / (n - 1), so report n beside it. It is NaN for
+    a constant sample, whose kurtosis is undefined.
+
+    Args:
+        x: An array of any shape, whose values are pooled, or the `Moments` of one,
+            which may have been merged over batches.
 
     Examples:
         >>> import jax.numpy as jnp
         >>> from rfq import stats
-        >>> from rfq.stats.moments import moments
-        >>> float(stats.excess_kurtosis(moments(jnp.array([1.0, -1.0, 1.0, -1.0]))))
+        >>> x = jnp.array([1.0, -1.0, 1.0, -1.0])
+        >>> float(stats.excess_kurtosis(x))
+        -2.0
+        >>> float(stats.excess_kurtosis(stats.moments(x)))
         -2.0
     """
+    m = moments_of(x)
     with np.errstate(divide="ignore", invalid="ignore"):
         # m4 / m2 is at most the largest squared deviation; m2**2 would overflow first.
         return (m.m4 / m.m2) / (m.m2 / m.count) - 3.0

@@ -6,7 +6,6 @@ import pytest
 
 from rfq import taps
 from rfq.errors import InputError
-from rfq.evals import calibration
 from rfq.quant import CALIBRATORS, calibrate, grid
 
 # Two layers of another scale and offset, and a site that exists once.
@@ -17,7 +16,7 @@ BATCHES = DRAWN * LAYERS[:, 1, None, None, None] + LAYERS[:, 0, None, None, None
 BATCHES = BATCHES.astype(np.float32)
 SITES = ("attn_in", "head_in")
 
-first_of = jax.jit(taps.Both(taps.observe_range, taps.Measure(("moments", "binning"))))
+first_of = jax.jit(taps.Measure(("range", "moments", "binning")))
 second_of = jax.jit(taps.Measure(("histogram",)))
 
 
@@ -36,11 +35,11 @@ def second(batch, binnings):
 
 @pytest.fixture(scope="module")
 def observed():
-    return calibration.observe(first, second, BATCHES, SITES)
+    return calibrate.observe(first, second, BATCHES, SITES)
 
 
 def chosen(observed, calibrator, num_bits=8, known_rms=None):
-    return calibration.ranges(
+    return calibrate.ranges(
         observed, calibrator, num_bits, grid.grid_from_range, known_rms or {}
     )
 
@@ -85,7 +84,7 @@ def test_a_gain_stands_for_the_data(observed):
 
 
 def test_the_bulk_holds_999_of_1000_values(observed):
-    limits = calibration.bulk_limits(observed)
+    limits = calibrate.bulk_limits(observed)
     for layer in (0, 1):
         inside = np.mean(np.abs(BATCHES[:, layer]) <= limits["attn_in"][layer])
         # 3,072 values: the limit is the far end of the bin of the 3,069th.
@@ -95,11 +94,11 @@ def test_the_bulk_holds_999_of_1000_values(observed):
 
 def test_a_site_that_was_not_reached_or_not_finite_is_refused():
     with pytest.raises(InputError, match=r"'mlp_in'.*never reached"):
-        calibration.observe(first, second, BATCHES, (*SITES, "mlp_in"))
+        calibrate.observe(first, second, BATCHES, (*SITES, "mlp_in"))
     bad = BATCHES.copy()
     bad[2, 1, 0, 0, 0] = np.nan
     with pytest.raises(InputError, match=r"'attn_in' in layers \[2\].*NaN or inf"):
-        calibration.observe(first, second, bad, SITES)
+        calibrate.observe(first, second, bad, SITES)
 
 
 def test_an_unknown_calibrator_is_a_sentence(observed):
