@@ -108,11 +108,13 @@ def grids(
         beside a stacked leaf, and None elsewhere.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    if axes is None:
-        rows = [_plain(w) for _, w in flat]
-    else:
+    # A tree of an Equinox model can be called too, but it is no leaf.
+    if callable(axes) and jax.tree_util.all_leaves([axes]):
+        axes = axes(params)
+    rows = [_plain(w) for _, w in flat]
+    if axes is not None:
         try:
-            rows = treedef.flatten_up_to(axes(params) if callable(axes) else axes)
+            rows = treedef.flatten_up_to(axes)
         except (TypeError, ValueError) as error:
             raise InputError(
                 "axes must have the structure of the parameters, with MatrixAxes or "

@@ -140,25 +140,21 @@ def _layer(name: str, x: Array, bits: Sequence[int], granularity: str) -> Layer:
     )
 
 
+# What the frameworks put into a path beside the names of layers.
+_NOT_NAMES = ("intermediates", "__call__", "value")
+
+
 def _named(activations: Any) -> dict[str, Array]:
-    """The arrays to describe, by the names a reader would give them."""
+    """Name the arrays to describe as a reader would."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(activations):
-        if not hasattr(leaf, "dtype") or math.prod(leaf.shape) < 2:
-            continue
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            found[_name(path)] = leaf
+        floats = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if floats and math.prod(leaf.shape) > 1:
+            text = jax.tree_util.keystr(path, simple=True, separator="/")
+            found[tuple(p for p in text.split("/") if p not in _NOT_NAMES)] = leaf
     # A call's output is a tuple of one, unless the layer was called more than once.
     return {
-        name.removesuffix("/0")
-        if name.endswith("/0") and f"{name[:-1]}1" not in found
-        else name: leaf
-        for name, leaf in found.items()
+        "/".join(path[:-1] if alone else path) or "output": leaf
+        for path, leaf in found.items()
+        for alone in [path[-1:] == ("0",) and (*path[:-1], "1") not in found]
     }
-
-
-def _name(path: tuple) -> str:
-    """A path as text, without what the frameworks add to a layer's name."""
-    parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-    kept = [part for part in parts if part not in ("__call__", "value")]
-    return "/".join(kept) or "activation"
