@@ -73,11 +73,19 @@ class TrainConfig:
     # whose values are 0.01 and 3). 0 leaves no trace in the program.
     penalty_weight: float = 0.0
     penalty_threshold: float = 3.0
+    # Share of the run over which the weights of model.skip "weighted" fall linearly
+    # from init.skip_weight to 0, where they stay; 0 keeps them as they are.
+    skip_anneal: float = 0.0
 
     def __post_init__(self):
         for name in ("num_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name}={getattr(self, name)} must be >= 1")
+        if not 0 <= self.skip_anneal <= 1:
+            raise InputError(
+                f"train.skip_anneal={self.skip_anneal} must be from 0 to 1, a share of "
+                "the run"
+            )
         if not 0 <= self.penalty_weight < math.inf:
             raise InputError(f"train.penalty_weight={self.penalty_weight} must be >= 0")
         if not self.penalty_threshold > 0:
@@ -215,6 +223,11 @@ class Experiment:
                 f"sharding.microbatches={self.sharding.microbatches}"
             )
         init_lib.check(self.init, self.model)
+        if self.train.skip_anneal and self.model.skip != "weighted":
+            raise InputError(
+                f"train.skip_anneal={self.train.skip_anneal} needs "
+                f"model.skip='weighted', not {self.model.skip!r}"
+            )
         for what, tokens in (
             ("calibration_tokens", self.quantize.calibration_tokens),
             ("eval_tokens", self.quantize.eval_tokens),
@@ -253,7 +266,7 @@ _YOUNGER: Mapping[str, Mapping[str, object]] = {
         "head_decay": 1.0,
         "skip_weight": 1.0,
     },
-    "train": {"penalty_weight": 0.0, "penalty_threshold": 3.0},
+    "train": {"penalty_weight": 0.0, "penalty_threshold": 3.0, "skip_anneal": 0.0},
 }
 
 

@@ -124,6 +124,7 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
             "grad_norm": _global_norm(grads),
         }
         params = jax.tree.map(jnp.add, state.params, updates)
+        params = _annealed(params, state.step + 1, experiment)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     log = experiment.log
@@ -405,6 +406,17 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
         score=compiled(layers.integer_matmul, taps.fake_quantize),
         score_weights_only=compiled(layers.dequantized_matmul, taps.identity),
     )
+
+
+def _annealed(params: Params, step: Array, experiment: Experiment) -> Params:
+    """The parameters with the skip's weight of this step; it is no optimizer's."""
+    share = experiment.train.skip_anneal
+    if share == 0.0:
+        return params
+    left = jnp.maximum(0.0, 1.0 - step / (share * experiment.train.num_steps))
+    blocks = params["blocks"]
+    weight = jnp.full_like(blocks["skip_weight"], experiment.init.skip_weight * left)
+    return {**params, "blocks": {**blocks, "skip_weight": weight}}
 
 
 def _accumulated(

@@ -170,9 +170,17 @@ def test_a_younger_field_counts_where_it_changes_anything():
         {"model": ModelConfig(attention_gate="head")},
         {"model": ModelConfig(embedding="projected")},
         {"train": TrainConfig(penalty_weight=0.1)},
+        {"model": ModelConfig(attention_kind="shaped")},
+        {"init": InitConfig(soft_layers="first")},
+        {"init": InitConfig(sharpness=(1.0,) * 12)},
+        {"init": InitConfig(skip_weight=0.5)},
+        {
+            "model": ModelConfig(skip="weighted"),
+            "train": TrainConfig(skip_anneal=0.5),
+        },
     ]
     found = {fingerprint(dataclasses.replace(BASE, **change)) for change in changes}
-    assert len(found | {fingerprint(BASE)}) == 5
+    assert len(found | {fingerprint(BASE)}) == len(changes) + 1
 
 
 def test_another_optimizer_is_another_fingerprint():
@@ -229,6 +237,11 @@ def test_differences_name_the_field_and_both_values():
         (lambda: TrainConfig(clip_norm=math.nan), ["train.clip_norm=nan"]),
         (lambda: TrainConfig(penalty_weight=-1.0), ["train.penalty_weight=-1.0"]),
         (lambda: TrainConfig(penalty_threshold=0.0), ["train.penalty_threshold=0.0"]),
+        (lambda: TrainConfig(skip_anneal=1.5), ["train.skip_anneal=1.5"]),
+        (
+            lambda: Experiment(arm="a", train=TrainConfig(skip_anneal=0.5)),
+            ["train.skip_anneal=0.5", "model.skip='weighted'", "'residual_free'"],
+        ),
         (lambda: LogConfig(keep_checkpoints=0), ["log.keep_checkpoints=0"]),
         (lambda: QuantizeConfig(specs=("W8A1",)), ["act_bits=1"]),
         (lambda: QuantizeConfig(specs=("8x8",)), ["'8x8'", "WnAm"]),

@@ -343,6 +343,27 @@ def test_no_penalty_leaves_no_trace():
     assert program(penalty_weight=0.0, penalty_threshold=9.0) == program()
 
 
+def test_constants_move_by_their_schedule_alone():
+    model = dataclasses.replace(MODEL, skip="weighted", attention_kind="decaying")
+    given = experiment(
+        model=model,
+        init=InitConfig(recipe="gpt2", soft_layers="first", skip_weight=0.8),
+        train=TrainConfig(num_steps=NUM_STEPS, batch_size=BATCH_SIZE, skip_anneal=0.3),
+    )
+    functions = steps.compile_train(given, sharding.make_mesh(1))
+    state = functions.init(jax.random.key(0))
+    first = jax.device_get(state.params["blocks"])
+    np.testing.assert_array_equal(first["head_decay"], [[1, 0], [0, 0]])
+    np.testing.assert_allclose(first["skip_weight"], 0.8)
+    # .3 of 10 steps: after 1, 2, 3 and 4 of them.
+    for batch, left in zip(batches()[:4], (2 / 3, 1 / 3, 0.0, 0.0), strict=True):
+        state, _ = functions.train(state, batch)
+        blocks = jax.device_get(state.params["blocks"])
+        np.testing.assert_allclose(blocks["skip_weight"], 0.8 * left, atol=1e-7)
+        np.testing.assert_array_equal(blocks["head_decay"], first["head_decay"])
+    assert np.abs(blocks["w_q"] - first["w_q"]).max() > 1e-3
+
+
 def test_a_batch_must_divide_into_its_parts():
     with pytest.raises(InputError, match=r"train\.batch_size=8 .*microbatches=3"):
         experiment(sharding=ShardingConfig(microbatches=3))
