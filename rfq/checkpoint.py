@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from rfq import distributed, metrics
@@ -69,7 +70,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Waits until what was saved is on disk."""
         together = kind is None or issubclass(kind, Diverged | Preempted)
-        if not together and not distributed.is_single_process():
+        if not together and jax.process_count() > 1:
             return  # The others are not on their way to the same barrier.
         try:
             self._manager.wait_until_finished()
