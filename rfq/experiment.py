@@ -267,7 +267,15 @@ _YOUNGER: Mapping[str, Mapping[str, object]] = {
         "skip_weight": 1.0,
     },
     "train": {"penalty_weight": 0.0, "penalty_threshold": 3.0, "skip_anneal": 0.0},
+    "optimizer": {"rates": {}, "max_precondition_dim": 16_384},
 }
+
+# How recorded runs spell an optimizer's fields that have other names by now, and the
+# only value that is left of fields that are gone.
+_RENAMED: Mapping[str, Mapping[str, str]] = {
+    "soap": {"max_precond_dim": "max_precondition_dim"},
+}
+_RETIRED: Mapping[str, Mapping[str, object]] = {"kl_shampoo": {"mode": "fast"}}
 
 
 def fingerprint(experiment: Experiment) -> str:
@@ -278,9 +286,13 @@ def fingerprint(experiment: Experiment) -> str:
     described = to_dict(experiment)
     for section in FREE_SECTIONS:
         del described[section]
+    optimizer = described["optimizer"]
+    for old, new in _RENAMED.get(optimizer["name"], {}).items():
+        optimizer[old] = optimizer.pop(new)
+    optimizer.update(_RETIRED.get(optimizer["name"], {}))
     for section, neutral in _YOUNGER.items():
         for name, value in neutral.items():
-            if described[section][name] == value:
+            if described[section].get(name) == value:
                 del described[section][name]
     numbers = json.loads(json.dumps(described), parse_int=float)
     canonical = json.dumps(numbers, sort_keys=True).encode()
@@ -306,7 +318,17 @@ def from_dict(described: dict[str, Any]) -> Experiment:
     """
     sections = dict(described)
     optimizer = dict(_section(sections.pop("optimizer", {}), "optimizer"))
-    config = lookup(optim.OPTIMIZERS, optimizer.pop("name", ""), "optimizer")
+    name = optimizer.pop("name", "")
+    config = lookup(optim.OPTIMIZERS, name, "optimizer")
+    for old, new in _RENAMED.get(name, {}).items():
+        if old in optimizer:
+            optimizer[new] = optimizer.pop(old)
+    for field, left in _RETIRED.get(name, {}).items():
+        if (value := optimizer.pop(field, left)) != left:
+            raise InputError(
+                f"optimizer.{field}={value!r} is no longer part of rfq; train the run "
+                f"again with what {left!r} was, the only form that is left"
+            )
     sections["optimizer"] = _build(config, optimizer, "optimizer")
     return _build(Experiment, sections, "experiment")
 
@@ -319,7 +341,8 @@ def _build(cls: type, values: dict[str, Any], where: str):
             f"{where} has no field {unknown[0]!r}; it has {sorted(fields)}"
         )
     for name, field in fields.items():
-        if field.default is dataclasses.MISSING and name not in values:
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if needed and name not in values:
             raise InputError(f"{where} lacks the field {name!r}")
     built = {}
     for name, value in values.items():

@@ -178,9 +178,30 @@ def test_a_younger_field_counts_where_it_changes_anything():
             "model": ModelConfig(skip="weighted"),
             "train": TrainConfig(skip_anneal=0.5),
         },
+        {"optimizer": optim.KLShampooConfig(rates={"w_q": 10.0})},
+        {"optimizer": optim.KLShampooConfig(max_precondition_dim=None)},
+        {"optimizer": optim.SoapConfig(max_precondition_dim=16_384)},
     ]
     found = {fingerprint(dataclasses.replace(BASE, **change)) for change in changes}
     assert len(found | {fingerprint(BASE)}) == len(changes) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "former"),
+    [("soap", {"max_precond_dim": 512}), ("kl_shampoo", {"mode": "fast"})],
+)
+def test_a_run_with_former_names_of_fields_still_opens(name, former):
+    described = to_dict(BASE) | {"optimizer": {"name": name, **former}}
+    opened = from_dict(described)
+    if name == "soap":
+        assert opened.optimizer == optim.SoapConfig(max_precondition_dim=512)
+    else:
+        assert opened == BASE
+        described["optimizer"]["mode"] = "reference"
+        with pytest.raises(
+            InputError, match=r"optimizer.mode='reference' is no longer"
+        ):
+            from_dict(described)
 
 
 def test_another_optimizer_is_another_fingerprint():

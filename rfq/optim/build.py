@@ -1,21 +1,29 @@
 """From a direction to an optimizer: clip, partition, weight decay, schedule, sign.
 
-A *direction* is a `scale_by_*` transform: it turns gradients into what should be
-subtracted, at learning rate 1. It may say in its state, field `active`, that (part of)
-a call must change nothing. Everything that all optimizers share is added here, once.
+A *direction* is an optax transform that turns gradients into what should be subtracted
+at learning rate 1: `scale_by_kl_shampoo`, or any of optax's. Nothing else is asked of
+it. What all optimizers share is added here, once: leaves are routed to a direction,
+gradients that are not finite are thrown away, rates and decay are applied.
+
+A direction may say in its state, field `active` (booleans that broadcast against the
+leaves), where a call must change nothing, as the first call of KL-Shampoo does. It then
+guards itself against gradients that are not finite; any other is guarded by `guarded`.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from rfq.errors import InputError
+from rfq.optim import axes as axes_lib
 from rfq.optim import matrix, schedule
-from rfq.optim.matrix import Axes
+from rfq.optim.axes import Axes, tree_map
 
 Array = jax.Array
 Order = Literal["pre", "post"]
@@ -29,6 +37,33 @@ class Directions(NamedTuple):
     other: optax.GradientTransformation
 
 
+_FRACTION = (lambda x: (x >= 0) & (x < 1), "in [0, 1)")
+_POSITIVE = (lambda x: x > 0, "> 0")
+_NOT_NEGATIVE = (lambda x: x >= 0, ">= 0")
+
+# What a number may be, by the name of its field in any config.
+_RANGES: Mapping[str, tuple[Callable, str]] = {
+    "adam_b1": _FRACTION,
+    "adam_b2": _FRACTION,
+    "adam_eps": _POSITIVE,
+    "b1": _FRACTION,
+    "b2": _FRACTION,
+    "damping": _NOT_NEGATIVE,
+    "eps": _NOT_NEGATIVE,
+    "factor_b2": _FRACTION,
+    "graft_eps": _POSITIVE,
+    "init_factor": _POSITIVE,
+    "learning_rate": _NOT_NEGATIVE,
+    "max_clamp": _POSITIVE,
+    "max_precondition_dim": _NOT_NEGATIVE,
+    "other_learning_rate": _NOT_NEGATIVE,
+    "precondition_frequency": (lambda x: x >= 1, ">= 1"),
+    "relative_eps": _NOT_NEGATIVE,
+    "rms_target": _POSITIVE,
+    "weight_decay": _NOT_NEGATIVE,
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """What every optimizer has.
@@ -39,45 +74,103 @@ class OptimizerConfig:
         decay: "pre" decays before the update, W (1 - a wd) - a U, as optax and
             PyTorch's AdamW do; "post" after it, (W - a U)(1 - a wd), as the authors of
             KL-Shampoo and SOAP do. They differ by a^2 wd U.
+        rates: pattern of paths -> factor on the rate a of the leaves that it fits, in
+            the update and in the decay: {"w_q": 10.0}. The first pattern that fits
+            decides, see `rfq.optim.axes_by_path`; other leaves have the factor 1.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     decay: Order = "pre"
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
-        require(self.learning_rate >= 0, "learning_rate", self.learning_rate, ">= 0")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
-        require(self.decay in ("pre", "post"), "decay", self.decay, "'pre' or 'post'")
+        for field in dataclasses.fields(self):
+            _check(field.name, field.type, getattr(self, field.name))
+        factors = isinstance(self.rates, Mapping) and all(
+            isinstance(factor, int | float) and factor >= 0
+            for factor in self.rates.values()
+        )
+        accepted = "a mapping from patterns to factors >= 0, such as {'w_q': 10.0}"
+        require(factors, "rates", self.rates, accepted)
 
     @property
-    def rates(self) -> tuple[float, float]:
+    def peaks(self) -> tuple[float, float]:
         """Peak rates of (matrix, other) leaves."""
         return self.learning_rate, self.learning_rate
 
-    def directions(
-        self, axes: matrix.AxesTree, placement: matrix.Placement
-    ) -> Directions:
-        """The two directions; `axes` covers exactly the matrix leaves."""
+    def directions(self, axes: Axes, placement: matrix.Placement) -> Directions:
+        """The two directions; `axes` covers at least the matrix leaves."""
         raise NotImplementedError
 
 
-def require(holds: bool, field: str, value: object, accepted: str) -> None:
-    """Raises an InputError that names the field of an optimizer unless `holds`."""
-    if not holds:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatrixConfig(OptimizerConfig):
+    """What every optimizer has that treats matrices and other leaves differently.
+
+    Attributes:
+        other_learning_rate: peak rate of the other leaves; None is `learning_rate`.
+    """
+
+    other_learning_rate: float | None = None
+
+    @property
+    def peaks(self) -> tuple[float, float]:
+        """Peak rates of (matrix, other) leaves."""
+        if self.other_learning_rate is None:
+            return self.learning_rate, self.learning_rate
+        return self.learning_rate, self.other_learning_rate
+
+    def rule(self) -> matrix.Rule:
+        """What is done to a stack of matrices."""
+        raise NotImplementedError
+
+    def other(self) -> optax.GradientTransformation:
+        """The direction of the other leaves."""
+        raise NotImplementedError
+
+    def directions(self, axes: Axes, placement: matrix.Placement) -> Directions:
+        """See `OptimizerConfig.directions`."""
+        rule = matrix.scale_by_rule(self.rule(), axes=axes, placement=placement)
+        return Directions(rule, self.other())
+
+
+def require(holds: bool | Array, field: str, value: object, accepted: str) -> None:
+    """Raises an InputError that names the field of an optimizer unless `holds`.
+
+    A number that is only known when the program runs is believed.
+    """
+    if not isinstance(holds, jax.core.Tracer) and not holds:
         raise InputError(f"optimizer.{field}={value!r} must be {accepted}")
 
 
-def require_fraction(config: OptimizerConfig, *fields: str) -> None:
-    """Requires 0 <= value < 1, the range of an averaging coefficient."""
-    for field in fields:
-        value = getattr(config, field)
-        require(0.0 <= value < 1.0, field, value, "in [0, 1)")
-
-
-def dtype_name(dtype: jax.typing.DTypeLike | None) -> str | None:
-    """The name under which a config stores a type."""
-    return None if dtype is None else jnp.dtype(dtype).name
+def _check(name: str, kind: object, value: object) -> None:
+    """Checks one field of a config by its type and its name."""
+    union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    options = typing.get_args(kind) if union else (kind,)
+    words = [
+        word
+        for option in options
+        if typing.get_origin(option) is Literal
+        for word in typing.get_args(option)
+    ]
+    if type(None) in options:
+        words.append(None)
+    if isinstance(value, str | None) and value in words:
+        return
+    if name not in _RANGES:
+        require(not words, name, value, f"one of {', '.join(map(repr, words))}")
+        return
+    holds, accepted = _RANGES[name]
+    accepted = f"None or {accepted}" if None in words else accepted
+    number = not isinstance(value, str | bool | None)
+    require(number, name, value, f"a number {accepted}")
+    if int in options and isinstance(value, jax.Array):
+        raise InputError(
+            f"optimizer.{name} decides what is compiled and must be a plain integer; "
+            "name it in the static_args of optax.inject_hyperparams"
+        )
+    require(holds(value), name, value, accepted)
 
 
 def build(
@@ -96,13 +189,13 @@ def build(
         config: a row of `rfq.optim.OPTIMIZERS`.
         schedule_config: shape of the learning rate; the peaks are the config's.
         num_steps: length of the run.
-        axes: which leaves are matrices, see `rfq.optim.matrix.resolve`.
+        axes: which leaves are matrices, see `rfq.optim.axes.resolve`.
         decay_mask: tree of booleans (or a function of the parameters that makes one):
             the leaves that weight decay shrinks; None decays all.
         clip_norm: largest global norm of the gradients, None for no clipping.
         placement: where the parameters live, see `rfq.optim.matrix.scale_by_rule`.
     """
-    peak, other_peak = config.rates
+    peak, other_peak = config.peaks
     return assemble(
         config,
         schedule.make(schedule_config, peak, num_steps),
@@ -124,27 +217,30 @@ def assemble(
     clip_norm: float | None,
     placement: matrix.Placement,
 ) -> optax.GradientTransformation:
-    """Chains clip and, by kind of leaf, direction and tail."""
+    """Chains clip and, by kind of leaf, direction and tail.
+
+    Leaves that are no floating-point numbers are left alone, as holes are (see
+    `rfq.optim.axes`).
+    """
 
     def transform(tree: optax.Params) -> optax.GradientTransformation:
-        rows = matrix.resolve(axes, tree)
-        labels = jax.tree.map(
-            lambda row: "other" if row is None else "matrix",
-            rows,
-            is_leaf=matrix.is_axes,
-        )
-        decays = _resolve_mask(mask, tree)
-        directions = config.directions(
-            matrix.only(rows, rows), matrix.placed(placement, rows)
-        )
+        leaves = axes_lib.resolve(axes, tree)
+        treedef = jax.tree.structure(tree)
+
+        def spread(values: list) -> optax.Params:
+            return jax.tree.unflatten(treedef, values)
+
+        rows = spread([leaf.axes for leaf in leaves])
+        labels = spread(["matrix" if leaf.axes else "other" for leaf in leaves])
+        names = [leaf.path for leaf in leaves]
+        factors = spread(axes_lib.match(config.rates, names, "rates", 1.0))
+        decays = spread(_decays(mask, tree))
+        directions = config.directions(rows, placement)
         branches = {
             name: with_tail(
                 direction,
                 apply_rate_and_decay(
-                    rate,
-                    config.weight_decay,
-                    config.decay,
-                    _masked(decays, labels, name),
+                    rate, config.weight_decay, config.decay, decays, factors
                 ),
             )
             for name, direction, rate in (
@@ -158,26 +254,22 @@ def assemble(
         )
 
     def init(params: optax.Params) -> optax.OptState:
+        params = axes_lib.floating(params)
         return transform(params).init(params)
 
     def update(updates, state, params=None):
+        updates = axes_lib.floating(updates)
+        if params is not None:
+            params = tree_map(lambda _, p: p, updates, params)
         return transform(updates).update(updates, state, params)
 
     return optax.GradientTransformation(init, update)
 
 
-def _resolve_mask(mask: Mask, tree: optax.Params) -> optax.Params:
+def _decays(mask: Mask, tree: optax.Params) -> list[bool]:
     if mask is None:
-        return jax.tree.map(lambda _: True, tree)
-    return mask(tree) if callable(mask) else mask
-
-
-def _masked(decays: optax.Params, labels: optax.Params, name: str) -> optax.Params:
-    return jax.tree.map(
-        lambda decay, label: decay if label == name else optax.MaskedNode(),
-        decays,
-        labels,
-    )
+        return [True] * len(jax.tree.leaves(tree))
+    return axes_lib.at_leaves(tree, mask(tree) if callable(mask) else mask, "mask")
 
 
 def clip_finite_norm(max_norm: float) -> optax.GradientTransformation:
@@ -206,32 +298,19 @@ class DecayState(NamedTuple):
     count: Array
 
 
-class UpdateWithActive(Protocol):
-    """The update of a tail: optax's, told which parts of the direction count."""
-
-    def __call__(
-        self,
-        updates: optax.Updates,
-        state: DecayState,
-        params: optax.Params | None = None,
-        *,
-        active: optax.Params,
-    ) -> tuple[optax.Updates, DecayState]:
-        """See `optax.TransformUpdateExtraArgsFn`."""
-        ...
-
-
 def apply_rate_and_decay(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: float,
     order: Order,
     mask: optax.Params,
+    factors: optax.Params,
 ) -> optax.GradientTransformationExtraArgs:
     """Turns directions U into updates: learning rate a, decoupled decay, minus sign.
 
-    "pre": -a U - a wd W. "post": -a U (1 - a wd) - a wd W. Where the extra argument
-    `active` (booleans that broadcast against the leaves) is False the update is zero.
-    The schedule counts every call, also those in which nothing is active.
+    "pre": -a U - a wd W. "post": -a U (1 - a wd) - a wd W. A leaf's a is the learning
+    rate times its factor. Where the extra argument `active` (booleans that broadcast
+    against the leaves) is False the update is zero. The schedule counts every call,
+    also those in which nothing is active.
 
     Raises:
         ValueError: decay needs `params` and the caller gave none.
@@ -248,14 +327,14 @@ def apply_rate_and_decay(
             )
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
-        def leaf(u: Array, p: Array, decays: bool, alive: Array) -> Array:
-            a = jnp.asarray(rate, u.dtype)
+        def leaf(u: Array, p: Array, decays: bool, factor: float, alive: Array):
+            a = jnp.asarray(rate if factor == 1.0 else factor * rate, u.dtype)
             shrink = jnp.where(decays, a * weight_decay, 0.0).astype(u.dtype)
             kept = 1.0 - shrink if order == "post" else 1.0
             step = -a * kept * u - shrink * p.astype(u.dtype)
             return jnp.where(alive, step, 0.0).astype(p.dtype)
 
-        updates = jax.tree.map(leaf, updates, params, mask, active)
+        updates = tree_map(leaf, updates, params, mask, factors, active)
         return updates, DecayState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -273,6 +352,7 @@ def with_tail(
     tail: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformation:
     """Chains the two, handing the direction's `active` to the tail."""
+    direction = guarded(direction, Guarded)
 
     def init(params: optax.Params) -> TailState:
         return TailState(direction.init(params), tail.init(params))
@@ -283,3 +363,72 @@ def with_tail(
         return updates, TailState(inner, outer)
 
     return optax.GradientTransformation(init, update)
+
+
+class Guarded(NamedTuple):
+    """State of a guarded direction.
+
+    Attributes:
+        inner: the direction's own state.
+        active: bool per leaf, False where the last gradient was not finite.
+        nonfinite: int32 per leaf, gradients thrown away.
+    """
+
+    inner: optax.OptState
+    active: optax.Params
+    nonfinite: optax.Params
+
+
+def guarded(
+    direction: optax.GradientTransformation, kind: Callable
+) -> optax.GradientTransformation:
+    """Lets a leaf sit out where its gradient, or its square, is not finite.
+
+    Such a leaf has the direction 0, and whatever the direction remembers in trees like
+    the parameters stays as it is for that leaf; numbers that all leaves share, such as
+    a count of steps, go on. Gradients and moments are at least float32. A direction
+    that has `active` in its state is left as it is.
+
+    Args:
+        direction: any optax transform.
+        kind: makes the state of (inner, active, nonfinite); `Guarded` or another
+            NamedTuple with these, of which only the first may have another name.
+    """
+
+    def init(params: optax.Params) -> optax.OptState:
+        inner = direction.init(jax.tree.map(_at_least_float32, params))
+        if hasattr(inner, "active"):
+            return inner
+        return kind(
+            inner,
+            jax.tree.map(lambda _: jnp.zeros((), bool), params),
+            jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params),
+        )
+
+    def update(updates, state, params=None):
+        if not isinstance(state, kind):
+            return direction.update(updates, state, params)
+        old, _, nonfinite = state
+        updates = jax.tree.map(_at_least_float32, updates)
+        finite = jax.tree.map(lambda g: jnp.isfinite(jnp.sum(g * g)), updates)
+        structure = jax.tree.structure(updates)
+
+        def like_updates(node: object) -> bool:
+            return jax.tree.structure(node) == structure
+
+        def pick(new: optax.Params, old: optax.Params) -> optax.Params:
+            if not like_updates(new):
+                return new
+            return jax.tree.map(jnp.where, finite, new, old)
+
+        directions, new = direction.update(updates, old, params)
+        new = jax.tree.map(pick, new, old, is_leaf=like_updates)
+        directions = pick(directions, jax.tree.map(jnp.zeros_like, updates))
+        nonfinite = jax.tree.map(lambda n, ok: n + ~ok, nonfinite, finite)
+        return directions, kind(new, finite, nonfinite)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

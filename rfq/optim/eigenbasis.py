@@ -11,42 +11,62 @@ step of orthogonal iteration is a decomposition of S~ alone:
 A side whose basis is None is not rotated at all (one-sided preconditioning).
 """
 
-from typing import Literal, NamedTuple
+import dataclasses
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rfq.optim import build, linalg
+from rfq.optim import linalg
+from rfq.optim.adamw import WithAdamW
 
 Array = jax.Array
 Precision = jax.lax.Precision
-# How a refresh decomposes S~: "householder", exact, but matrix after matrix;
-# "cholesky", batched on accelerators, with Householder for the matrices where it fails;
-# "auto", Householder on CPU, where LAPACK is faster, and Cholesky elsewhere.
 Decomposition = Literal["auto", "cholesky", "householder"]
-DECOMPOSITIONS = ("auto", "cholesky", "householder")
 
 
-def check(
-    frequency: int,
-    decomposition: str,
-    precision: str,
-    mu_dtype: str | None,
-    basis_dtype: str | None,
-) -> None:
-    """Checks the fields that every optimizer with an eigenbasis has."""
-    build.require(frequency >= 1, "precondition_frequency", frequency, ">= 1")
-    build.require(
-        decomposition in DECOMPOSITIONS,
-        "decomposition",
-        decomposition,
-        f"in {DECOMPOSITIONS}",
-    )
-    names = sorted(linalg.PRECISIONS)
-    build.require(precision in names, "precision", precision, f"in {names}")
-    for field, name in (("mu_dtype", mu_dtype), ("basis_dtype", basis_dtype)):
-        accepted = "None, 'float32' or 'bfloat16'"
-        build.require(name in (None, "float32", "bfloat16"), field, name, accepted)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EigenbasisConfig(WithAdamW):
+    """What every optimizer has that works in eigenbases of its factors.
+
+    Attributes:
+        precondition_frequency: k, steps between two refreshes of the bases.
+        max_precondition_dim: longer sides are not rotated: they have no basis and no
+            factor, and keep what the optimizer does entry by entry; None rotates all.
+        rms_target: rescale every direction to this RMS (the references'
+            `normalize_grads` is 1), before SOAP's bias correction; None does not.
+        decomposition: of a refresh. "householder" is exact, but goes matrix after
+            matrix; "cholesky" batches on accelerators, with Householder for the
+            matrices where it fails; "auto" is Householder on CPU, where LAPACK is
+            faster, and Cholesky elsewhere.
+        stagger: refresh 1/k of the matrices every step instead of all every k steps:
+            the same work without its peak, but other refresh times than the reference.
+        precision: of the large products; refreshes are always exact.
+        mu_dtype: storage type of the momentum; None keeps it at least float32.
+        basis_dtype: storage type of the bases, likewise.
+    """
+
+    precondition_frequency: int = 10
+    max_precondition_dim: int | None = 16_384
+    rms_target: float | None = None
+    decomposition: Decomposition = "auto"
+    stagger: bool = False
+    precision: linalg.PrecisionName = "high"
+    mu_dtype: linalg.StorageDtype = None
+    basis_dtype: linalg.StorageDtype = None
+
+    @property
+    def lifting(self) -> dict[str, Any]:
+        """The fields of `matrix.Rule` that follow from these."""
+        return {
+            "period": self.precondition_frequency,
+            "stagger": self.stagger,
+            "stored": {
+                "momentum": self.mu_dtype,
+                "basis_l": self.basis_dtype,
+                "basis_r": self.basis_dtype,
+            },
+        }
 
 
 class Factors(NamedTuple):
@@ -158,24 +178,6 @@ def _refresh_side(
     z, factor, failed = _iterate(factor, decomposition)
     basis = linalg.reorthonormalize(linalg.dot(basis, z, linalg.EXACT))
     return basis, factor, z, failed
-
-
-def change(f: Factors, basis_l: Array | None, basis_r: Array | None):
-    """Other bases for the same factors, and the `Turn` that leads to them.
-
-    Z = Q^T Q_new and S~ <- Z^T S~ Z on each side.
-    """
-
-    def side(old: Array | None, new: Array | None, factor: Array | None):
-        if old is None or new is None or factor is None:
-            return factor, None
-        z = linalg.dot(old.mT, new, linalg.EXACT)
-        return rotate(factor, Turn(z, z)), z
-
-    factor_l, z_l = side(f.basis_l, basis_l, f.factor_l)
-    factor_r, z_r = side(f.basis_r, basis_r, f.factor_r)
-    new = Factors(basis_l, basis_r, factor_l, factor_r, f.failures)
-    return new, Turn(z_l, z_r)
 
 
 def permute(f: Factors, order_l: Array | None, order_r: Array | None) -> Factors:

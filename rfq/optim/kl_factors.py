@@ -9,7 +9,8 @@ H = Q_L^T G Q_R,
     s_L   <- (b2 / s_L^2 + (1 - b2) d_L)^(-1/2), at most max(10, min(m, max_clamp))
 
 where both sides use the other's old s. Estimating eigenvalues by their own average
-keeps them right while the basis is stale between refreshes.
+keeps them right while the basis is stale between refreshes. A side longer than
+`max_precondition_dim` has the identity for its basis and no S~; its s are kept.
 """
 
 import dataclasses
@@ -18,14 +19,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rfq.optim import build, eigenbasis, linalg
-from rfq.optim.adamw import MatrixConfig
+from rfq.optim import eigenbasis, linalg
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KLConfig(MatrixConfig):
+class KLConfig(eigenbasis.EigenbasisConfig):
     """Fields of the optimizers that estimate their factors by KL.
 
     Attributes:
@@ -33,7 +33,6 @@ class KLConfig(MatrixConfig):
         b2: average of the factors and of their eigenvalues (and, in KL-SOAP, of the
             squared gradients).
         eps: added to 1 / D in KL-Shampoo, to the root of the second moment in KL-SOAP.
-        precondition_frequency: k, steps between two refreshes of the bases.
         init_factor: first eigenvalue estimate. KL-Shampoo's direction grows to its
             stationary size (RMS near 1) within hundreds of steps when this is far above
             the RMS of the gradients: for short runs set it to about that RMS.
@@ -41,46 +40,14 @@ class KLConfig(MatrixConfig):
             None leaves s alone. It is not invariant to the scale of the gradients.
         damping: added to the eigenvalue updates, d_L += damping mean(s_R^2), as the
             reference's `using_damping` does with its eps; 0 turns it off.
-        rms_target: rescale every direction to this RMS (the reference's
-            `normalize_grads` is 1); None does not.
-        decomposition: of a refresh, see `rfq.optim.eigenbasis.Decomposition`.
-        stagger: refresh 1/k of the matrices every step instead of all every k steps:
-            the same work without its peak, but other refresh times than the reference.
-        precision: of the large products; refreshes are always exact.
-        mu_dtype: storage type of the momentum; None keeps it at least float32.
-        basis_dtype: storage type of the bases, likewise.
     """
 
     b1: float = 0.9
     b2: float = 0.98
     eps: float = 1e-8
-    precondition_frequency: int = 10
     init_factor: float = 0.1
     max_clamp: float | None = 4000.0
     damping: float = 0.0
-    rms_target: float | None = None
-    decomposition: eigenbasis.Decomposition = "auto"
-    stagger: bool = False
-    precision: linalg.PrecisionName = "high"
-    mu_dtype: str | None = None
-    basis_dtype: str | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        build.require_fraction(self, "b1", "b2")
-        build.require(self.eps >= 0, "eps", self.eps, ">= 0")
-        build.require(self.init_factor > 0, "init_factor", self.init_factor, "> 0")
-        clamp, rms = self.max_clamp, self.rms_target
-        build.require(clamp is None or clamp > 0, "max_clamp", clamp, "None or > 0")
-        build.require(rms is None or rms > 0, "rms_target", rms, "None or > 0")
-        build.require(self.damping >= 0, "damping", self.damping, ">= 0")
-        eigenbasis.check(
-            self.precondition_frequency,
-            self.decomposition,
-            self.precision,
-            self.mu_dtype,
-            self.basis_dtype,
-        )
 
     @property
     def factor_average(self) -> float:
@@ -104,10 +71,11 @@ class KLFactors(NamedTuple):
     clamped: Array
 
 
-def zeros(num: int, m: int, n: int, dtype: jnp.dtype) -> KLFactors:
+def zeros(num: int, m: int, n: int, dtype: jnp.dtype, config: KLConfig) -> KLFactors:
     """The state of a stack before the first gradient."""
+    side = config.max_precondition_dim
     return KLFactors(
-        eigenbasis.zeros(num, m, n, dtype, max_side=None),
+        eigenbasis.zeros(num, m, n, dtype, max_side=side),
         jnp.zeros((num, m), dtype),
         jnp.zeros((num, n), dtype),
         jnp.zeros((num,), jnp.float32),
@@ -123,7 +91,9 @@ def first(g: Array, config: KLConfig) -> KLFactors:
     m, n = g.shape
     new = 1.0 - config.factor_average
     return KLFactors(
-        eigenbasis.from_gradient(g, new / n, new / m, max_side=None),
+        eigenbasis.from_gradient(
+            g, new / n, new / m, max_side=config.max_precondition_dim
+        ),
         jnp.full((m,), config.init_factor**-0.5, g.dtype),
         jnp.full((n,), config.init_factor**-0.5, g.dtype),
         jnp.zeros((), jnp.float32),
@@ -182,5 +152,7 @@ def numbers(kl: KLFactors) -> dict[str, Array]:
     }
 
 
-def _cap(side: int, max_clamp: float | None) -> float:
+def _cap(side: int, max_clamp: float | Array | None) -> float | Array:
+    if isinstance(max_clamp, jax.Array):
+        return jnp.maximum(10.0, jnp.minimum(side, max_clamp))
     return float("inf") if max_clamp is None else max(10.0, min(side, max_clamp))

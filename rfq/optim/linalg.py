@@ -111,6 +111,9 @@ def inverse_root(a: Array, power: float, eps: Array | float) -> Array:
     return dot(vectors * values[None, :] ** -power, vectors.T, EXACT)
 
 
+# Of what is kept between calls; None keeps it in the gradients' type, float32 at least.
+StorageDtype = Literal["float32", "bfloat16"] | None
+
 PrecisionName = Literal["default", "high", "highest"]
 PRECISIONS: Mapping[PrecisionName, jax.lax.Precision] = {
     "default": jax.lax.Precision.DEFAULT,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 
 import chex
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from rfq import optim
 from rfq.errors import InputError
-from rfq.optim import build, schedule
+from rfq.optim import build, public, schedule
 from rfq.params import MatrixAxes
 
 AXES = {
@@ -187,14 +188,53 @@ def test_diagnostics_are_finite_scalars(name):
 
 
 @rows
-def test_every_row_is_a_public_transform_with_the_configs_defaults(name):
-    """rfq.optim.NAME exists, takes every field, and defaults to the config's values."""
-    transform = getattr(optim, name)
-    defaults = transform.__kwdefaults__
-    own = {"learning_rate", "other_learning_rate"}
-    for field in dataclasses.fields(optim.OPTIMIZERS[name]):
-        if field.name not in own:
-            assert defaults[field.name] == field.default, field.name
+def test_every_row_is_an_optax_function_that_makes_what_the_config_makes(name):
+    """`transform` of the row takes the config's fields and has its defaults."""
+    config, function = (
+        optim.OPTIMIZERS[name],
+        public.transform(optim.OPTIMIZERS[name], name),
+    )
+    parameters = inspect.signature(function).parameters
+    rates = {"learning_rate", "other_learning_rate"}
+    for field in dataclasses.fields(config):
+        assert field.name in parameters
+        if field.name not in rates:
+            default = getattr(config(), field.name)
+            assert repr(parameters[field.name].default) == repr(default)
+        assert f"{field.name}: " in function.__doc__
+    grads = make_params(seed=1)
+    options = {"axes": AXES} if "axes" in parameters else {}
+    tx = function(0.05, weight_decay=0.1, rates={"w": 3.0}, **options)
+    ours, _ = tx.update(grads, tx.init(grads), grads)
+    config = config(learning_rate=0.05, weight_decay=0.1, rates={"w": 3.0})
+    constant = schedule.ScheduleConfig(kind="constant", warmup_steps=0)
+    tx = build.build(config, constant, 10, axes=AXES, decay_mask=None, clip_norm=None)
+    theirs, _ = tx.update(grads, tx.init(grads), grads)
+    chex.assert_trees_all_equal(ours, theirs)
+
+
+@rows
+def test_rates_multiply_the_rate_of_the_leaves_that_they_fit(name):
+    """In the update and in the decay; a factor of 1 changes no bit."""
+    function = public.transform(optim.OPTIMIZERS[name], name)
+    options = {"axes": AXES} if "axes" in inspect.signature(function).parameters else {}
+    params, updates = make_params(), {}
+    for label, rates in {
+        "none": {},
+        "one": {"blocks/*": 1.0},
+        "ten": {"w": 10.0, "*": 1.0},
+        "frozen": {"gain": 0.0},
+    }.items():
+        tx = function(0.05, weight_decay=0.1, rates=rates, **options)
+        state = tx.init(params)
+        for index in range(3):
+            updates[label], state = tx.update(quadratic(index, params), state, params)
+    chex.assert_trees_all_equal(updates["one"], updates["none"])
+    w = updates["none"]["blocks"]["w"]
+    np.testing.assert_allclose(updates["ten"]["blocks"]["w"], 10 * w, rtol=1e-5)
+    updates["ten"]["blocks"]["w"] = w
+    chex.assert_trees_all_equal(updates["ten"], updates["none"])
+    assert not updates["frozen"]["gain"].any() and updates["none"]["gain"].any()
 
 
 @rows

@@ -14,7 +14,8 @@ def params():
 
 
 def tail(order, mask):
-    return build.apply_rate_and_decay(0.5, 0.1, order, mask)
+    factors = {"w": 1.0, "b": 1.0}
+    return build.apply_rate_and_decay(0.5, 0.1, order, mask, factors)
 
 
 @pytest.mark.parametrize("order", ["pre", "post"])

@@ -1,33 +1,30 @@
 """Symmetries of the matrix optimizers, and agreement of KL-Shampoo's two forms."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from rfq import optim
 from rfq.params import MatrixAxes
+from tests.oracles.kl_reference import ReferenceConfig
 
 # Grafting takes the norm of Adam's direction, which rotations change: without it.
 EQUIVARIANT = {
-    "kl_shampoo": (
-        optim.scale_by_kl_shampoo,
-        optim.KLShampooConfig(precondition_frequency=3),
-    ),
-    "kl_soap": (optim.scale_by_kl_soap, optim.KLSoapConfig(precondition_frequency=3)),
-    "muon": (optim.scale_by_muon, optim.MuonConfig()),
-    "shampoo": (
-        optim.scale_by_shampoo,
-        optim.ShampooConfig(precondition_frequency=3, grafting="none"),
-    ),
-    "soap": (optim.scale_by_soap, optim.SoapConfig(precondition_frequency=3)),
-    "spectral_gd": (optim.scale_by_polar, optim.SpectralGDConfig()),
+    "kl_shampoo": optim.KLShampooConfig(precondition_frequency=3),
+    "kl_soap": optim.KLSoapConfig(precondition_frequency=3),
+    "muon": optim.MuonConfig(),
+    "shampoo": optim.ShampooConfig(precondition_frequency=3, grafting="none"),
+    "soap": optim.SoapConfig(precondition_frequency=3),
+    "spectral_gd": optim.SpectralGDConfig(),
 }
 
 
-def directions(scale_by, config, grads):
+def directions(config, grads):
     """The directions of every step of a dict of stacks [N, m, n]; and the state."""
     axes = {name: MatrixAxes((1,), (2,)) for name in grads[0]}
-    tx = scale_by(config, axes=axes)
+    tx = config.directions(axes, None).matrix
     state = tx.init(grads[0])
     update, found = jax.jit(tx.update), []
     for g in grads:
@@ -46,7 +43,7 @@ def test_rotating_or_transposing_gradients_does_the_same_to_directions(name):
         r = np.linalg.qr(rng.normal(size=(side, side)))[0]
         plain = rng.normal(size=(11, side, side))
         grads = np.stack([plain, p @ plain @ r.T, plain.mT], axis=1)
-        found, _ = directions(*EQUIVARIANT[name], [{"w": g} for g in grads])
+        found, _ = directions(EQUIVARIANT[name], [{"w": g} for g in grads])
         found = found["w"]
         assert np.abs(found[-1]).max() > 1e-3
         # Rounding of 11 steps; roots of small second moments amplify it.
@@ -73,9 +70,11 @@ def drifting_gradients(m: int, n: int, exponent: float, num_steps: int):
 
 
 FORMS = {
-    "reference": {"mode": "reference"},
-    "householder": {"decomposition": "householder"},
-    "cholesky": {"decomposition": "cholesky"},
+    "reference": ReferenceConfig,
+    "householder": functools.partial(
+        optim.KLShampooConfig, decomposition="householder"
+    ),
+    "cholesky": functools.partial(optim.KLShampooConfig, decomposition="cholesky"),
 }
 
 
@@ -95,8 +94,8 @@ def run_forms(cases, num_steps: int, dtype):
     ]
     out = {}
     for name, form in FORMS.items():
-        config = optim.KLShampooConfig(**form, init_factor=1e-2, precision="highest")
-        out[name], _ = directions(optim.scale_by_kl_shampoo, config, grads)
+        config = form(init_factor=1e-2, precision="highest")
+        out[name], _ = directions(config, grads)
     return out
 
 
@@ -154,16 +153,13 @@ def test_reference_and_fast_kl_shampoo_agree_on_large_oblongs():
 @pytest.mark.parametrize("name", ["kl_shampoo", "soap"])
 def test_steep_spectra_fall_back_and_are_counted(name):
     """At exponent 1 no Cholesky refresh fails, at 4 some do: all bases stay sound."""
-    scale_by, kind = {
-        "kl_shampoo": (optim.scale_by_kl_shampoo, optim.KLShampooConfig),
-        "soap": (optim.scale_by_soap, optim.SoapConfig),
-    }[name]
     tame, steep = (drifting_gradients(128, 512, exponent, 61) for exponent in (1, 4))
     grads = [
         {"w": np.stack(pair).astype(np.float32)}
         for pair in zip(tame, steep, strict=True)
     ]
-    _, state = directions(scale_by, kind(decomposition="cholesky"), grads)
+    config = optim.OPTIMIZERS[name](decomposition="cholesky")
+    _, state = directions(config, grads)
     inner = state.stacks["128x512"].inner
     failures = getattr(inner, "kl", inner).factors.failures
     # Of six refreshes of two sides.

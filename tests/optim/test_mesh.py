@@ -1,5 +1,6 @@
 """Whole matrices on each device: same numbers, no talk, a share of work and state."""
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -19,12 +20,11 @@ COLLECTIVES = re.compile(
     r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
 )
 SCALE_BY = {
-    "kl_shampoo": (
-        optim.scale_by_kl_shampoo,
-        optim.KLShampooConfig(decomposition="cholesky"),
+    "kl_shampoo": functools.partial(
+        optim.scale_by_kl_shampoo, decomposition="cholesky"
     ),
-    "soap": (optim.scale_by_soap, optim.SoapConfig(decomposition="cholesky")),
-    "muon": (optim.scale_by_muon, optim.MuonConfig()),
+    "soap": functools.partial(optim.scale_by_soap, decomposition="cholesky"),
+    "muon": optim.scale_by_muon,
 }
 AXES = {
     "attention": MatrixAxes((1,), (2,)),
@@ -57,8 +57,8 @@ def replicated(mesh):
 
 def compiled(name: str, num_layers: int, width: int, mesh):
     """The compiled update, and the state's shapes with their shardings."""
-    scale_by, config = SCALE_BY[name]
-    tx = scale_by(config, axes=AXES, placement=replicated(mesh))
+    scale_by = SCALE_BY[name]
+    tx = scale_by(axes=AXES, placement=replicated(mesh))
     grads = {
         key: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh))
         for key, shape in shapes(num_layers, width).items()
@@ -87,7 +87,7 @@ def test_eight_devices_do_what_one_does(name, num_layers):
 
     Compared are parameters after steps of rate 1e-2.
     """
-    scale_by, config = SCALE_BY[name]
+    scale_by = SCALE_BY[name]
     rng = np.random.default_rng(0)
     sizes = shapes(num_layers, 4)
     found = {}
@@ -96,7 +96,7 @@ def test_eight_devices_do_what_one_does(name, num_layers):
         for _ in range(50)
     ]
     for mesh in (None, make_mesh(8)):
-        tx = scale_by(config, axes=AXES, placement=replicated(mesh))
+        tx = scale_by(axes=AXES, placement=replicated(mesh))
         state = jax.jit(tx.init)(grads[0])
         update = jax.jit(tx.update)
         params = {key: np.zeros(size, np.float32) for key, size in sizes.items()}
@@ -255,9 +255,7 @@ def test_parts_of_leaves_become_whole_matrices_and_parts_again(name):
     }  # fmt: skip
     found = {}
     for placement in (None, spread(name)):
-        tx = matrix.scale_by_rule(
-            rule, axes=axes, placement=placement, leaf_scale=matrix.unscaled
-        )
+        tx = matrix.scale_by_rule(rule, axes=axes, placement=placement)
         state = jax.jit(tx.init)(grads)
         out, state = jax.jit(tx.update)(grads, state)
         found[placement is None] = jax.device_get((out, state.active))
@@ -283,7 +281,6 @@ def test_a_leaf_that_cannot_be_dealt_is_named(where, message):
         matrix.Rule(init=lambda *sizes: (), step=lambda g, stack, t: (g, stack)),
         axes={"w": MatrixAxes((1,), (2,))},
         placement={"w": NamedSharding(mesh, where)},
-        leaf_scale=matrix.unscaled,
     )
     with pytest.raises(InputError, match=message):
         jax.eval_shape(tx.init, {"w": jax.ShapeDtypeStruct((2, 8, 8), np.float32)})
@@ -294,7 +291,7 @@ def test_a_leaf_that_cannot_be_dealt_is_named(where, message):
 @pytest.mark.parametrize("name", sorted(SCALE_BY))
 def test_a_state_goes_on_with_padding_of_zeros(name):
     """From one device to eight between two refreshes, as a restored checkpoint does."""
-    scale_by, config = SCALE_BY[name]
+    scale_by = SCALE_BY[name]
     rng = np.random.default_rng(0)
     sizes = shapes(3, 4)
     grads = [
@@ -303,7 +300,7 @@ def test_a_state_goes_on_with_padding_of_zeros(name):
     ]
 
     def made(mesh):
-        tx = scale_by(config, axes=AXES, placement=replicated(mesh))
+        tx = scale_by(axes=AXES, placement=replicated(mesh))
         return jax.jit(tx.update), tx.init
 
     (update, init), (update_on_8, init_on_8) = made(None), made(make_mesh(8))

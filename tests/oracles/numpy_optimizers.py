@@ -84,14 +84,14 @@ def soap_directions(
     factor_b2=0.95,
     eps=1e-8,
     k=10,
-    max_precond_dim=10_000,
+    max_precondition_dim=10_000,
     bias_correction=True,
     rms_target=None,
     basis=None,
 ):
-    """SOAP; a side longer than `max_precond_dim` keeps the identity as its basis."""
+    """SOAP; sides beyond `max_precondition_dim` keep the identity as their basis."""
     shape, b = grads[0].shape, factor_b2
-    rotated = [size <= max_precond_dim for size in shape]
+    rotated = [size <= max_precondition_dim for size in shape]
 
     def outers(g):
         return [g @ g.T, g.T @ g]

@@ -11,7 +11,10 @@ import jax
 import optax
 
 from rfq import optim
+from rfq.optim import public
 from rfq.params import MatrixAxes
+from tests.oracles import basis as basis_lib
+from tests.oracles.kl_reference import ReferenceConfig
 
 # How rfq computes: "reference", KL-Shampoo step by step as its authors do, the others
 # with their Householder QR; "householder" and "cholesky", rotated coordinates with that
@@ -43,8 +46,8 @@ def build(kind: str, h: dict, dtype) -> optax.GradientTransformation:
 
 def set_basis(state: AdapterState, key: str, basis: list) -> AdapterState:
     """Replaces the eigenvectors of parameter `key`: [of the rows, of the columns]."""
-    inner = optim.set_basis(
-        state.inner, state.params, key, optim.Basis(*basis), axes=as_matrices
+    inner = basis_lib.set_basis(
+        state.inner, state.params, key, basis_lib.Basis(*basis), axes=as_matrices
     )
     return state._replace(inner=inner)
 
@@ -94,8 +97,10 @@ def _kl(h: dict) -> dict:
 
 
 def _klshampoo(h: dict) -> optax.GradientTransformation:
-    mode = "reference" if FORM == "reference" else "fast"
-    return optim.kl_shampoo(h["lr"], b2=_factor_b2(h), mode=mode, **_kl(h))
+    make = optim.kl_shampoo
+    if FORM == "reference":
+        make = public.transform(ReferenceConfig, "kl_reference")
+    return make(h["lr"], b2=_factor_b2(h), **_kl(h))
 
 
 def _klsoap(h: dict) -> optax.GradientTransformation:
@@ -103,7 +108,7 @@ def _klsoap(h: dict) -> optax.GradientTransformation:
 
 
 def _soap(h: dict) -> optax.GradientTransformation:
-    def soap(max_precond_dim: int) -> optax.GradientTransformation:
+    def soap(max_precondition_dim: int) -> optax.GradientTransformation:
         return optim.soap(
             h["lr"],
             b1=h["betas"][0],
@@ -111,7 +116,7 @@ def _soap(h: dict) -> optax.GradientTransformation:
             factor_b2=_factor_b2(h),
             eps=h["eps"],
             precondition_frequency=h["precondition_frequency"],
-            max_precond_dim=max_precond_dim,
+            max_precondition_dim=max_precondition_dim,
             bias_correction=h["correct_bias"],
             rms_target=1.0 if h["normalize_grads"] else None,
             weight_decay=h["weight_decay"],

@@ -7,15 +7,17 @@ import pytest
 
 from rfq import optim
 from tests.oracles import numpy_optimizers
+from tests.oracles.basis import get_basis
+from tests.oracles.kl_reference import ReferenceConfig
 from tests.oracles.test_optimizers import DATA
 
 # What computes: the step-by-step form of KL-Shampoo, and the two decompositions.
 FORMS = {
     optim.KLShampooConfig: (
-        {"mode": "reference"},
         {"decomposition": "householder"},
         {"decomposition": "cholesky"},
     ),
+    ReferenceConfig: ({},),
     optim.KLSoapConfig: (
         {"decomposition": "householder"},
         {"decomposition": "cholesky"},
@@ -24,7 +26,7 @@ FORMS = {
 }
 KL_FORMS = [
     (kind, form)
-    for kind in (optim.KLShampooConfig, optim.KLSoapConfig)
+    for kind in (optim.KLShampooConfig, ReferenceConfig, optim.KLSoapConfig)
     for form in FORMS[kind]
 ]
 
@@ -41,16 +43,9 @@ def inputs():
         yield dict(file)
 
 
-SCALE_BY = {
-    optim.KLShampooConfig: optim.scale_by_kl_shampoo,
-    optim.KLSoapConfig: optim.scale_by_kl_soap,
-    optim.SoapConfig: optim.scale_by_soap,
-}
-
-
 def directions(config, grads):
     """Directions of one matrix, and the first basis."""
-    tx = SCALE_BY[type(config)](config)
+    tx = config.directions(None, None).matrix
     params = {"w": jnp.zeros(grads[0].shape)}
     state, update, found = (
         tx.init(params),
@@ -61,7 +56,7 @@ def directions(config, grads):
     for g in grads:
         u, state = update({"w": jnp.asarray(g, jnp.float64)}, state, params)
         if basis is None:
-            basis = optim.get_basis(state, params, "w", axes=None)
+            basis = get_basis(state, params, "w", axes=None)
         found.append(np.asarray(u["w"]))
     return np.stack(found), [None if q is None else np.asarray(q) for q in basis]
 
@@ -114,11 +109,13 @@ def test_kl_options(config_type, form, name, inputs):
     np.testing.assert_allclose(ours, np.stack(list(theirs)), rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("form", FORMS[optim.KLShampooConfig])
-def test_clamp_of_small_gradients(form, inputs):
+@pytest.mark.parametrize(
+    ("config_type", "form"), [row for row in KL_FORMS if row[0] != optim.KLSoapConfig]
+)
+def test_clamp_of_small_gradients(config_type, form, inputs):
     """1e-4 x generic: the cap on s, max(10, 16), is reached."""
     grads = inputs["grads/small/square"].astype(np.float64)
-    config = optim.KLShampooConfig(**form, init_factor=1e-3)
+    config = config_type(**form, init_factor=1e-3)
     ours, basis = directions(config, grads)
     theirs = numpy_optimizers.kl_directions(
         grads, soap=False, init_factor=1e-3, basis=basis
@@ -127,7 +124,7 @@ def test_clamp_of_small_gradients(form, inputs):
 
 
 SOAP_OPTIONS = {
-    "one_sided_7": {"max_precond_dim": 16, "precondition_frequency": 7},
+    "one_sided_7": {"max_precondition_dim": 16, "precondition_frequency": 7},
     "no_bias_correction_1": {
         "bias_correction": False,
         "precondition_frequency": 1,
