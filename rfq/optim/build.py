@@ -380,7 +380,7 @@ class Guarded(NamedTuple):
 
 
 def guarded(
-    direction: optax.GradientTransformation, kind: Callable
+    direction: optax.GradientTransformation, kind: type
 ) -> optax.GradientTransformation:
     """Lets a leaf sit out where its gradient, or its square, is not finite.
 

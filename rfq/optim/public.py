@@ -179,7 +179,7 @@ def _attributes(config: type) -> dict[str, str]:
 
 
 def _default(field: dataclasses.Field) -> Any:
-    if field.default is dataclasses.MISSING:
+    if callable(field.default_factory):
         return field.default_factory()
     fixed = isinstance(field.default, int) and not isinstance(field.default, bool)
     return _Fixed(field.default) if fixed else field.default
@@ -188,9 +188,9 @@ def _default(field: dataclasses.Field) -> Any:
 def _values(
     fields: list[dataclasses.Field], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    values = {}
+    values: dict[str, Any] = {}
     for name in (field.name for field in fields):
-        value = given[name]
+        value: Any = given[name]
         if isinstance(value, _Fixed):
             value = value.value
         if name.endswith("_dtype") and value is not None and value not in _WORDS:

@@ -47,52 +47,26 @@ OPTIMIZER = '''
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from rfq.optim import adamw, build, matrix
+from rfq.optim import adamw, matrix
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NewcomerConfig(build.OptimizerConfig):
-    """Gradients of unit norm for matrices, Adam for the others."""
+class NewcomerConfig(adamw.WithAdamW):
+    """Gradients of unit norm for matrices, AdamW for the others."""
 
-    def directions(self, axes, placement):
-        rule = scale_by_newcomer(axes=axes, placement=placement)
-        return build.Directions(rule, adamw.scale_by_adam(adamw.AdamWConfig()))
+    def rule(self):
+        def step(g, stack, t):
+            size = jnp.linalg.norm(g, axis=(1, 2), keepdims=True)
+            return g / jnp.maximum(size, 1e-30), stack
+
+        return matrix.Rule(init=lambda num, m, n, dtype: Stack(), step=step)
 
 
 class Stack(NamedTuple):
     def diagnostics(self):
         return {}
-
-
-def scale_by_newcomer(*, axes=None, placement=None):
-    def init(num, m, n, dtype):
-        return Stack()
-
-    def step(g, stack, t):
-        size = jnp.linalg.norm(g, axis=(1, 2), keepdims=True)
-        return g / jnp.maximum(size, 1e-30), stack
-
-    return matrix.scale_by_rule(
-        matrix.Rule(init=init, step=step),
-        axes=axes,
-        placement=placement,
-        leaf_scale=matrix.unscaled,
-    )
-
-
-def newcomer(learning_rate, *, weight_decay=0.01, decay="pre", axes=None, mask=None):
-    return build.assemble(
-        NewcomerConfig(weight_decay=weight_decay, decay=decay),
-        learning_rate,
-        learning_rate,
-        axes=axes,
-        mask=mask,
-        clip_norm=None,
-        placement=None,
-    )
 '''
 
 STATISTIC = '''
@@ -130,7 +104,7 @@ EXTENSIONS = {
         table="rfq/optim/__init__.py",
         after="OPTIMIZERS",
         row='"newcomer": NewcomerConfig,',
-        imported="from rfq.optim.newcomer import NewcomerConfig, newcomer",
+        imported="from rfq.optim.newcomer import NewcomerConfig",
     ),
     "statistic": Extension(
         file="rfq/stats/newcomer.py",
