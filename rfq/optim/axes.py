@@ -77,10 +77,14 @@ def paths(tree: Any) -> list[str]:
 def at_leaves(tree: Any, given: Any, what: str) -> list:
     """Lists what `given` has at each leaf of `tree`; it need not have the same holes.
 
+    It may be a function of `tree`, which an Equinox module is not, though it is called.
+
     Raises:
         InputError: `given` has another structure; `what` is its name.
     """
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_hole)
+    if callable(given) and type(given) is not type(tree):
+        given = given(tree)
     try:
         values = treedef.flatten_up_to(given)
     except (TypeError, ValueError) as error:
@@ -106,7 +110,7 @@ def resolve(axes: Axes, params: optax.Params) -> list[Leaf]:
     """
     if axes is None:
         axes = two_axes
-    rows = at_leaves(params, axes(params) if callable(axes) else axes, "axes")
+    rows = at_leaves(params, axes, "axes")
     found = [
         Leaf(path, leaf, row)
         for path, leaf, row in zip(

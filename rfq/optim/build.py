@@ -250,7 +250,7 @@ def assemble(
         }
         return optax.chain(
             optax.identity() if clip_norm is None else clip_finite_norm(clip_norm),
-            optax.partition(branches, labels),
+            partition(branches, labels),
         )
 
     def init(params: optax.Params) -> optax.OptState:
@@ -269,7 +269,51 @@ def assemble(
 def _decays(mask: Mask, tree: optax.Params) -> list[bool]:
     if mask is None:
         return [True] * len(jax.tree.leaves(tree))
-    return axes_lib.at_leaves(tree, mask(tree) if callable(mask) else mask, "mask")
+    return axes_lib.at_leaves(tree, mask, "mask")
+
+
+def partition(
+    branches: Mapping[str, optax.GradientTransformation], labels: optax.Params
+) -> optax.GradientTransformation:
+    """Sends each leaf to the branch that its label names.
+
+    As `optax.partition`, and with its state, but for trees that can be called, such as
+    Equinox modules, which optax takes for functions.
+    """
+
+    def masked(tree: optax.Params, name: str) -> optax.Params:
+        return tree_map(
+            lambda leaf, label: leaf if label == name else optax.MaskedNode(),
+            tree,
+            labels,
+        )
+
+    def init(params: optax.Params) -> optax.OptState:
+        return optax.transforms.PartitionState(
+            {
+                name: optax.MaskedState(branch.init(masked(params, name)))
+                for name, branch in branches.items()
+            }
+        )
+
+    def update(updates, state, params=None):
+        out, states = updates, {}
+        for name, branch in branches.items():
+            found, inner = branch.update(
+                masked(updates, name),
+                state.inner_states[name].inner_state,
+                None if params is None else masked(params, name),
+            )
+            states[name] = optax.MaskedState(inner)
+            out = tree_map(
+                lambda label, new, old, name=name: new if label == name else old,
+                labels,
+                found,
+                out,
+            )
+        return out, optax.transforms.PartitionState(states)
+
+    return optax.GradientTransformation(init, update)
 
 
 def clip_finite_norm(max_norm: float) -> optax.GradientTransformation:
