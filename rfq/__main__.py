@@ -3,6 +3,8 @@
 import os
 import sys
 
+from rfq import interrupt
+
 
 def main() -> int:
     """Runs the command line with one BLAS thread per LAPACK call.
@@ -12,9 +14,12 @@ def main() -> int:
     of KL-Shampoo then took seconds instead of tenths of one. The variable is read when
     the library is loaded, hence before anything else is imported.
     """
+    interrupt.watch()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from rfq import cli
+    from rfq import cli, distributed
 
+    # The other processes of a job, if there are any, must hear of it.
+    interrupt.first(lambda: distributed.abandon(interrupt.STATUS, KeyboardInterrupt()))
     return cli.main()
 
 

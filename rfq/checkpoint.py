@@ -13,6 +13,7 @@ else.
 
 import concurrent.futures
 import hashlib
+import logging
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -27,6 +28,14 @@ from rfq.errors import Diverged, InputError, Preempted
 _ITEMS = ("params", "opt_state", "meta")
 _SUMS = "SHA256SUMS"
 _NUM_THREADS = 8  # Hashing lets go of the interpreter lock.
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for a traceback that orbax logs, once a thread, and then raises anyway."""
+    return record.exc_info is None or "orbax" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_is_news)
 
 
 class Checkpoints:
@@ -88,6 +97,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._saving = step
+            self._require_room(params, opt_state)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -98,6 +108,18 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._unwritten(error) from error
+
+    def _require_room(self, *trees) -> None:
+        """Raises an OSError where the arrays are larger than what the disk has free.
+
+        Found later, by many threads at once, it would be as many tracebacks.
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise OSError(
+                f"it has {needed / 2**20:,.1f} MiB, and {free / 2**20:,.1f} are free"
+            )
 
     def wait(self) -> None:
         """Waits until what was saved is on disk.

@@ -4,12 +4,13 @@ import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from rfq import __version__, distributed, metrics, runs
+from rfq import __version__, distributed, interrupt, metrics, runs
 from rfq import experiment as experiment_lib
 from rfq.commands import (
     bench,
     compare,
     evaluate,
+    exhausted,
     generate,
     given,
     inspect,
@@ -21,24 +22,24 @@ from rfq.commands import (
     train,
 )
 from rfq.errors import Diverged, InputError, Preempted, lookup
-from rfq.experiment import Experiment
+from rfq.experiment import Experiment, QuantizeConfig
 
-# Name -> (arguments, function, whether config overrides may follow). A name of two
-# words is a command of a group.
-COMMANDS: Mapping[str, tuple[type, Callable, bool]] = {
-    "compare": (compare.Compare, compare.run, True),
-    "train": (train.Train, train.run, True),
-    "quantize": (quantize.Quantize, quantize.run, True),
-    "evaluate": (evaluate.Evaluate, evaluate.run, False),
-    "generate": (generate.Generate, generate.run, False),
-    "report": (report.Report, report.run, False),
-    "theory": (theory.Theory, theory.run, False),
-    "prepare": (prepare.Prepare, prepare.run, False),
-    "inspect": (inspect.Inspect, inspect.run, False),
-    "prepare tokenizer": (prepare.PrepareTokenizer, prepare.run_tokenizer, False),
-    "prepare tasks": (prepare.PrepareTasks, prepare.run_tasks, False),
-    "bench optim": (bench.BenchOptim, bench.run_optim, True),
-    "bench quantize": (bench.BenchQuantize, bench.run_quantize, True),
+# Name -> (arguments, function, what may be overridden behind them). A name of two words
+# is a command of a group.
+COMMANDS: Mapping[str, tuple[type, Callable, type | None]] = {
+    "compare": (compare.Compare, compare.run, Experiment),
+    "train": (train.Train, train.run, Experiment),
+    "quantize": (quantize.Quantize, quantize.run, QuantizeConfig),
+    "evaluate": (evaluate.Evaluate, evaluate.run, None),
+    "generate": (generate.Generate, generate.run, None),
+    "report": (report.Report, report.run, None),
+    "theory": (theory.Theory, theory.run, None),
+    "prepare": (prepare.Prepare, prepare.run, None),
+    "inspect": (inspect.Inspect, inspect.run, None),
+    "prepare tokenizer": (prepare.PrepareTokenizer, prepare.run_tokenizer, None),
+    "prepare tasks": (prepare.PrepareTasks, prepare.run_tasks, None),
+    "bench optim": (bench.BenchOptim, bench.run_optim, Experiment),
+    "bench quantize": (bench.BenchQuantize, bench.run_quantize, Experiment),
 }
 
 
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = _dispatch(argv)
+        with exhausted.said():
+            status = _dispatch(argv)
     except InputError as error:
         distributed.abandon(2, error)
         status = _said(2, str(error))
@@ -58,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as error:
         status = _said(distributed.REQUEUE, str(error))
     except KeyboardInterrupt as error:
-        distributed.abandon(130, error)
-        status = _said(130, "interrupted; the same command goes on from here")
+        distributed.abandon(interrupt.STATUS, error)
+        status = _said(interrupt.STATUS, interrupt.SENTENCE)
     except Exception as error:
         distributed.abandon(1, error)
         raise
@@ -82,22 +84,27 @@ def _dispatch(argv: list[str]) -> int:
         sys.stdout.write(f"rfq {__version__}\n")
         return 0
     num_words = 2 if " ".join(argv[:2]) in COMMANDS else 1
-    is_group = any(name.startswith(f"{argv[0]} ") for name in COMMANDS)
-    if is_group and argv[0] not in COMMANDS:
-        if argv[1:] in ([], ["-h"], ["--help"]):
+    group = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
+    if group and argv[0] not in COMMANDS:
+        if argv[1:] in (["-h"], ["--help"]):
             sys.stdout.write(_overview())
             return 0
+        if not argv[1:]:
+            raise InputError(
+                f"rfq {argv[0]} is several commands; give one of "
+                f"{' and '.join(f'`rfq {name}`' for name in group)}"
+            )
         num_words = 2
     name = " ".join(argv[:num_words])
-    kind, function, overridable = lookup(COMMANDS, name, "command")
+    kind, function, overridden = lookup(COMMANDS, name, "command")
     prog, rest = f"rfq {name}", argv[num_words:]
-    if not overridable:
+    if overridden is None:
         function(parsing.parse(prog, kind, rest))
         return 0
     if {"-h", "--help"} & set(rest):
         _help(prog, kind, rest)
         return 0
-    function(*parsing.parse_known(prog, kind, rest))
+    function(*parsing.parse_known(prog, kind, overridden, rest))
     return 0
 
 
@@ -115,7 +122,7 @@ def _overview() -> str:
         "",
         "start here:",
         "  rfq prepare embedded --out data/embedded",
-        "  rfq compare configs/demo/*.py --out runs/demo",
+        "  rfq compare demo --out runs/demo",
     ]
     return "\n".join(lines) + "\n"
 
@@ -124,22 +131,27 @@ def _help(prog: str, kind: type, rest: Sequence[str]) -> None:
     """Help on the command and, where a config or a run is named, on its fields."""
     parsing.show_help(prog, kind)
     for word in rest:
-        path = pathlib.Path(word)
-        if path.suffix == ".py" and path.is_file():
-            scale = None
-            if experiment_lib.is_family(path):
-                words = [part for word in rest for part in given.split_equals(word)]
-                scales = [word for word in words if word in experiment_lib.SCALES]
-                scale = (*scales, *experiment_lib.SCALES)[0]
-            experiment, *others = experiment_lib.load_arms(path, scale)
-            parsing.show_help(f"{prog} {word}", Experiment, experiment)
-            if others:
-                names = ", ".join(arm.arm for arm in (experiment, *others))
-                sys.stdout.write(f"the values are those of the first arm of: {names}\n")
+        if (pathlib.Path(word) / "config.json").is_file():
+            run, _ = runs.load(pathlib.Path(word))
+            parsing.show_help(f"{prog} {word}", type(run.quantize), run.quantize)
             return
-        if (path / "config.json").is_file():
-            experiment, _ = runs.load(path)
-            parsing.show_help(
-                f"{prog} {word}", type(experiment.quantize), experiment.quantize
-            )
+        if not word.startswith("-") and experiment_lib.exists(word):
+            _help_on_config(f"{prog} {word}", word, rest)
             return
+
+
+def _help_on_config(prog: str, name: str, rest: Sequence[str]) -> None:
+    """Help on the fields of a config, or of the first arm of what it stands for."""
+    path, *more = experiment_lib.find(name)
+    scale = None
+    if experiment_lib.is_family(path):
+        words = [part for word in rest for part in given.split_equals(word)]
+        scales = [word for word in words if word in experiment_lib.SCALES]
+        scale = (*scales, *experiment_lib.SCALES)[0]
+    experiment, *others = experiment_lib.load_arms(path, scale)
+    parsing.show_help(prog, Experiment, experiment)
+    names = [arm.arm for arm in (experiment, *others)] + [each.stem for each in more]
+    if len(names) > 1:
+        sys.stdout.write(
+            f"the values are those of the first arm of: {', '.join(names)}\n"
+        )

@@ -147,14 +147,17 @@ def _context(
             "vocab_size": manifest.recipe.vocab_size,
             "splits": splits,
         },
-        "floors": written["floors"] if same_data else _floors(arms[0]),
+        "floors": written["floors"] if same_data else floors(arms[0]),
     }
     metrics.write_text(path, json.dumps(context, indent=1) + "\n")
     return context
 
 
-def _floors(experiment: Experiment) -> dict[str, float]:
-    """Counted on at most 16 M training tokens, which are held in memory."""
+def floors(experiment: Experiment) -> dict[str, float]:
+    """Held-out loss of n-gram models, nats a token, by their names.
+
+    They are counted on at most 16 M training tokens, which are held in memory.
+    """
     directory = experiment.data.dir
     return ngram.cross_entropies(
         pipeline.windows(directory, "train", max_tokens=_COUNTED_TOKENS),

@@ -1,9 +1,12 @@
 """The one exception that speaks to a person, and the lookup that raises it."""
 
 import dataclasses
+import difflib
+import numbers
+import types
 import typing
-from collections.abc import Mapping
-from typing import Literal, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
 
 Value = TypeVar("Value")
 
@@ -20,15 +23,25 @@ class InputError(ValueError):
 def lookup(table: Mapping[str, Value], name: str, what: str) -> Value:
     """Returns table[name], or says which names exist."""
     if name not in table:
-        raise InputError(f"{what}={name!r} is unknown; choose from {sorted(table)}")
+        raise InputError(
+            f"{what}={name!r} is unknown; choose from {sorted(table)}"
+            f"{nearest(name, table)}"
+        )
     return table[name]
 
 
-def check_choices(config: object, section: str) -> None:
-    """Raises InputError where a field annotated `Literal[...]` holds anything else.
+def nearest(name: str, names: Iterable[object]) -> str:
+    """The end of a sentence that asks for a near name; "" where none is near."""
+    found = difflib.get_close_matches(name, list(map(str, names)), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
-    For the `__post_init__` of a config dataclass; `section` is its name in the
-    experiment.
+
+def check_fields(config: object, section: str) -> None:
+    """Raises InputError where a field of a config holds what its annotation excludes.
+
+    For the beginning of a config dataclass's `__post_init__`; `section` is its name in
+    the experiment. A float may be an int; other annotations than those of `_accepts`
+    are not looked at.
     """
     assert dataclasses.is_dataclass(config)
     for field in dataclasses.fields(config):
@@ -36,8 +49,34 @@ def check_choices(config: object, section: str) -> None:
         if typing.get_origin(field.type) is Literal and value not in accepted:
             raise InputError(
                 f"{section}.{field.name}={value!r} is unknown; "
-                f"choose from {sorted(accepted)}"
+                f"choose from {sorted(accepted)}{nearest(str(value), accepted)}"
             )
+        if not _accepts(field.type, value):
+            name = getattr(field.type, "__name__", "")
+            kind = name if isinstance(field.type, type) and not accepted else field.type
+            raise InputError(
+                f"{section}.{field.name}={value!r} is of type {type(value).__name__}; "
+                f"give {kind}"
+            )
+
+
+# Annotation -> the types of the values that it stands for, beside itself.
+_NUMBERS: Mapping[Any, type] = {int: numbers.Integral, float: numbers.Real}
+
+
+def _accepts(annotation: Any, value: object) -> bool:
+    """True where a value is of an annotation: int, float, str, unions and tuples."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return any(_accepts(each, value) for each in inner)
+    if origin is tuple and inner[1:] == (...,):
+        return isinstance(value, tuple) and all(_accepts(inner[0], v) for v in value)
+    if annotation in _NUMBERS:
+        is_flag = isinstance(value, bool)
+        return isinstance(value, _NUMBERS[annotation]) and not is_flag
+    if annotation in (str, bool, types.NoneType):
+        return isinstance(value, annotation)
+    return True
 
 
 class Diverged(RuntimeError):

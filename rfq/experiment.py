@@ -2,6 +2,7 @@
 
 A config file is a Python module with a function `config() -> Experiment`, or with
 `arms(scale) -> Sequence[Experiment]` for a family that is compared at one of `SCALES`.
+Those that come with rfq are known by their names, such as demo/residual_adamw.
 Everything that a run depends on is in here, so that a checkpoint can describe itself.
 """
 
@@ -11,8 +12,10 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import re
+import traceback
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -20,7 +23,7 @@ from typing import Any, Literal
 
 from rfq import optim, taps
 from rfq.data.mixture import Mixture
-from rfq.errors import InputError, lookup
+from rfq.errors import InputError, check_fields, lookup, nearest
 from rfq.model import init as init_lib
 from rfq.model.config import TAP_SETS, ModelConfig
 from rfq.model.init import InitConfig
@@ -33,6 +36,9 @@ from rfq.sharding import ShardingConfig
 # Sizes of a family of arms: minutes on two CPU cores, one GPU, the paper's.
 Scale = Literal["demo", "small", "paper"]
 SCALES: tuple[str, ...] = typing.get_args(Scale)
+
+# The configs that come with rfq, in a checkout and in an installed package.
+_OWN = pathlib.Path(__file__).parent / "configs"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,7 @@ class DataConfig:
     tokenizer: str = "embedded"
 
     def __post_init__(self):
+        check_fields(self, "data")
         if self.num_workers < 0:
             raise InputError(f"data.num_workers={self.num_workers} must be >= 0")
         _ = self.mixture  # Checks the weights.
@@ -78,6 +85,7 @@ class TrainConfig:
     skip_anneal: float = 0.0
 
     def __post_init__(self):
+        check_fields(self, "train")
         for name in ("num_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name}={getattr(self, name)} must be >= 1")
@@ -110,6 +118,7 @@ class LogConfig:
     keep_checkpoints: int = 2  # Older ones are deleted.
 
     def __post_init__(self):
+        check_fields(self, "log")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int) and value < 1:
@@ -144,6 +153,7 @@ class QuantizeConfig:
     sample_tokens: int = 256  # Of a batch, for what must sort its values.
 
     def __post_init__(self):
+        check_fields(self, "quantize")
         for text in self.specs:
             QuantSpec.parse(text)
         for name in self.taps:
@@ -182,6 +192,7 @@ class TasksConfig:
     cloze_items: int = 200  # Of each cloze task, at most.
 
     def __post_init__(self):
+        check_fields(self, "tasks")
         for text in self.specs:
             QuantSpec.parse(text)
         if self.cloze_items < 1:
@@ -215,7 +226,8 @@ class Experiment:
         if self.schedule.warmup_steps >= self.train.num_steps:
             raise InputError(
                 f"schedule.warmup_steps={self.schedule.warmup_steps} must be less than "
-                f"train.num_steps={self.train.num_steps}"
+                f"train.num_steps={self.train.num_steps}; for a run this short give "
+                f"--schedule.warmup-steps {self.train.num_steps // 10} too"
             )
         if self.train.batch_size % self.sharding.microbatches:
             raise InputError(
@@ -339,6 +351,7 @@ def _build(cls: type, values: dict[str, Any], where: str):
     if unknown:
         raise InputError(
             f"{where} has no field {unknown[0]!r}; it has {sorted(fields)}"
+            f"{nearest(unknown[0], fields)}"
         )
     for name, field in fields.items():
         needed = field.default is field.default_factory is dataclasses.MISSING
@@ -372,23 +385,57 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") ->
     return found
 
 
-def load(path: str | pathlib.Path) -> Experiment:
+def exists(name: str | pathlib.Path) -> bool:
+    """True for what `find` finds."""
+    try:
+        return bool(find(name))
+    except InputError:
+        return False
+
+
+def find(name: str | pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """The config files that a name stands for.
+
+    Args:
+        name: a Python file, anywhere; the name of a config that comes with rfq, such as
+            demo/residual_adamw; or a folder, such as demo, for all that are in it.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    path = pathlib.Path(name)
+    for place in (path, _OWN / path, _OWN / f"{path}.py"):
+        if place.is_file():
+            return (place,)
+        inside = sorted(place.glob("*.py"))
+        if inside:
+            return tuple(inside)
+    files = (each.relative_to(_OWN).with_suffix("") for each in _OWN.rglob("*.py"))
+    own = [each.as_posix() for each in files if len(each.parts) > 1]
+    raise InputError(
+        f"config {str(name)!r} is not a file, nor one that comes with rfq; give a "
+        "Python file with a function config() -> Experiment, or a name such as "
+        f"demo/residual_adamw{nearest(str(name), own)}"
+    )
+
+
+def load(name: str | pathlib.Path) -> Experiment:
     """Runs a config file's `config()`; the file may lie anywhere.
 
     Raises:
         InputError: there is no such file, it holds a family, or what it makes is wrong.
     """
-    (experiment,) = load_arms(path, None)
+    (experiment,) = load_arms(name, None)
     return experiment
 
 
-def load_arms(path: str | pathlib.Path, scale: str | None) -> tuple[Experiment, ...]:
+def load_arms(name: str | pathlib.Path, scale: str | None) -> tuple[Experiment, ...]:
     """Runs a config file's `arms(scale)`, or `config()` where `scale` is None.
 
     Raises:
         InputError: as `load`; a scale is missing or of no use; two arms have one name.
     """
-    path = pathlib.Path(path)
+    path = _one(name)
     with _said_of(path):
         module = _module(path)
         if scale is None:
@@ -410,23 +457,28 @@ def load_arms(path: str | pathlib.Path, scale: str | None) -> tuple[Experiment, 
     return made
 
 
-def is_family(path: str | pathlib.Path) -> bool:
+def is_family(name: str | pathlib.Path) -> bool:
     """True for a config file with `arms(scale)`.
 
     Raises:
         InputError: there is no such file.
     """
-    path = pathlib.Path(path)
+    path = _one(name)
     with _said_of(path):
         return hasattr(_module(path), "arms")
 
 
-def _module(path: pathlib.Path) -> types.ModuleType:
-    if not path.is_file():
+def _one(name: str | pathlib.Path) -> pathlib.Path:
+    path, *others = find(name)
+    if others:
         raise InputError(
-            f"config {str(path)!r} is not a file; give a Python file with a function "
-            "config() -> Experiment, for example configs/demo/residual_adamw.py"
+            f"config {str(name)!r} is a folder of {1 + len(others)}; give one of them, "
+            f"such as {path}"
         )
+    return path
+
+
+def _module(path: pathlib.Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(f"rfq_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"config {str(path)!r} is not a Python file (*.py)")
@@ -437,13 +489,32 @@ def _module(path: pathlib.Path) -> types.ModuleType:
 
 @contextlib.contextmanager
 def _said_of(path: pathlib.Path) -> Iterator[None]:
-    """Turns what a dataclass says of a field that it lacks into an InputError."""
+    """Turns what is wrong in a config file into an InputError with its line.
+
+    What a person writes there may raise anything; the line is the last one of the file
+    that the traceback passes through.
+    """
     try:
         yield
-    except TypeError as error:
-        if "argument" not in str(error):
+    except SyntaxError as error:
+        where = error.filename or str(path)
+        raise InputError(
+            f"config {where!r} line {error.lineno}: {error.msg}"
+        ) from error
+    except Exception as error:
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if os.path.abspath(frame.filename) == os.path.abspath(path)
+        ]
+        if not lines:  # Of another file, which has said so, or none of a config.
             raise
-        raise InputError(f"config {str(path)!r}: {error}") from error
+        what = f"{error}" if isinstance(error, InputError) else _one_line(error)
+        raise InputError(f"config {str(path)!r} line {lines[-1]}: {what}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _require(path: pathlib.Path, module: types.ModuleType, function: str) -> None:

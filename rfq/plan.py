@@ -92,6 +92,19 @@ def pretend(num_devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", num_devices)
 
 
+def device_bytes() -> int | None:
+    """Memory of one device; None where it is not known, or the devices are pretended.
+
+    Devices of the CPU share the memory of the machine.
+    """
+    device, *others = jax.local_devices()
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    if others:
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def make(experiment: Experiment) -> Plan:
     """Compiles one training step of abstract arrays and looks at it.
 
@@ -228,9 +241,10 @@ def _say_arm(experiment: Experiment, plan: Plan, row: Mapping[str, Any]) -> None
         f"  bytes per device\n"
         f"    parameters       {row['params_bytes'] / _GIB:.3f} GiB\n"
         f"    optimizer state  {row['opt_state_bytes'] / _GIB:.3f} GiB\n"
-        f"    all arguments    {_gib(plan.argument_bytes)} (of the compiled program)\n"
-        f"    working memory   {_gib(plan.working_bytes)} (compiled for "
+        f"    all arguments    {gib(plan.argument_bytes)} (of the compiled program)\n"
+        f"    working memory   {gib(plan.working_bytes)} (compiled for "
         f"{jax.default_backend()})\n"
+        f"    together         {_fit(_memory(row))}\n"
         f"    largest array    {plan.largest.num_bytes / _GIB:.3f} GiB, "
         f"{plan.largest.shape} of {plan.largest.op}\n"
         "    largest copy     "
@@ -282,7 +296,7 @@ def _say_all(rows: Sequence[Mapping[str, Any]], num_seeds: int) -> None:
     )
     for name, took, num_bytes, disk in (*lines, every):
         told = "not known" if took is None else f"{took:.2f}"
-        metrics.say(f"{name:32} {told:>16} {_gib(num_bytes):>24} {_gib(disk):>20}")
+        metrics.say(f"{name:32} {told:>16} {gib(num_bytes):>24} {gib(disk):>20}")
 
 
 def _memory(row: Mapping[str, Any]) -> Any:
@@ -292,7 +306,22 @@ def _memory(row: Mapping[str, Any]) -> Any:
     return row["argument_bytes"] + row["working_bytes"]
 
 
-def _gib(num_bytes: int | None) -> str:
+def _fit(needed: int | None) -> str:
+    """Says whether a device's memory is enough."""
+    there = device_bytes()
+    if needed is None or there is None:
+        return gib(needed)
+    if needed <= there:
+        return f"{gib(needed)}, fits in the {gib(there)} of a device"
+    return (
+        f"{gib(needed)}, does not fit in the {gib(there)} of a device: lower "
+        "train.batch_size or the model, raise sharding.microbatches, set model.remat, "
+        "or divide it over more devices (sharding.strategy)"
+    )
+
+
+def gib(num_bytes: int | None) -> str:
+    """Bytes as a person reads them."""
     return (
         "not told by this backend"
         if num_bytes is None

@@ -44,7 +44,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rfq import params as params_lib
-from rfq.errors import InputError, check_choices
+from rfq.errors import InputError, check_fields
 from rfq.model import layers
 from rfq.optim import matrix
 from rfq.types import Array, Params
@@ -104,7 +104,7 @@ class ShardingConfig:
     microbatches: int = 1
 
     def __post_init__(self):
-        check_choices(self, "sharding")
+        check_fields(self, "sharding")
         for axis in AXES:
             size = getattr(self, axis)
             if size is not None and size < 1:

@@ -119,10 +119,10 @@ def test_a_bad_request_is_one_sentence(capsys, tmp_path):
 
 
 def test_the_command_explains_itself(capsys):
-    assert cli.main(["bench"]) == 0
-    assert "bench optim" in capsys.readouterr().out
+    assert cli.main(["bench"]) == 2
+    assert "`rfq bench optim` and `rfq bench quantize`" in capsys.readouterr().err
     assert cli.main(["bench", "optim", "--help"]) == 0
-    assert "Example: rfq bench optim configs/" in capsys.readouterr().out
+    assert "Example: rfq bench optim demo/" in capsys.readouterr().out
 
 
 def test_the_command_passes_on_what_was_said(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 
+import numpy as np
 import pytest
 
 from rfq import experiment as experiment_lib
@@ -108,10 +109,60 @@ def test_what_is_wrong_with_a_config_file_is_said(tmp_path, text, parts):
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
-def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
-    path = write(tmp_path, "def config():\n    return 1 + 'a'\n")
-    with pytest.raises(TypeError, match="unsupported operand"):
+# What a config file holds -> the sentence about it, behind the path of the file.
+BROKEN = {
+    "def config(:\n    pass\n": "line 1: invalid syntax",
+    "import no_such_module\n": "line 1: ModuleNotFoundError: No module named",
+    "from rfq.optim import Adam\n": "line 1: ImportError: cannot import name 'Adam'",
+    "def config():\n    return 1 + 'a'\n": "line 2: TypeError: unsupported operand",
+    "from rfq.model.config import ModelConfig\n\nModelConfig(width='96')\n": (
+        "line 3: model.width='96' is of type str; give int"
+    ),
+    "from rfq.model.config import ModelConfig\nModelConfig(remat=1)\n": (
+        "line 2: model.remat=1 is of type int; give bool"
+    ),
+    "from rfq.experiment import TrainConfig\nTrainConfig(clip_norm='1')\n": (
+        "line 2: train.clip_norm='1' is of type str; give float | None"
+    ),
+    "from rfq.experiment import QuantizeConfig\nQuantizeConfig(specs=['FP'])\n": (
+        "line 2: quantize.specs=['FP'] is of type list; give tuple[str, ...]"
+    ),
+    "from rfq.model.config import ModelConfig\nModelConfig(norm='rmsnorm')\n": (
+        "did you mean rms_norm?"
+    ),
+    "from rfq import experiment\n\nexperiment.load('demo/residual_adam')\n": (
+        "line 3: config 'demo/residual_adam' is not a file, nor one that comes with rfq"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_what_is_broken_in_a_config_file_is_said_with_its_line(tmp_path, text):
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as caught:
         experiment_lib.load(path)
+    assert str(caught.value).startswith(f"config {str(path)!r} line ")
+    assert BROKEN[text] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_and_whole_floats_are_numbers():
+    assert TrainConfig(num_steps=np.int64(3), clip_norm=1).num_steps == 3
+
+
+def test_a_config_that_comes_with_rfq_is_found_by_its_name_from_anywhere(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert experiment_lib.load("demo/residual_adamw").arm == "residual_adamw"
+    arms = [path.stem for path in experiment_lib.find("demo")]
+    assert arms == sorted(path.stem for path in (CONFIGS / "demo").glob("*.py"))
+    own = write(tmp_path, "", "demo.py")
+    assert experiment_lib.find("demo.py") == (own.relative_to(tmp_path),)
+    with pytest.raises(InputError, match=r"did you mean demo/residual_adamw\?"):
+        experiment_lib.find("configs/demo/residual_adamw.py")
+    with pytest.raises(InputError, match="is a folder of 4; give one of them"):
+        experiment_lib.load("demo")
 
 
 @pytest.mark.parametrize("name", ["absent.py", "notes.txt", ""])

@@ -16,10 +16,10 @@ class BenchOptim:
     The config's own optimizer keeps its settings, the others have their defaults.
     Overrides as for `rfq train`. With several devices, on one and on all of them.
 
-    Example: rfq bench optim configs/demo/residual_adamw.py --optimizers muon soap
+    Example: rfq bench optim demo/residual_adamw --optimizers muon soap
     """
 
-    # A Python file with a function config() -> Experiment.
+    # A config file, or the name of a config that comes with rfq.
     config: parsing.Positional[pathlib.Path]
     # Names, of those that --optimizer takes; AdamW is always among them.
     optimizers: tuple[str, ...] = ("adamw", "muon", "soap", "kl_shampoo")
@@ -50,10 +50,10 @@ class BenchQuantize:
     Takes the model of a config at its initialization, with random tokens: no data are
     needed. Overrides as for `rfq train`.
 
-    Example: rfq bench quantize configs/demo/residual_adamw.py
+    Example: rfq bench quantize demo/residual_adamw
     """
 
-    # A Python file with a function config() -> Experiment.
+    # A config file, or the name of a config that comes with rfq.
     config: parsing.Positional[pathlib.Path]
     # Timed calls of each program.
     rounds: int = 15

@@ -15,13 +15,14 @@ class Compare(planned.Options):
     """Train several arms, quantize them over the WnAm grid, report them in one page.
 
     What is finished is skipped, what was interrupted is resumed. Overrides, as for
-    `rfq train`, apply to every arm. A family, configs/ablation, is compared at one
-    --scale, all of its arms or the one of --arm.
+    `rfq train`, apply to every arm. A family, such as ablation/theorem1, is compared
+    at one --scale, all of its arms or the one of --arm.
 
-    Example: rfq compare configs/demo/*.py --out runs/demo --train.num-steps 300
+    Example: rfq compare demo --out runs/demo --train.num-steps 300
     """
 
-    # Config files, one per arm.
+    # Config files, one per arm; names of those that come with rfq, such as
+    # demo/residual_adamw; or a folder of configs, such as demo.
     configs: parsing.Positional[tuple[pathlib.Path, ...]]
     # The directory for runs, rows and the report; with --dry-run it may be left out.
     out: pathlib.Path | None = None
@@ -35,12 +36,13 @@ def run(args: Compare, overrides: Sequence[str]) -> None:
     """Runs every arm of the configs, or plans them."""
     if not args.configs:
         raise InputError(
-            "rfq compare needs at least one config file, before any override; for "
-            "example configs/demo/*.py"
+            "rfq compare needs at least one config, before any override; for example "
+            "demo, the four that come with rfq"
         )
     configs = [
         config
-        for path in args.configs
+        for name in args.configs
+        for path in experiment_lib.find(name)
         for config in given.arms("rfq compare", path, overrides, args.scale)
     ]
     arms = [

@@ -1,15 +1,17 @@
 """Words to dataclasses, by tyro; what it refuses becomes one sentence."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import tyro
 
-from rfq.errors import InputError
+from rfq.errors import InputError, nearest
 
 Parsed = TypeVar("Parsed")
 Positional = tyro.conf.Positional
@@ -24,20 +26,104 @@ def parse(
     Raises:
         InputError: what tyro, or the dataclass, has against a word.
     """
+    known = options(kind if default is None else default)
+    words = _split_lists(args, known)
+    missing = tyro.MISSING_NONPROP
     with _one_sentence(prog):
-        if default is None:
-            return tyro.cli(kind, prog=prog, args=args, config=_TYRO[:1])
-        return tyro.cli(kind, prog=prog, args=args, config=_TYRO[:1], default=default)
+        parsed, unknown = tyro.cli(
+            kind,
+            prog=prog,
+            args=words,
+            default=missing if default is None else default,
+            return_unknown_args=True,
+            config=_TYRO[:1],
+        )
+    if unknown:
+        raise InputError(_unexpected(prog, unknown[0], known, default))
+    return parsed
 
 
 def parse_known(
-    prog: str, kind: type[Parsed], args: Sequence[str]
+    prog: str, kind: type[Parsed], others: type, args: Sequence[str]
 ) -> tuple[Parsed, list[str]]:
-    """As `parse`, with the words that are not the dataclass's beside it."""
+    """As `parse`, with the words that `others` may explain beside it.
+
+    Raises:
+        InputError: as `parse`; a word is an option of neither dataclass.
+    """
+    known, elsewhere = options(kind), options(others)
     with _one_sentence(prog):
-        return tyro.cli(
-            kind, prog=prog, args=args, return_unknown_args=True, config=_TYRO
+        parsed, unknown = tyro.cli(
+            kind,
+            prog=prog,
+            args=_split_lists(args, known),
+            return_unknown_args=True,
+            config=_TYRO,
         )
+    roots = {_root(option) for option in elsewhere}
+    for word in unknown:
+        if word.startswith("--") and _root(word) not in roots:
+            raise InputError(_unexpected(prog, word, {**known, **elsewhere}))
+    return parsed, unknown
+
+
+def options(config: Any, prefix: str = "--") -> dict[str, Any]:
+    """Option -> type, of the fields of a dataclass and of the dataclasses in them.
+
+    Args:
+        config: a dataclass, or one of its instances.
+        prefix: what the options begin with.
+    """
+    kinds = typing.get_type_hints(config if isinstance(config, type) else type(config))
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name, None)
+        option = prefix + field.name.replace("_", "-")
+        found[option] = kinds[field.name]
+        if dataclasses.is_dataclass(value):
+            found |= options(value, f"{option}.")
+    return found
+
+
+def _root(word: str) -> str:
+    """What stands before the first dot, as tyro spells it."""
+    return word.partition("=")[0].partition(".")[0].replace("_", "-")
+
+
+# Lists of paths, which may have spaces in them.
+_PATHS = ("--data.also",)
+
+
+def _split_lists(words: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+    """A list of names or numbers may also be one quoted word: "FP W8A8 W8A6"."""
+    found, option = [], ""
+    for word in words:
+        if word.startswith("--"):
+            option = word.replace("_", "-")
+        is_list = typing.get_origin(known.get(option)) is tuple
+        if is_list and option not in _PATHS and not word.startswith("--"):
+            found += word.split() or [word]
+        else:
+            found.append(word)
+    return found
+
+
+def _unexpected(
+    prog: str, word: str, known: Mapping[str, Any], default: object = None
+) -> str:
+    """Says of a word what it could have been."""
+    name = word.partition("=")[0]
+    section, _, field = name.removeprefix("--").replace("_", "-").partition(".")
+    inside = [o.partition(".")[2] for o in known if o.startswith(f"--{section}.")]
+    if field and inside:
+        which = type(getattr(default, section.replace("-", "_"))).__name__
+        return (
+            f"{name} is no field of {section}, which is {which} with "
+            f"{', '.join(inside)}{nearest(field, inside)}"
+        )
+    if not word.startswith("--"):
+        return f"{word!r} is not expected there; see `{prog} --help`"
+    return f"{name} is unknown; see `{prog} --help`{nearest(name, known)}"
 
 
 def show_help(prog: str, kind: type, default=None) -> None:

@@ -35,9 +35,8 @@ class Quantize:
 def run(args: Quantize, overrides: Sequence[str]) -> None:
     """Quantizes the run, into rows or into checkpoints."""
     experiment = given.run(args.run, args.data_dir)
-    words = [word for text in overrides for word in text.split()]
-    prog = f"rfq quantize {args.run}"
-    grid = parsing.parse(prog, type(experiment.quantize), words, experiment.quantize)
+    grid = experiment.quantize
+    grid = parsing.parse(f"rfq quantize {args.run}", type(grid), overrides, grid)
     given.banner()
     experiment = dataclasses.replace(experiment, quantize=grid)
     if args.export is not None:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+import shlex
 from collections.abc import Sequence
 
+from rfq import compare, metrics, train
 from rfq import experiment as experiment_lib
-from rfq import metrics, train
-from rfq.commands import given, parsing, planned
+from rfq.commands import given, numbers, parsing, planned
 from rfq.errors import InputError
+from rfq.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,12 +19,13 @@ class Train(planned.Options):
     Every field of the config can be overridden after the file's name, for example
     --train.num-steps 100 --optimizer.learning-rate 3e-3, and the optimizer as a whole
     by --optimizer NAME. `rfq train CONFIG --help` lists the fields with their values.
-    Of a family of arms, configs/ablation, --scale says how large and --arm which one.
+    A family of arms, such as ablation/theorem1, takes --scale (how large) and --arm.
 
-    Example: rfq train configs/demo/residual_adamw.py --out runs/mine
+    Example: rfq train demo/residual_adamw --out runs/mine
     """
 
-    # A Python file with a function config() -> Experiment.
+    # A Python file with a function config() -> Experiment, or the name of a config that
+    # comes with rfq, such as demo/residual_adamw.
     config: parsing.Positional[pathlib.Path]
     # The run directory; with --dry-run it may be left out.
     out: pathlib.Path | None = None
@@ -39,4 +42,20 @@ def run(args: Train, overrides: Sequence[str]) -> None:
     if args.out is None:
         raise InputError("rfq train needs --out DIR, the run directory to write")
     train.run(experiment, args.out)
-    metrics.say(f"run: {args.out}")
+    _say_result(experiment, args.out)
+
+
+def _say_result(experiment: Experiment, run_dir: pathlib.Path) -> None:
+    """The loss, what it is to be held against, and the command that comes next."""
+    measured = metrics.read(run_dir / "measures.jsonl")
+    if measured and metrics.is_writer():
+        floors = compare.floors(experiment).items()
+        metrics.say(
+            f"held-out loss {numbers.plain(measured[-1]['loss'])} nats per token after "
+            f"step {measured[-1]['step']:,}; counting "
+            + " and ".join(f"{name}s gives {loss:.4f}" for name, loss in floors)
+        )
+    metrics.say(f"run: {run_dir}")
+    metrics.say(
+        f'next: rfq quantize {shlex.quote(str(run_dir))} --specs "FP W8A8 W4A4"'
+    )

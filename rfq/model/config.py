@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from rfq import params as params_lib
-from rfq.errors import InputError, check_choices
+from rfq.errors import InputError, check_fields
 from rfq.model import layers
 
 # Activations named in every block, in the order in which the forward pass meets them.
@@ -116,7 +116,7 @@ class ModelConfig:
         return 1 if layers.NORMS[self.norm].one_gain else self.width
 
     def __post_init__(self):
-        check_choices(self, "model")
+        check_fields(self, "model")
         for name in (
             "num_layers", "width", "num_heads", "mlp_ratio", "vocab_size", "seq_len",
             "scan_unroll", "loss_chunks",

@@ -18,7 +18,7 @@ import numpy as np
 
 from rfq import factorize
 from rfq import params as params_lib
-from rfq.errors import InputError, check_choices
+from rfq.errors import InputError, check_fields
 from rfq.model import layers, transformer
 from rfq.model.config import ModelConfig
 from rfq.types import Array, Params
@@ -374,7 +374,7 @@ class InitConfig:
     skip_weight: float = 1.0
 
     def __post_init__(self):
-        check_choices(self, "init")
+        check_fields(self, "init")
         for name in (
             "embedding_std", "alpha_qk", "alpha_vo", "alpha_u", "alpha_d", "soft_logit",
         ):  # fmt: skip

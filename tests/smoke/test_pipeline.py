@@ -34,12 +34,8 @@ def test_prepare_train_stop_resume_quantize_evaluate_report(
         *("--calibration-fraction", 0.15, "--heldout-fraction", 0.15),
     )
     said = _run(capsys, *prepare)
-    assert [line.split()[0] for line in said] == [
-        "train",
-        "calibration",
-        "heldout",
-        "data:",
-    ]
+    first = [line.split()[0] for line in said if not line.startswith("note:")]
+    assert first == ["train", "calibration", "heldout", "data:"]
     written = {path: path.read_bytes() for path in data.iterdir()}
     assert _run(capsys, *prepare) == said
     assert {path: path.read_bytes() for path in data.iterdir()} == written
@@ -58,7 +54,11 @@ def test_prepare_train_stop_resume_quantize_evaluate_report(
     assert said[0].startswith("rfq ")
     assert "cpu device(s)" in said[0]
     assert "resuming at step 4" in said
-    assert said[-1] == f"run: {run_dir}"
+    assert said[-2] == f"run: {run_dir}"
+    assert said[-1] == f'next: rfq quantize {run_dir} --specs "FP W8A8 W4A4"'
+    last = metrics.read(run_dir / "measures.jsonl")[-1]["loss"]
+    assert said[-3].startswith(f"held-out loss {last:.4f} nats per token after step 12")
+    assert "unigrams gives" in said[-3]
     assert "tiny seed 0: training is finished" in _run(capsys, *train)
 
     said = _run(capsys, "quantize", run_dir, "--specs", "FP", "A4")
