@@ -11,6 +11,7 @@ from rfq.optim.adamw import AdamWConfig
 from rfq.optim.axes import by_path as axes_by_path
 from rfq.optim.axes import scanned as scanned_axes
 from rfq.optim.build import OptimizerConfig
+from rfq.optim.describe import Treatment, describe
 from rfq.optim.kl_shampoo import KLShampooConfig
 from rfq.optim.kl_soap import KLSoapConfig
 from rfq.optim.matrix import diagnostics
@@ -61,8 +62,10 @@ __all__ = [
     "SignGDConfig",
     "SoapConfig",
     "SpectralGDConfig",
+    "Treatment",
     "adamw",
     "axes_by_path",
+    "describe",
     "diagnostics",
     "kl_shampoo",
     "kl_soap",

@@ -13,6 +13,7 @@ guards itself against gradients that are not finite; any other is guarded by `gu
 import dataclasses
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
@@ -255,6 +256,8 @@ def assemble(
 
     def init(params: optax.Params) -> optax.OptState:
         params = axes_lib.floating(params)
+        if axes is None and (said := axes_lib.unspoken(axes_lib.resolve(None, params))):
+            warnings.warn(f"rfq.optim: {said}", UserWarning, stacklevel=2)
         return transform(params).init(params)
 
     def update(updates, state, params=None):

@@ -73,7 +73,7 @@ def transform(
             config(**_values(fields, given), **_numbers(given, rates)),
             rate,
             rate if other is None else other,
-            axes=given.get("axes", _no_matrix),
+            axes=given["axes"] if matrices else _no_matrix,
             mask=given["mask"],
             clip_norm=None,
             placement=given.get("placement"),

@@ -5,6 +5,7 @@ that parameters move, keep their types and stay finite.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -365,3 +366,44 @@ def test_the_readme_example_is_harmless_with_the_embedding_of_gpt2():
         state = jax.eval_shape(make(name).init, params)
         used = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         assert used < 2.2 * size, name
+
+
+# --- What is said of it ---------------------------------------------------------------
+
+SCANNED = {
+    "layers": {"kernel": jnp.ones((5, 4, 6)), "bias": jnp.ones((5, 6))},
+    "head": jnp.ones((6, 4)),
+    "step": jnp.int32(0),
+}
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_a_scanned_stack_without_axes_is_warned_of_where_it_is_made(name):
+    with pytest.warns(UserWarning, match="look like stacked vectors, such as") as said:
+        jax.eval_shape(getattr(optim, name)(1e-3).init, SCANNED)
+    (message,) = {str(one.message) for one in said}
+    assert "'layers/kernel' (5, 4, 6), get no matrix optimizer" in message
+    assert "'layers/bias' (5, 6), are taken for matrices" in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        axes = optim.scanned_axes("layers/*")
+        jax.eval_shape(getattr(optim, name)(1e-3, axes=axes).init, SCANNED)
+        jax.eval_shape(getattr(optim, name)(1e-3).init, plain())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_describe_says_what_becomes_of_each_leaf(name, capsys):
+    """And its bytes are those of the state, but for counts that all leaves share."""
+    axes = optim.scanned_axes("layers/*")
+    config = optim.OPTIMIZERS[name]()
+    found = {one.path: one for one in optim.describe(SCANNED, axes, config)}
+    table = capsys.readouterr().out
+    assert "layers/kernel  5x4x6  matrix     5 of 4x6" in table
+    assert found["layers/kernel"][1:5] == ((5, 4, 6), "matrix", 5, (4, 6))
+    assert found["layers/bias"][1:5] == ((5, 6), "other", 0, None)
+    assert found["head"].num_matrices == 1 and "step" not in found
+    state = jax.eval_shape(make(name, axes=axes).init, SCANNED)
+    used = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert abs(sum(one.state_bytes for one in found.values()) - used) <= 32
+    optim.describe(SCANNED)
+    assert "note: without `axes` only leaves with two axes" in capsys.readouterr().out
