@@ -89,9 +89,10 @@ def run(
     config = experiment.quantize
     specs = [_checked(text, experiment.model) for text in dict.fromkeys(config.specs)]
     _safetensors()
+    run_described = runs.reopen(experiment, run_dir)
     manifest = runs.check(experiment)
     described = {
-        **runs.reopen(experiment, run_dir),
+        **run_described,
         "tokenizer_fingerprint": manifest.recipe.tokenizer_fingerprint,
     }
     with runs.alone_in(out):
@@ -210,7 +211,9 @@ def evaluate(directory: pathlib.Path, data_dir: str | None = None) -> dict[str, 
         InputError: the files are damaged, or the data were prepared otherwise.
     """
     quantized, described = load(directory)
-    experiment = experiment_lib.from_dict(described["experiment"])
+    experiment = runs.located(
+        experiment_lib.from_dict(described["experiment"]), described
+    )
     if data_dir is not None:
         data = dataclasses.replace(experiment.data, dir=data_dir)
         experiment = dataclasses.replace(experiment, data=data)

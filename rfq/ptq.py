@@ -211,8 +211,8 @@ def _open(
     experiment: Experiment, run_dir: pathlib.Path
 ) -> tuple["Sweep", rows.Subject]:
     """Open a finished run; its records have the subject in common."""
-    runs.check(experiment)
     described = runs.reopen(experiment, run_dir)
+    runs.check(experiment)
     metrics.make_directory(run_dir / "quantize")
     sweep = Sweep(experiment, run_dir)
     subject: rows.Subject = {

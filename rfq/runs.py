@@ -1,6 +1,7 @@
 """What a run directory is: whose it is, on what data, and whether that still fits.
 
-config.json     the experiment, its fingerprint, the data's, versions, device
+config.json     the experiment, its fingerprint, the data's and where they lay,
+                versions, device
 metrics.jsonl   one row per logged step
 measures.jsonl  held-out loss and activation statistics per measured step
 checkpoints/    see `checkpoint`
@@ -10,10 +11,11 @@ quantize/       rows.jsonl and what else `ptq` measured
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -148,10 +150,12 @@ def reopen(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
     require_finished(experiment, run_dir)
     described, config = _described(experiment, run_dir), _read_config(run_dir)
     if config["data_fingerprint"] != described["data_fingerprint"]:
-        given, own = experiment.data.dir, config["experiment"]["data"]["dir"]
+        given, own = experiment.data.dir, _data_of(config)["directories"][0]
+        differences = _recipe_differences(described, config)
         raise InputError(
-            f"the data in {given!r} are not those that {run_dir} was trained on; give "
-            "--data-dir the directory that `rfq prepare` made for it"
+            f"the data in {given!r} are not those that {run_dir} was trained on"
+            + (f" ({differences})" if differences else "")
+            + "; give --data-dir the directory that `rfq prepare` made for it"
             + (f", which was {own!r}" if own != given else "")
         )
     match(described, config, str(run_dir))
@@ -168,7 +172,69 @@ def _described(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
     }
     code = {"code": provenance.code(), "out": str(run_dir)}
     distributed.agree("experiment, data, code or versions", described | code)
-    return described
+    return described | {"data": _places(experiment)}
+
+
+def _places(experiment: Experiment) -> dict[str, Any]:
+    """Where the data lie, whatever directory the next command is given in."""
+    tokenizer = experiment.data.tokenizer
+    return {
+        "directories": [
+            str(pathlib.Path(name).absolute())
+            for name in experiment.data.mixture.directories
+        ],
+        "tokenizer": (
+            tokenizer
+            if tokenizer in tokenize.TOKENIZERS
+            else str(pathlib.Path(tokenizer).absolute())
+        ),
+        "recipe": manifest_lib.as_dict(_manifests(experiment)[0])["recipe"],
+    }
+
+
+def _data_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config.json says of its data, older ones without absolute paths."""
+    data = config["experiment"]["data"]
+    older = {
+        "directories": [data["dir"], *data.get("also", ())],
+        "tokenizer": data["tokenizer"],
+        "recipe": {},
+    }
+    return older | config.get("data", {})
+
+
+def _recipe_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """How data were prepared otherwise, as far as it is known."""
+    now, then = ours["data"]["recipe"], _data_of(theirs)["recipe"]
+    return ", ".join(
+        f"{field} {str(now.get(field))[:12]} and not {str(value)[:12]}"
+        for field, value in then.items()
+        if now.get(field) != value
+    )
+
+
+def located(experiment: Experiment, config: Mapping[str, Any]) -> Experiment:
+    """The experiment with its data and tokenizer where they are found.
+
+    A path that leads nowhere from the working directory gives way to the absolute one
+    of when the run was made.
+    """
+    data, places = experiment.data, _data_of(config)
+    dir, *also = (
+        place if not _is_prepared(given) and _is_prepared(place) else given
+        for given, place in zip(
+            data.mixture.directories, places["directories"], strict=True
+        )
+    )
+    tokenizer = data.tokenizer
+    if tokenizer not in tokenize.TOKENIZERS and not pathlib.Path(tokenizer).exists():
+        tokenizer = places["tokenizer"]
+    found = dataclasses.replace(data, dir=dir, also=tuple(also), tokenizer=tokenizer)
+    return dataclasses.replace(experiment, data=found)
+
+
+def _is_prepared(directory: str) -> bool:
+    return (pathlib.Path(directory) / manifest_lib.FILE_NAME).exists()
 
 
 def is_finished(run_dir: pathlib.Path) -> bool:
@@ -196,20 +262,27 @@ def match(ours: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
                 f"{mine!r} here); choose another --out or delete it"
             )
     if theirs["data_fingerprint"] != ours["data_fingerprint"]:
+        differences = _recipe_differences(ours, theirs)
         raise InputError(
             f"{where} was trained on other data than those in "
-            f"{ours['experiment']['data']['dir']!r}; choose another --out or delete it"
+            f"{ours['experiment']['data']['dir']!r}"
+            + (f" ({differences})" if differences else "")
+            + "; choose another --out, or give --data.dir "
+            f"{_data_of(theirs)['directories'][0]}"
         )
 
 
 def load(run_dir: pathlib.Path) -> tuple[Experiment, dict[str, Any]]:
     """Reads back the experiment of a run directory, and all of config.json.
 
+    The data are where `located` finds them.
+
     Raises:
         InputError: not a run directory, or not one of this version's.
     """
     described = _read_config(run_dir)
-    return experiment_lib.from_dict(described["experiment"]), described
+    experiment = experiment_lib.from_dict(described["experiment"])
+    return located(experiment, described), described
 
 
 def require_finished(experiment: Experiment, run_dir: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 from rfq import experiment as experiment_lib
 from rfq import provenance, runs
+from rfq.data import tokenize
 from rfq.errors import InputError
 from rfq.sharding import ShardingConfig
 from tests import tiny
@@ -65,12 +67,12 @@ MISFITS = {
     "too little held out": (
         "log",
         {"measure_sequences": 8_000},
-        "fewer than one batch of 8000",
+        "fewer than one batch of 8000; prepare the data again with --heldout-fraction",
     ),
     "too little to score": (
         "quantize",
         {"batch_size": 128, "eval_tokens": 64 * tiny.SEQ_LEN},
-        "64 are asked for, fewer than one batch of 128",
+        "64 are asked for, fewer than one batch of 128; ask for",
     ),
     "too little to calibrate on": (
         "quantize",
@@ -163,7 +165,8 @@ def test_data_may_move_but_not_change(experiment, data, tmp_path):
     other = tiny.experiment(tiny.prepared(tmp_path / "more", salt=1))
     runs.check(other)
     message = _refused(runs.claim, other, tmp_path / "run")
-    assert "was trained on other data" in message
+    assert "was trained on other data" in message and "delete" not in message
+    assert f"--data.dir {data}" in message or f"--data.dir {moved.data.dir}" in message
 
 
 def test_a_finished_run_keeps_saying_how_it_was_trained(
@@ -219,6 +222,44 @@ def test_other_data_than_a_finished_runs_are_said_with_what_to_give(
     run_dir = tiny.copied(tiny.trained(tmp_path_factory), tmp_path)
     other = tiny.experiment(tiny.prepared(tmp_path, salt=1))
     said = _refused(runs.reopen, other, run_dir)
-    assert f"are not those that {run_dir} was trained on; give --data-dir" in said
+    assert f"are not those that {run_dir} was trained on (" in said
+    assert "); give --data-dir" in said and "source_fingerprint" in said
     assert said.endswith(f"which was {str(data)!r}")
     assert "delete" not in said
+
+
+def test_a_run_finds_its_data_from_any_directory(tmp_path, monkeypatch):
+    """By the absolute path of when it was made; a path that leads there goes first."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        tiny.prepared(tmp_path / name)
+    monkeypatch.chdir(tmp_path / "here")
+    (data,) = (path.name for path in pathlib.Path().iterdir() if path.is_dir())
+    shutil.copy(tokenize.EMBEDDED_MODEL, "own.model")
+    experiment = tiny.experiment(pathlib.Path(data))
+    runs.claim(experiment, tmp_path / "run")
+    assert runs.load(tmp_path / "run")[0].data.dir == data
+    monkeypatch.chdir(tmp_path / "there")
+    assert runs.load(tmp_path / "run")[0].data.dir == data
+    monkeypatch.chdir(tmp_path)
+    found, _ = runs.load(tmp_path / "run")
+    assert found.data.dir == str(tmp_path / "here" / data)
+    runs.claim(found, tmp_path / "run")
+    # A tokenizer that is a file is found in the same way.
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    own = tiny.with_fields(experiment, "data", tokenizer="own.model")
+    config["data"]["tokenizer"] = str(tmp_path / "here" / "own.model")
+    assert runs.located(own, config).data.tokenizer == config["data"]["tokenizer"]
+    # What is nowhere keeps its name, and the sentence says how to give another.
+    shutil.rmtree(tmp_path / "here")
+    lost, _ = runs.load(tmp_path / "run")
+    said = _refused(runs.check, lost)
+    assert "has no manifest.json" in said and "--data-dir" in said
+
+
+def test_a_run_from_before_absolute_paths_still_opens(experiment, tmp_path):
+    described = runs.claim(experiment, tmp_path)
+    del described["data"]
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert runs.load(tmp_path)[0] == experiment
+    assert "data" in runs.claim(experiment, tmp_path)

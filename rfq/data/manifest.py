@@ -326,7 +326,8 @@ def _parse(path: pathlib.Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"{path.parent} has no {FILE_NAME}, so it is not a prepared data set; make "
-            f"one with `rfq prepare SOURCE --out {path.parent}`"
+            f"one with `rfq prepare SOURCE --out {path.parent}`, or give the directory "
+            "that holds it (--data.dir of a config, --data-dir of a run)"
         ) from error
     except OSError as error:
         raise InputError(

@@ -14,8 +14,6 @@ from rfq.data.mixture import Mixture
 from rfq.data.tokenize import Tokenizer
 from rfq.errors import InputError, lookup
 
-load_manifest = manifest.load
-
 # Of `texts`.
 _MAX_TEXT_TOKENS = 1 << 20
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rfq import sharding, taps
-from rfq.data import pipeline
+from rfq.data import manifest, pipeline
 from rfq.errors import InputError
 from rfq.experiment import Experiment
 from rfq.stats import bins
@@ -65,11 +65,17 @@ def choose(
     wanted = min(num_tokens // seq_len, len(sequences))
     num_batches = wanted // batch_size
     if num_batches == 0:
+        if len(sequences) < batch_size:
+            made = manifest.load(experiment.data.dir)
+            larger = manifest.larger_fractions(made, [split], batch_size * seq_len)
+            advice = f"prepare the data again with {larger or 'more text'}"
+        else:
+            advice = f"ask for {batch_size * seq_len:,} tokens or more"
         raise InputError(
             f"split {split!r} of {experiment.data.dir!r} has {len(sequences)} "
             f"sequences of {seq_len} tokens and {num_tokens // seq_len} are asked for, "
-            f"fewer than one batch of {batch_size}; lower log.measure_sequences or "
-            "quantize.batch_size, or prepare more text"
+            f"fewer than one batch of {batch_size}; {advice}, or lower "
+            "log.measure_sequences or quantize.batch_size"
         )
     total = num_batches * batch_size
     if seed is None:
