@@ -6,7 +6,7 @@ import pathlib
 
 from rfq import metrics
 from rfq.commands import parsing
-from rfq.data import inspect, tokenize
+from rfq.data import floors, inspect, tokenize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,14 @@ class Inspect:
     samples: int = 1
     # Write everything to this file, as JSON.
     json: pathlib.Path | None = None
+    # Compute the n-gram floors of data that lack them, and keep them beside the data.
+    floors: bool = False
 
 
 def run(args: Inspect) -> None:
     """Prints what the directory holds, and writes it where asked to."""
+    if args.floors:
+        floors.add(args.directory)
     found = inspect.describe(
         args.directory,
         tokenizer=None if args.tokenizer is None else tokenize.load(args.tokenizer),

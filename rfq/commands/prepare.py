@@ -6,7 +6,7 @@ import re
 
 from rfq import metrics
 from rfq.commands import parsing
-from rfq.data import benchmarks, split, tokenize, train_tokenizer
+from rfq.data import benchmarks, floors, split, tokenize, train_tokenizer
 from rfq.data import manifest as manifest_lib
 from rfq.data import prepare as prepare_lib
 from rfq.data.manifest import Manifest
@@ -89,6 +89,7 @@ def run(args: Prepare) -> None:
             f"shard {args.shard} is done; {args.out} appears when the others are, too"
         )
         return
+    floors.add(args.out)
     _say_data(args.out, manifest)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rfq.data import manifest as manifest_lib
-from rfq.data import pipeline, tokenize
+from rfq.data import floors, pipeline, tokenize
 from rfq.data.manifest import Manifest, Split
 from rfq.data.tokenize import Tokenizer
 
@@ -29,7 +29,8 @@ def describe(
         num_samples: windows of each split, at random places, the same in every call.
 
     Returns:
-        JSON: "recipe" and counts as in the manifest, and "splits" by name with
+        JSON: "recipe" and counts as in the manifest, "floors" as `floors.read` has
+        them, and "splits" by name with
         "num_documents", "num_tokens", "num_bytes", "num_windows", "num_shards",
         "tokens_per_byte", "lengths" as {"2^k": documents of 2^k .. 2^(k+1) - 1 tokens}
         and "samples" as [{"window", "ids", "text"}].
@@ -62,6 +63,7 @@ def describe(
         }
         for name, part in manifest.splits.items()
     }
+    row["floors"] = floors.read(directory)
     return row
 
 
@@ -98,6 +100,7 @@ def render(row: dict[str, Any]) -> str:
         f"{recipe['window_len']:,} tokens, documents with {recipe['boundary']}",
         f"left out: {row['num_empty_documents']:,} empty documents, "
         f"{row['num_duplicates']:,} duplicates",
+        "n-gram floors of the held-out loss: " + _floors(row["floors"]),
     ]
     for name, part in row["splits"].items():
         lines += [
@@ -115,6 +118,13 @@ def render(row: dict[str, Any]) -> str:
             )
             lines.append(f"  window {sample['window']}: {shown}")
     return "\n".join(lines)
+
+
+def _floors(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "not computed; `rfq inspect DIR --floors` adds them"
+    said = (f"{name} {nats:.3f}" for name, nats in found.items())
+    return ", ".join(said) + " nats a token"
 
 
 def _chart(lengths: dict[str, int]) -> list[str]:

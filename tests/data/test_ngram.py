@@ -1,5 +1,4 @@
 import collections
-import itertools
 import math
 
 import chex
@@ -20,52 +19,76 @@ WINDOWS = st.lists(
 
 def _oracle(train, heldout, vocab_size):
     """The equations of the docstring, with dictionaries and loops."""
-    pairs = collections.Counter(
-        pair for row in train.tolist() for pair in itertools.pairwise(row)
-    )
-    contexts, targets = collections.Counter(), collections.Counter()
-    successors = collections.Counter()
-    for (v, w), count in pairs.items():
-        contexts[v] += count
-        targets[w] += count
-        successors[v] += 1
-    n = collections.Counter(pairs.values())
-    delta = n[1] / (n[1] + 2 * n[2]) if n[1] else 0.5
+    targets = collections.Counter(w for row in train.tolist() for w in row[1:])
+    orders = {}
+    for n in (2, 3):
+        seen = collections.Counter(
+            tuple(row[i : i + n])
+            for row in train.tolist()
+            for i in range(len(row) - n + 1)
+        )
+        contexts, successors = collections.Counter(), collections.Counter()
+        for key, count in seen.items():
+            contexts[key[:-1]] += count
+            successors[key[:-1]] += 1
+        k = collections.Counter(seen.values())
+        delta = k[1] / (k[1] + 2 * k[2]) if k[1] else 0.5
+        orders[n] = seen, contexts, successors, delta
 
-    def unigram(w):
-        return (targets[w] + 1) / (sum(targets.values()) + vocab_size)
+    def p(key):
+        if len(key) == 1:
+            return (targets[key[0]] + 1) / (sum(targets.values()) + vocab_size)
+        seen, contexts, successors, delta = orders[len(key)]
+        h, shorter = key[:-1], p(key[1:])
+        if not contexts[h]:
+            return shorter
+        kept = max(seen[key] - delta, 0)
+        return (kept + delta * successors[h] * shorter) / contexts[h]
 
-    def bigram(v, w):
-        if not contexts[v]:
-            return unigram(w)
-        kept = max(pairs[v, w] - delta, 0)
-        return (kept + delta * successors[v] * unigram(w)) / contexts[v]
-
-    scored = [p for row in heldout.tolist() for p in itertools.pairwise(row)]
+    scored = [
+        tuple(row[: i + 1]) for row in heldout.tolist() for i in range(1, len(row))
+    ]
     return {
-        "unigram": -sum(math.log(unigram(w)) for _, w in scored) / len(scored),
-        "bigram": -sum(math.log(bigram(v, w)) for v, w in scored) / len(scored),
+        name: -sum(math.log(p(key[-n:])) for key in scored) / len(scored)
+        for n, name in enumerate(ngram.NAMES, start=1)
     }
 
 
-@pytest.mark.parametrize("dense_vocab_size", [0, 4096])
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
 @hypothesis.given(train=WINDOWS, heldout=WINDOWS)
-def test_cross_entropies_are_those_of_the_equations(dense_vocab_size, train, heldout):
+def test_cross_entropies_are_those_of_the_equations(chunk, train, heldout):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ngram, "_DENSE_VOCAB_SIZE", dense_vocab_size)
+        patch.setattr(ngram, "_CHUNK", chunk)
         found = ngram.cross_entropies(train, heldout, VOCAB_SIZE)
     # Both compute in float64; sums of at most 48 terms differ in the last digits.
     chex.assert_trees_all_close(found, _oracle(train, heldout, VOCAB_SIZE), rtol=1e-12)
 
 
+@pytest.mark.parametrize("length", [2, 3])
+def test_rows_that_are_shorter_than_a_context_are_scored_with_less(length):
+    rows = np.array([[0, 1, 2, 3], [1, 2, 0, 3], [0, 1, 3, 3]])[:, :length]
+    found = ngram.cross_entropies(rows, rows, 4)
+    chex.assert_trees_all_close(found, _oracle(rows, rows, 4), rtol=1e-12)
+    if length == 2:
+        assert found["trigram"] == found["bigram"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
 @hypothesis.given(train=WINDOWS)
-def test_probabilities_of_every_context_sum_to_one(train):
-    """Seen or not: what discounting takes from a context, the backoff gives back."""
-    v, w = np.divmod(np.arange(VOCAB_SIZE**2), VOCAB_SIZE)
-    p = ngram.bigram_probabilities(train, v, w, VOCAB_SIZE)
-    assert np.all(p > 0)
-    total = p.reshape(VOCAB_SIZE, VOCAB_SIZE).sum(axis=1)
-    chex.assert_trees_all_close(total, np.ones(VOCAB_SIZE), rtol=1e-12)
+def test_probabilities_of_every_context_sum_to_one(n, train):
+    """Seen or not: what discounting takes from a context, the shorter one gives."""
+    rows = np.stack(np.unravel_index(np.arange(VOCAB_SIZE**n), (VOCAB_SIZE,) * n), 1)
+    for p in ngram.probabilities(train, rows, VOCAB_SIZE):
+        assert np.all(p > 0)
+        total = p.reshape(-1, VOCAB_SIZE).sum(axis=1)
+        chex.assert_trees_all_close(total, np.ones_like(total), rtol=1e-12)
+
+
+def test_large_vocabularies_keep_their_codes_apart():
+    vocab_size = 1 << 21
+    rows = vocab_size - 1 - np.array([[0, 1, 0, 1, 2, 0, 1], [2, 1, 0, 1, 2, 2, 0]])
+    found = ngram.cross_entropies(rows.astype(np.int32), rows, vocab_size)
+    chex.assert_trees_all_close(found, _oracle(rows, rows, vocab_size), rtol=1e-12)
 
 
 def test_a_cycle_is_free_for_the_bigram_and_uniform_for_the_unigram():
@@ -74,6 +97,8 @@ def test_a_cycle_is_free_for_the_bigram_and_uniform_for_the_unigram():
     assert found["unigram"] == pytest.approx(math.log(4))
     # 80 pairs, 20 of each, discounted by the fallback 0.5: loses -log(1 - 3/8 / 20).
     assert found["bigram"] == pytest.approx(-math.log(1 - 0.375 / 20))
+    # The bigram's 1 - 0.375 / 20 is nearly all that the trigram is short of.
+    assert found["trigram"] < 1e-2
 
 
 def test_bigram_beats_unigram_on_text_and_neither_beats_the_vocabulary():
