@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from rfq import distributed, metrics, ptq, report, runs, train
-from rfq.data import ngram, pipeline
+from rfq.data import floors as floors_lib
 from rfq.data.manifest import Manifest
 from rfq.errors import Diverged, InputError
 from rfq.evals import questions
@@ -116,9 +116,6 @@ def run_directory(out: pathlib.Path, experiment: Experiment) -> pathlib.Path:
     return out / "arms" / experiment.arm / f"seed-{experiment.seed}"
 
 
-_COUNTED_TOKENS = 1 << 24
-
-
 def _context(
     out: pathlib.Path, arms: Sequence[Experiment], manifest: Manifest
 ) -> dict[str, Any]:
@@ -147,7 +144,11 @@ def _context(
             "vocab_size": manifest.recipe.vocab_size,
             "splits": splits,
         },
-        "floors": written["floors"] if same_data else floors(arms[0]),
+        "floors": (
+            written["floors"]
+            if same_data and "trigram" in written["floors"]
+            else floors(arms[0])
+        ),
     }
     metrics.write_text(path, json.dumps(context, indent=1) + "\n")
     return context
@@ -156,11 +157,7 @@ def _context(
 def floors(experiment: Experiment) -> dict[str, float]:
     """Held-out loss of n-gram models, nats a token, by their names.
 
-    They are counted on at most 16 M training tokens, which are held in memory.
+    They lie beside the data, or are computed where the data are older.
     """
     directory = experiment.data.dir
-    return ngram.cross_entropies(
-        pipeline.windows(directory, "train", max_tokens=_COUNTED_TOKENS),
-        pipeline.windows(directory, "heldout", max_tokens=_COUNTED_TOKENS),
-        experiment.model.vocab_size,
-    )
+    return floors_lib.read(directory) or floors_lib.compute(directory)

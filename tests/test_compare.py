@@ -102,6 +102,7 @@ def test_the_floors_are_those_of_the_data(compared, arms):
         VOCAB_SIZE,
     )
     assert 0 < context["floors"]["bigram"] < context["floors"]["unigram"]
+    assert context["floors"]["trigram"] > 0
     assert context["data"]["tokenizer"] == "byte"
     assert context["data"]["splits"]["heldout"]["tokens"] > 0
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from rfq.data import manifest as manifest_lib
 from rfq.data import floors, pipeline, tokenize
+from rfq.data import manifest as manifest_lib
 from rfq.data.manifest import Manifest, Split
 from rfq.data.tokenize import Tokenizer
 

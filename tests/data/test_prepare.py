@@ -9,6 +9,7 @@ import random
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -549,8 +550,9 @@ def test_a_document_of_ten_megabytes_is_one_document(tmp_path):
 _PREPARE = """
 import pathlib, sys
 from rfq.data import prepare, tokenize
+index, count = map(int, sys.argv[3:])
 prepare.prepare(sys.argv[1], sys.argv[2], tokenizer=tokenize.load("byte"),
-                window_len=256, part_bytes=150_000, dedup=True)
+                window_len=256, part_bytes=150_000, dedup=True, shard=(index, count))
 """
 
 
@@ -571,8 +573,11 @@ def _phase(partial) -> str:
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_change_no_byte(tmp_path, record_property):
-    """One preparation is killed ten times and goes on each time."""
+@pytest.mark.parametrize(("count", "num_kills"), [(1, 10), (3, 8)])
+def test_kills_at_random_moments_change_no_byte(
+    tmp_path, record_property, count, num_kills
+):
+    """Processes that share a preparation are killed, and the same commands go on."""
     texts = [text * 40 for text in corpora.texts(400)]
     folder = tmp_path / "many"
     folder.mkdir()
@@ -580,30 +585,45 @@ def test_ten_kills_at_random_moments_change_no_byte(tmp_path, record_property):
         chosen = [f"{number} {text}" for text in texts[number * 20 : number * 20 + 20]]
         corpora.write_jsonl(folder / f"{number:02d}.jsonl", chosen)
     command = [sys.executable, "-c", _PREPARE, str(folder)]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    rng = random.Random(0)
+    subprocess.run([*command, str(tmp_path / "whole"), "0", "1"], check=True)
+    rng = random.Random(count)
     partial, phases = tmp_path / ".x.partial", []
-    while len(phases) < 10:
-        records = len(list((partial / "parts").glob("[0-9]*.json")))
-        process = subprocess.Popen([*command, str(tmp_path / "x")])
+
+    def records() -> int:
+        return len(list((partial / "parts").glob("[0-9]*.json")))
+
+    def start() -> list[subprocess.Popen]:
+        return [
+            subprocess.Popen([*command, str(tmp_path / "x"), str(index), str(count)])
+            for index in range(count)
+        ]
+
+    def end(processes: list[subprocess.Popen]) -> None:
+        assert [process.wait() for process in processes] == [0] * count
+        assert _files(tmp_path / "x") == _files(tmp_path / "whole")
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {"many", "whole", "x"}
+
+    while len(phases) < num_kills:
         # From the first trace of work on, at most about two parts further.
-        wanted, deadline = records + rng.randrange(3), time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            if len(list((partial / "parts").glob("[0-9]*.json"))) >= wanted:
+        wanted, deadline = records() + rng.randrange(3), time.monotonic() + 60
+        processes = start()
+        while time.monotonic() < deadline and processes[0].poll() is None:
+            if records() >= wanted:
                 break
-        time.sleep(rng.random() * 0.05 + (1.0 if rng.random() < 0.1 else 0.0))
-        process.kill()
-        if process.wait() != 0:  # Else it had ended before.
-            phases.append(_phase(partial))
+        rng.shuffle(processes)
+        for process in processes:
+            time.sleep(rng.random() * 0.05 + (1.0 if rng.random() < 0.1 else 0.0))
+            process.kill()
+            if process.wait() != 0:  # Else it had ended before.
+                assert process.returncode == -signal.SIGKILL
+                phases.append(_phase(partial))
         if (tmp_path / "x").exists():
             # Killed after all was published, records may be left; a call clears them.
-            subprocess.run([*command, str(tmp_path / "x")], check=True)
-            assert _files(tmp_path / "x") == _files(tmp_path / "whole")
+            end(start())
             shutil.rmtree(tmp_path / "x")
     record_property("phases", phases)
-    print(phases)
-    subprocess.run([*command, str(tmp_path / "x")], check=True)
-    assert _files(tmp_path / "x") == _files(tmp_path / "whole")
+    end(start())
     # When a kill hits is luck; that most hit unfinished work is not.
     assert sum(phase != "before or after all parts" for phase in phases) >= 3
 
