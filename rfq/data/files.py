@@ -20,6 +20,9 @@ from rfq.errors import InputError
 # UTF-8 bytes of one document or one line, unpacked: the most that is held at once.
 MAX_DOCUMENT_BYTES = 1 << 26
 
+# Bytes of a file that is held whole, unpacked: a tokenizer, or the documents of a task.
+MAX_FILE_BYTES = 1 << 28
+
 # What unpacking xz may take: a dictionary of 256 MiB and the decoder's own memory.
 # `xz -9` makes dictionaries of 64 MiB. zstd itself stops at 128 MiB, zlib at 32 KiB.
 _XZ_BYTES = (1 << 28) + (1 << 20)

@@ -333,7 +333,7 @@ def _parse(path: pathlib.Path) -> Manifest:
         raise InputError(
             f"{path} cannot be read ({error.strerror}); check its permissions"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON; {_AGAIN}") from error
     try:
         return _manifest(row)
@@ -359,6 +359,8 @@ def _manifest(row: Any) -> Manifest:
         names = [shard.name for shard in part.shards]
         if len(set(names)) < len(names):
             raise ValueError(f"the shards of {name} hold one twice")
+        if outside := [x for x in names if pathlib.PurePath(x).name != x]:
+            raise ValueError(f"shard {outside[0]!r} is not a file's plain name")
     return manifest
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import sentencepiece
 
+from rfq.data import files
 from rfq.errors import InputError
 
 EMBEDDED_MODEL = pathlib.Path(__file__).parent / "embedded" / "tokenizer.model"
@@ -192,7 +193,8 @@ def _json(path: pathlib.Path, name: str) -> Tokenizer:
 
 def _read(path: pathlib.Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return files.whole(path, file, files.MAX_FILE_BYTES)
     except OSError as error:
         raise InputError(
             f"tokenizer file {path} cannot be read ({error.strerror}); check its "
