@@ -17,7 +17,6 @@ esac
 out="${1:-site}"
 case "$out" in /*) ;; *) out="$PWD/$out" ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash launch/setup.sh --dev
-venv="${RFQ_VENV:-.venv}"
-"$venv/bin/python" launch/api_reference.py "$out"
+bin="$(bash launch/setup.sh --dev)"
+"$bin/python" launch/api_reference.py "$out"
 echo "docs: $out/index.html"

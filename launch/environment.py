@@ -29,15 +29,16 @@ def fail(text: str) -> None:
 
 def accelerator(folders: list[str]) -> list[str]:
     """jax, its plug-in and their parts as requirements; empty without a plug-in."""
-    found = importlib.metadata.distributions(path=folders)
-    pins = sorted({f"{dist.name}=={dist.version}".lower() for dist in found})
+    found = importlib.metadata.distributions(path=folders[::-1])
+    versions = {dist.name.lower(): dist.version for dist in found if dist.name}
+    pins = [f"{name}=={version}" for name, version in sorted(versions.items())]
     plugged = any(re.match("libtpu|jax[-_](cuda|rocm|metal|oneapi)", p) for p in pins)
     ours = re.compile("(jax|jaxlib|libtpu)[-_=]|nvidia")
     return [pin for pin in pins if plugged and ours.match(pin)]
 
 
 def survey(target: pathlib.Path, extra: str) -> tuple[dict, dict]:
-    """What the environment was made from (empty: none stands), and what it should be."""
+    """What the environment was made from (empty: none is), and what it should be."""
     try:
         state = json.loads((target / STATE).read_text())
         (target / "bin" / "python").stat()
@@ -67,7 +68,7 @@ def build(new: pathlib.Path, old: pathlib.Path | None, made: dict, lock: int) ->
 
     def run(*words: str) -> None:
         # What outlives this process, such as pip, keeps the lock.
-        command = [str(new / "bin" / "python"), "-m", *words]
+        command = [str(new / "bin" / "python"), "-P", "-m", *words]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, pass_fds=[lock])
 
     packages = pathlib.Path(sysconfig.get_path("purelib", "venv", {"base": str(new)}))
@@ -80,7 +81,7 @@ def build(new: pathlib.Path, old: pathlib.Path | None, made: dict, lock: int) ->
     if made["system"] == "1":  # What `pip install --editable .` leaves, and a trial.
         (packages / "rfq-source.pth").write_text(f"{ROOT}\n")
         script = new / "bin" / "rfq"
-        script.write_text('#!/bin/sh\nexec "$(dirname "$0")/python" -m rfq "$@"\n')
+        script.write_text('#!/bin/sh\nexec "$(dirname "$0")/python" -P -m rfq "$@"\n')
         script.chmod(0o755)
         return run("rfq", "--version")
     if old is None:
@@ -106,7 +107,7 @@ def replace(target: pathlib.Path, extra: str, lock: int) -> None:
     if state == made:
         return
     if target.exists() and not (target / STATE).exists():
-        fail(f"{target} was not made by it; remove it or name another place: RFQ_VENV=DIR")
+        fail(f"{target} is not of its making; remove it or name a place: RFQ_VENV=DIR")
     fixed = ("python", "target", "system", "borrowed")
     update = made["system"] == "0" and all(state.get(k) == made[k] for k in fixed)
     say(f"{'updating' if update else 'making'} {target}, which takes a minute or two")
@@ -114,8 +115,8 @@ def replace(target: pathlib.Path, extra: str, lock: int) -> None:
         build(new, target if update else None, made, lock)
     except (OSError, subprocess.CalledProcessError) as error:
         shutil.rmtree(new, ignore_errors=True)
-        what = error if isinstance(error, OSError) else f"{error.cmd[2]} failed"
-        fail(f"{what}; the reason is above, and launch/setup.sh --help says what it needs")
+        what = error if isinstance(error, OSError) else f"{error.cmd[3]} failed"
+        fail(f"{what}, as is said above; launch/setup.sh --help says what it needs")
     # Programs name the place of their environment, which is about to be another one.
     for file in (new / "pyvenv.cfg", *new.glob("bin/*")):
         if file.is_file() and not file.is_symlink() and bytes(new) in file.read_bytes():
@@ -136,7 +137,7 @@ def main(extra: str, target: pathlib.Path) -> None:
             os.execv(sys._base_executable, [sys._base_executable, *sys.argv])
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            lock = pathlib.Path(f"{target}.lock").open("a")
+            lock = os.open(f"{target}.lock", os.O_WRONLY | os.O_CREAT)
         except OSError as error:
             fail(f"{target} cannot be made ({error}); name another place: RFQ_VENV=DIR")
         try:
@@ -144,7 +145,7 @@ def main(extra: str, target: pathlib.Path) -> None:
         except BlockingIOError:
             say("another set-up is at work here; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        replace(target, extra, lock.fileno())
+        replace(target, extra, lock)
     say(f"{target} is up to date")
     print(target / "bin")
 

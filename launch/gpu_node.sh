@@ -51,14 +51,13 @@ while [ $# -gt 0 ]; do
 done
 [ $# -gt 0 ] || fail "nothing to run; give a command of rfq after --"
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash launch/setup.sh
+bin="$(bash "$(dirname "${BASH_SOURCE[0]}")/setup.sh")"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"
 ending=0
 trap 'ending=1; kill -TERM "$child" 2>/dev/null || true' TERM INT
 
 for ((attempt = 0; ; attempt++)); do
-  "${RFQ_VENV:-.venv}/bin/rfq" "$@" &
+  "$bin/rfq" "$@" &
   child=$!
   while :; do
     status=0

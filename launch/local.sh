@@ -57,9 +57,7 @@ done
 [ "$devices" -ge 1 ] || fail "-d DEVICES must be 1 or more"
 [ $# -gt 0 ] || fail "nothing to run; give a command of rfq after --"
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash launch/setup.sh
-bin="${RFQ_VENV:-.venv}/bin"
+bin="$(bash "$(dirname "${BASH_SOURCE[0]}")/setup.sh")"
 export RFQ_LOST_SECONDS="${RFQ_LOST_SECONDS:-10}"
 export JAX_PLATFORMS=cpu
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"

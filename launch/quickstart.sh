@@ -18,7 +18,6 @@ TEXT
 fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash launch/setup.sh
-rfq="${RFQ_VENV:-.venv}/bin/rfq"
-"$rfq" prepare embedded --out data/embedded
-exec "$rfq" compare configs/demo/*.py --out runs/demo "$@"
+bin="$(bash launch/setup.sh)"
+"$bin/rfq" prepare embedded --out data/embedded
+exec "$bin/rfq" compare configs/demo/*.py --out runs/demo "$@"

@@ -89,6 +89,6 @@ else
   fi
 fi
 [ ${#more[@]} -eq 0 ] || words+=("${more[@]}")
-bash launch/setup.sh
+bin="$(bash launch/setup.sh)"
 echo "rfq ${words[*]}" >&2
-exec "${RFQ_VENV:-.venv}/bin/rfq" "${words[@]}"
+exec "$bin/rfq" "${words[@]}"

@@ -84,8 +84,7 @@ done
 [ -n "$config" ] && [ -n "$out" ] || fail "a CONFIG and --out DIR are needed"
 [ -n "${runs[0]}$scale" ] || fail "nothing to sweep; give --over FIELD VALUES"
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ -n "$list" ] || bash launch/setup.sh
+[ -n "$list" ] || bin="$(bash "$(dirname "${BASH_SOURCE[0]}")/setup.sh")"
 worst=0
 for run in "${runs[@]}"; do
   IFS=, read -r -a pairs <<<"$run"
@@ -101,7 +100,7 @@ for run in "${runs[@]}"; do
   echo "rfq ${words[*]}"
   [ -z "$list" ] || continue
   status=0
-  "${RFQ_VENV:-.venv}/bin/rfq" "${words[@]}" || status=$?
+  "$bin/rfq" "${words[@]}" || status=$?
   case "$status" in
     0) ;;
     1) worst=1 ;;

@@ -43,10 +43,8 @@ while [ $# -gt 0 ]; do
 done
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash launch/setup.sh --dev
-venv="${RFQ_VENV:-.venv}"
-case "$venv" in /*) ;; *) venv="$PWD/$venv" ;; esac
-export PATH="$venv/bin:$PATH"
+bin="$(bash launch/setup.sh --dev)"
+export PATH="$bin:$PATH"
 
 summary=""
 status=0
@@ -69,7 +67,7 @@ stage() {
 
 stage format ruff ruff format --check .
 stage lint ruff ruff check .
-stage types basedpyright basedpyright --pythonpath "$venv/bin/python"
+stage types basedpyright basedpyright --pythonpath "$bin/python"
 stage imports importlinter lint-imports --no-cache --no-logo
 stage tests pytest python -m pytest "${parallel[@]}" "${tests[@]}" "$@"
 

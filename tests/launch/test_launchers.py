@@ -1,119 +1,22 @@
-"""The scripts that start rfq on machines and clusters, over tools that pretend.
+"""What the scripts of launch/ call, in what order, and how they end."""
 
-`rfq` is a shell script that logs how it was called and ends as it is told; srun,
-scontrol and gcloud do what the real ones are documented to do, as far as scripts see.
-"""
-
-import os
-import pathlib
 import re
-import shutil
 import signal
-import subprocess
 import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = (
-    "local.sh",
-    "gpu_node.sh",
-    "slurm.sh",
-    "tpu_pod.sh",
-    "sweep.sh",
-    "reproduce_paper.sh",
-)
+from tests.launch.place import ROOT, Place
 
-RFQ = """#!/bin/bash
-echo "rfq $* [${RFQ_PROCESS_ID:-}/${RFQ_NUM_PROCESSES:-} $XLA_FLAGS]" >>"$CALLS"
-echo "hello from ${RFQ_PROCESS_ID:-0}"
-number=$(grep -c "\\[${RFQ_PROCESS_ID:-}/" "$CALLS")
-trap 'exit 75' TERM USR1
-eval "$(sed -n "${number}p" "$PLANS.${RFQ_PROCESS_ID:-0}" 2>/dev/null)"
-"""
-# Gives every task its variables and the highest status, as srun does.
-SRUN = """#!/bin/bash
-echo "srun $*" >>"$CALLS"
-shift
-"$@"
-"""
-SCONTROL = """#!/bin/bash
-echo "scontrol $*" >>"$CALLS"
-[ "$1" = requeue ] || echo "   JobState=${JOB_STATE:-RUNNING} Reason=None"
-"""
-GCLOUD = """#!/bin/bash
-echo gcloud >>"$CALLS"
-printf '<%s>' "$@" >>"$CALLS"
-"""
-
-
-class Place:
-    """A repository of launch scripts beside a pretended environment."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-        self.calls = folder / "calls"
-        self.calls.touch()
-        shutil.copytree(ROOT / "launch", folder / "launch")
-        (folder / "launch" / "setup.sh").write_text("exit 0\n")
-        (folder / ".venv" / "bin").mkdir(parents=True)
-        self._write(".venv/bin/rfq", RFQ)
-        self._write(".venv/bin/python", "#!/bin/bash\necho 4711\n")
-        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("gcloud", GCLOUD)):
-            self._write(f"bin/{name}", text)
-
-    def _write(self, name: str, text: str) -> None:
-        path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755)
-
-    def plan(self, process: int, *ends: str) -> None:
-        """What a process of rfq does in its first, second ... start."""
-        self.folder.joinpath(f"plans.{process}").write_text("\n".join(ends) + "\n")
-
-    def start(self, script: str, *args: str, **env: str) -> subprocess.Popen[str]:
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("RFQ_", "SLURM_", "XLA_", "JAX_"))
-        }
-        paths = {
-            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-            "CALLS": str(self.calls),
-            "PLANS": str(self.folder / "plans"),
-        }
-        return subprocess.Popen(
-            ["bash", str(self.folder / "launch" / script), *args],
-            cwd=self.folder,
-            env={**kept, **paths, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, script: str, *args: str, **env: str) -> tuple[int, str, str]:
-        process = self.start(script, *args, **env)
-        out, said = process.communicate(timeout=60)
-        return process.returncode, out, said
-
-    def called(self) -> list[str]:
-        return self.calls.read_text().splitlines()
-
-    def wait_for(self, num_calls: int) -> None:
-        deadline = time.monotonic() + 30
-        while len(self.called()) < num_calls:
-            assert time.monotonic() < deadline, self.called()
-            time.sleep(0.02)
+SCRIPTS = sorted(path.name for path in ROOT.glob("launch/*.sh"))
 
 
 @pytest.fixture
-def place(tmp_path: pathlib.Path) -> Place:
+def place(tmp_path) -> Place:
     return Place(tmp_path)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if s != "setup.sh"])
 def test_help_explains_and_starts_nothing(place, script):
     status, out, _ = place.run(script, "--help")
     assert status == 0
@@ -134,6 +37,7 @@ WRONG = {
     "sweep": ("sweep.sh", ("x.py", "--out", "o"), "nothing to sweep"),
     "sweep, no scale": ("sweep.sh", ("x.py", "--scale"), "--scale needs demo"),
     "sweep, no config": ("sweep.sh", ("--over", "seed", "1"), "a CONFIG and --out"),
+    "test, unknown": ("test.sh", ("--slow",), "unknown argument --slow"),
     "paper, no data": ("reproduce_paper.sh", (), "no data in data/fineweb_edu"),
     "paper, no value": ("reproduce_paper.sh", ("--data",), "--data needs a value"),
 }
@@ -152,11 +56,10 @@ def test_what_cannot_be_started_is_a_sentence(place, name):
 def test_local_starts_processes_that_know_each_other(place):
     status, out, _ = place.run("local.sh", "-n", "3", "-d", "2", "--", "train", "x.py")
     assert status == 0
+    assert sorted(place.called()) == [f"rfq train x.py [{i}/3]" for i in range(3)]
     flags = " --xla_force_host_platform_device_count=2"
-    assert sorted(place.called()) == [
-        f"rfq train x.py [{i}/3 {flags}]" for i in range(3)
-    ]
-    assert sorted(out.splitlines()) == [f"[{i}] hello from {i}" for i in range(3)]
+    said = [f"[{i}] hello from {i}{flags}" for i in range(3)]
+    assert sorted(out.splitlines()) == said
 
 
 @pytest.mark.parametrize(("status", "starts"), [(1, 1), (2, 1), (75, 3), (134, 3)])
@@ -215,7 +118,7 @@ def test_a_batch_job_runs_under_srun_and_knows_its_place_in_the_array(place):
     assert status == 0
     assert place.called() == [
         "srun --kill-on-bad-exit=1 .venv/bin/rfq train x.py --seed 2 --out runs/a b/2",
-        "rfq train x.py --seed 2 --out runs/a b/2 [/ ]",
+        "rfq train x.py --seed 2 --out runs/a b/2",
     ]
 
 
@@ -283,7 +186,7 @@ def test_a_sweep_is_every_combination(place):
         f"--optimizer.learning-rate {rate} --seed {seed} --train.num-steps 9"
         for rate, seed in runs
     ]
-    assert [call.removesuffix(" [/ ]") for call in place.called()] == expected
+    assert place.called() == expected
     assert out.count("diverged") == 4  # No run here says that it is done.
     place.calls.write_text("")
     _, out, _ = place.run("sweep.sh", "--list", *args)
@@ -297,13 +200,13 @@ def test_a_family_is_compared_once_or_for_every_combination(place):
     status, out, _ = place.run("sweep.sh", *args)
     assert status == 0
     assert "diverged" not in out
-    assert [call.removesuffix(" [/ ]") for call in place.called()] == [compared]
+    assert place.called() == [compared]
     place.calls.write_text("")
     place.plan(0, "", "exit 1")
     over = ("--over", "seed", "0,1", "--", "--train.num-steps", "9")
     status, _, _ = place.run("sweep.sh", *args, *over)
     assert status == 1  # One arm diverged; the other seed is compared all the same.
-    assert [call.removesuffix(" [/ ]") for call in place.called()] == [
+    assert place.called() == [
         f"{compared}/seed={seed} --seed {seed} --train.num-steps 9" for seed in "01"
     ]
 
@@ -325,7 +228,7 @@ def test_the_paper_is_five_runs_and_two_controls_in_one_command(place):
     (place.folder / "data" / "tasks").mkdir(parents=True)
     place.run("reproduce_paper.sh", *args)
     place.run("reproduce_paper.sh", "--dry-run", "--devices", "4")
-    assert [call.removesuffix(" [/ ]") for call in place.called()] == [
+    assert place.called() == [
         f"{first} {data} --seeds 0 1",
         f"{first} {data} --tasks.names all --tasks.dir data/tasks --seeds 0 1",
         f"{first} --dry-run --devices 4",
@@ -342,3 +245,48 @@ def test_a_jobset_numbers_its_processes():
     # Process 0 of job 0 of the set, at the set's own subdomain.
     assert "value: rfq-train-0-0.rfq:4711" in text
     assert "- name: train\n" in text and "name: rfq\n" in text
+
+
+def test_quickstart_prepares_and_compares(place):
+    demo = sorted(path.name for path in ROOT.glob("configs/demo/*.py"))
+    assert place.run("quickstart.sh", "--train.num-steps", "3")[0] == 0
+    configs = " ".join(f"configs/demo/{name}" for name in demo)
+    assert place.called() == [
+        "rfq prepare embedded --out data/embedded",
+        f"rfq compare {configs} --out runs/demo --train.num-steps 3",
+    ]
+
+
+@pytest.mark.parametrize("failing", ["setup.sh ", "rfq prepare"])
+def test_quickstart_stops_at_what_fails(place, failing):
+    assert place.run("quickstart.sh", FAILING=failing)[0] != 0
+    assert place.all_called()[-1].startswith(failing)
+
+
+STAGES = {
+    "format": "ruff format",
+    "lint": "ruff check",
+    "types": "basedpyright --pythonpath",
+    "imports": "lint-imports --no-cache",
+    "tests": "python -m",
+}
+PYTEST = "python -m pytest -n auto --maxprocesses 4 --dist loadfile"
+
+
+def test_the_tests_leave_out_the_slow_ones_by_default(place):
+    status, said, _ = place.run("test.sh", "--", "tests/quant", "-x")
+    assert status == 0 and said.count(" ok") == len(STAGES)
+    assert place.all_called()[0] == "setup.sh --dev"
+    assert place.called()[-1] == f"{PYTEST} -m not slow --timeout 300 tests/quant -x"
+
+
+def test_continuous_integration_runs_every_test(place):
+    assert place.run("../.ci/run")[0] == 0
+    assert place.called()[-1] == f"{PYTEST} --timeout 1200"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_failing_stage_fails_the_whole_and_stops_nothing(place, name):
+    status, said, _ = place.run("test.sh", FAILING=STAGES[name])
+    assert status == 1 and len(place.called()) == len(STAGES)
+    assert [line.split()[0] for line in said.splitlines() if "FAILED" in line] == [name]

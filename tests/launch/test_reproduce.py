@@ -9,7 +9,7 @@ import pytest
 
 from rfq import metrics
 from tests import tiny
-from tests.launch import real
+from tests.launch import place
 
 ARMS = {
     *("residual_adamw", "residual_kl_shampoo", "residual_muon", "residual_soap"),
@@ -46,7 +46,7 @@ def _start(folder, data, env) -> subprocess.Popen[str]:
 def test_one_command_ends_with_the_report_of_seven_arms(
     tmp_path, tmp_path_factory, one_device_env
 ):
-    folder, data = real.repository(tmp_path), tiny.data(tmp_path_factory)
+    folder, data = place.of_this_checkout(tmp_path), tiny.data(tmp_path_factory)
     out = folder / "runs" / "paper"
     process = _start(folder, data, one_device_env)
     while not list(out.glob("arms/*/*/done.json")) and process.poll() is None:

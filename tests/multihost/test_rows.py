@@ -11,7 +11,7 @@ from rfq import metrics, ptq, runs
 from rfq.data import prepare, tokenize
 from rfq.sharding import ShardingConfig
 from tests import tiny
-from tests.launch import real
+from tests.launch import place
 from tests.multihost import watched
 
 SPECS = ("FP", "W8A8")
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.mesh]
 @pytest.fixture(scope="module")
 def job(tmp_path_factory, one_device_env):
     """What two processes made with launch/local.sh, and what each opened to write."""
-    folder = real.repository(tmp_path_factory.mktemp("job"), watched.__name__)
+    folder = place.of_this_checkout(tmp_path_factory.mktemp("job"), watched.__name__)
     data = folder / "prepared"
     prepare.prepare(
         str(tiny.write_text(folder / "text.jsonl")),
