@@ -67,6 +67,21 @@ def test_notebook_runs(name, tmp_path):
     assert "Traceback" not in printed and "nan" not in printed
 
 
+def test_installing_leaves_an_rfq_alone(tmp_path):
+    cell = tmp_path / "install.py"
+    cell.write_text(tagged(read(NOTEBOOKS[0]), "install").source)
+    found = subprocess.run(
+        [sys.executable, cell],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RFQ_SOURCE": "/nowhere"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout == f"rfq was left alone: {ROOT}/rfq/__init__.py\n"
+    assert list(tmp_path.iterdir()) == [cell]
+
+
 @pytest.mark.slow
 def test_installing_leaves_the_jax_of_the_runtime_alone(tmp_path):
     """In an environment that borrows this one's packages, as a runtime has its own."""
@@ -82,7 +97,7 @@ def test_installing_leaves_the_jax_of_the_runtime_alone(tmp_path):
     borrowed.write_text(ours.stdout)
     cell = tmp_path / "install.py"
     cell.write_text(tagged(read(NOTEBOOKS[0]), "install").source)
-    env = {**os.environ, "RFQ_SOURCE": str(ROOT)}
+    env = {**os.environ, "RFQ_SOURCE": str(ROOT), "PYTHONPATH": ""}
     found = subprocess.run(
         [python, cell],
         cwd=tmp_path,
@@ -91,9 +106,9 @@ def test_installing_leaves_the_jax_of_the_runtime_alone(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert "was left alone" in found.stdout
+    assert "jax" in found.stdout and "was left alone" in found.stdout
     where = [python, "-c", "import rfq, jax; print(rfq.__file__, jax.__file__)"]
     printed = subprocess.run(
-        where, cwd=tmp_path, check=True, capture_output=True, text=True
+        where, cwd=tmp_path, env=env, check=True, capture_output=True, text=True
     ).stdout.split()
     assert [str(venv) in path for path in printed] == [True, False]

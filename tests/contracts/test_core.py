@@ -39,11 +39,6 @@ for name in {CORE!r}:
     names += [found.name for found in inside]
 for name in set(names) - {DECODER!r}:
     importlib.import_module(name)
-import jax.numpy as jnp, optax
-from rfq import optim, quant, stats
-params = {{"w": jnp.eye(8)}}
-rule = optim.kl_shampoo(1e-3)
-rule.update(params, rule.init(params), params)
 print(json.dumps(sorted(names)))
 """
 

@@ -88,7 +88,10 @@ def test_every_script_is_here():
     assert set(RUNS) == {path.name for path in ROOT.glob("launch/*.sh")}
 
 
-@pytest.mark.parametrize("script", RUNS)
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(s, marks=pytest.mark.slow) if s == "test.sh" else s for s in RUNS],
+)
 def test_a_script_runs_anywhere_and_leaves_the_environment(
     script, repository, tmp_path
 ):
