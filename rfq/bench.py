@@ -24,6 +24,7 @@ from rfq.experiment import Experiment
 from rfq.model import init as init_lib
 from rfq.model import transformer
 from rfq.optim.build import OptimizerConfig
+from rfq.quant import calibrate
 from rfq.types import Array, Params
 
 Row = dict[str, Any]
@@ -193,25 +194,23 @@ def _quantizing(
         experiment.init, experiment.model, key=jax.random.key(experiment.seed)
     )
     params = jax.device_put(params, jax.tree.map(lambda p: p.sharding, compiled.params))
-    bits = jnp.int32(8)
-    rounded = compiled.quantize(params, bits)
+    rounded = compiled.quantize(params, jnp.int32(8))
     seen = jax.device_get(compiled.calibrate(rounded, batch))
-    ranges = {site: (extremes.lo, extremes.hi) for site, (extremes, _) in seen.items()}
-    limits = {site: hi for site, (_, hi) in ranges.items()}
+    ranges = {site: record["range"] for site, record in seen.items()}
+    targets = calibrate.grids({site: (r.lo, r.hi) for site, r in ranges.items()}, 8)
+    limits = {site: r.hi for site, r in ranges.items()}
     calls: dict[str, Callable[[], Any]] = {
         _PLAIN: lambda: compiled.score.plain(params, batch),
         f"calibrate {taps}": lambda: compiled.calibrate(rounded, batch),
-        f"distort {taps}": lambda: compiled.distort(
-            rounded, batch, ranges, limits, bits
-        ),
+        f"distort {taps}": lambda: compiled.distort(rounded, batch, targets, limits),
     }
     for stream in experiment.quantize.streams:
         score, diverge = compiled.score.quantized[stream], compiled.diverge[stream]
         calls[f"score {taps} {stream}"] = functools.partial(
-            score, rounded, batch, ranges, bits
+            score, rounded, batch, targets
         )
         calls[f"diverge {taps} {stream}"] = functools.partial(
-            diverge, params, rounded, batch, ranges, bits
+            diverge, params, rounded, batch, targets
         )
     return calls
 

@@ -25,10 +25,11 @@ from rfq import optim, taps
 from rfq.data.mixture import Mixture
 from rfq.errors import InputError, check_fields, lookup, nearest
 from rfq.model import init as init_lib
-from rfq.model.config import TAP_SETS, ModelConfig
+from rfq.model.config import TAP_SETS, ModelConfig, site_width
 from rfq.model.init import InitConfig
 from rfq.model.layers import STREAMS
 from rfq.optim.schedule import ScheduleConfig
+from rfq.quant import grid
 from rfq.quant.calibrate import CALIBRATORS
 from rfq.quant.spec import QuantSpec
 from rfq.sharding import ShardingConfig
@@ -146,6 +147,11 @@ class QuantizeConfig:
     streams: tuple[str, ...] = ("branch", "in_place")
     # How a range is chosen: rows of `rfq.quant.CALIBRATORS`.
     calibrators: tuple[str, ...] = ("min_max",)
+    # What of an activation shares a grid: "per_tensor", whose range is calibrated, or
+    # "per_token" or "per_group_N" (N neighbors), whose ranges are each batch's own.
+    granularities: tuple[str, ...] = ("per_tensor",)
+    # How a range becomes a grid: rows of `rfq.quant.SCHEMES`.
+    schemes: tuple[str, ...] = ("asymmetric",)
     calibration_tokens: int = 32_768  # Of the split of that name, at most.
     calibration_seeds: tuple[int, ...] = (0,)  # Each draws its own calibration tokens.
     eval_tokens: int = 262_144  # Held out, at most.
@@ -162,12 +168,24 @@ class QuantizeConfig:
             lookup(STREAMS, name, "quantize.streams")
         for name in self.calibrators:
             lookup(CALIBRATORS, name, "quantize.calibrators")
+        for name in self.granularities:
+            grid.extent_of(name, "quantize.granularities")
+            if name == "per_channel":
+                raise InputError(
+                    "quantize.granularities='per_channel' is for weights alone: a "
+                    "product sums over the channels of an activation; choose from "
+                    "per_tensor, per_token and per_group_N"
+                )
+        for name in self.schemes:
+            lookup(grid.SCHEMES, name, "quantize.schemes")
         for name in (
             "specs",
             "taps",
             "streams",
             "calibrators",
             "calibration_seeds",
+            "granularities",
+            "schemes",
         ):
             if not getattr(self, name):
                 raise InputError(f"quantize.{name} is empty; name at least one")
@@ -240,6 +258,15 @@ class Experiment:
                 f"train.skip_anneal={self.train.skip_anneal} needs "
                 f"model.skip='weighted', not {self.model.skip!r}"
             )
+        for name in self.quantize.granularities:
+            size = grid.group_size(name) or 1
+            for site in sorted({s for t in self.quantize.taps for s in TAP_SETS[t]}):
+                if size > 1 and site_width(self.model, site) % size:
+                    raise InputError(
+                        f"quantize.granularities={name!r} does not divide the "
+                        f"{site_width(self.model, site)} values of site {site!r}; "
+                        "choose a divisor"
+                    )
         for what, tokens in (
             ("calibration_tokens", self.quantize.calibration_tokens),
             ("eval_tokens", self.quantize.eval_tokens),

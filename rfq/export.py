@@ -87,6 +87,12 @@ def run(
             data do not fit, or safetensors is not installed.
     """
     config = experiment.quantize
+    how = (config.granularities[0], config.schemes[0])
+    if how != ("per_tensor", "asymmetric"):
+        raise InputError(
+            f"an export has one asymmetric grid a tensor, and not {' and '.join(how)}; "
+            "leave out --granularities and --schemes"
+        )
     specs = [_checked(text, experiment.model) for text in dict.fromkeys(config.specs)]
     _safetensors()
     run_described = runs.reopen(experiment, run_dir)
@@ -190,10 +196,7 @@ def _site_grids(
         grid.grid_from_range,
         calibrate.known_rms(params, NORMALIZED_SITES, sharding.fetched),
     )
-    return {
-        site: grid.grid_from_range(jnp.asarray(lo), jnp.asarray(hi), spec.act_bits)
-        for site, (lo, hi) in ranges.items()
-    }
+    return calibrate.grids(ranges, spec.act_bits)
 
 
 def evaluate(directory: pathlib.Path, data_dir: str | None = None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from rfq.errors import Preempted
 from rfq.evals import decode, heldout, questions, scoring
 from rfq.experiment import Experiment
 from rfq.model import layers, transformer
-from rfq.model.config import NORMALIZED_SITES, TAP_SETS, num_params
+from rfq.model.config import BLOCK_SITES, NORMALIZED_SITES, TAP_SETS, num_params
 from rfq.quant import calibrate, distortion, grid
 from rfq.quant.spec import QuantSpec
 from rfq.rows import Setting
@@ -204,6 +204,8 @@ def setting(experiment: Experiment, spec: str, taps: str, stream: str) -> Settin
         given.streams[0],
         given.calibrators[0],
         given.calibration_seeds[0],
+        given.granularities[0],
+        given.schemes[0],
     )
 
 
@@ -244,14 +246,18 @@ def _settings(experiment: Experiment, specs: Sequence[str]) -> list[Setting]:
     """
     config, trained = experiment.quantize, experiment.model.compute_dtype
     found = []
-    for spec, taps, stream, calibrator, seed in itertools.product(
+    for spec, taps, stream, calibrator, seed, granularity, scheme in itertools.product(
         specs,
         config.taps,
         config.streams,
         config.calibrators,
         config.calibration_seeds,
+        config.granularities,
+        config.schemes,
     ):
-        setting = Setting(spec, "float32", taps, stream, calibrator, seed)
+        setting = Setting(
+            spec, "float32", taps, stream, calibrator, seed, granularity, scheme
+        )
         if spec == "FP" and trained != "float32":
             found.append(setting._replace(compute_dtype=trained))
         found.append(setting)
@@ -274,7 +280,9 @@ def _matching(path: pathlib.Path, common: Mapping[str, Any]) -> list[dict[str, A
 
 
 def _setting_of(row: Mapping[str, Any]) -> Setting:
-    return Setting._make(row.get(name) for name in Setting._fields)
+    return Setting._make(
+        row.get(name, rows.DEFAULTS.get(name)) for name in Setting._fields
+    )
 
 
 class Sweep:
@@ -329,17 +337,17 @@ class Sweep:
         compiled = self._steps(self._experiment.quantize.taps[0])
         return runs.final_params(self._experiment, self._run_dir, compiled.params)
 
-    def _quantize(self, weight_bits: int | None) -> Params:
+    def _quantize(self, weight_bits: int | None, scheme: str) -> Params:
         if weight_bits is None:
             return self._params
         compiled = self._steps(self._experiment.quantize.taps[0])
-        return compiled.quantize(self._params, jnp.int32(weight_bits))
+        return compiled.quantize(self._params, jnp.int32(weight_bits), scheme)
 
     def _observe(
-        self, weight_bits: int | None, taps: str, seed: int
+        self, weight_bits: int | None, scheme: str, taps: str, seed: int
     ) -> dict[str, calibrate.SiteSample]:
         """What the weight-quantized model's sites look like (D5)."""
-        compiled, params = self._steps(taps), self._quantized(weight_bits)
+        compiled, params = self._steps(taps), self._quantized(weight_bits, scheme)
         return calibrate.observe(
             lambda batch: compiled.calibrate(params, batch),
             lambda batch, binnings: compiled.histogram(params, batch, binnings),
@@ -351,38 +359,50 @@ class Sweep:
     def _known_rms(self) -> dict[str, np.ndarray]:
         return calibrate.known_rms(self._params, NORMALIZED_SITES, sharding.fetched)
 
-    def _ranges(self, spec: QuantSpec, setting: Setting) -> steps.Ranges:
-        how = (setting.taps, setting.calibrator, setting.calibration_seed)
-        return self._chosen(spec.weight_bits, _act_bits(spec), *how)
+    def _samples(
+        self, spec: QuantSpec, setting: Setting
+    ) -> dict[str, calibrate.SiteSample]:
+        how = (setting.scheme, setting.taps, setting.calibration_seed)
+        return self._observed(spec.weight_bits, *how)
 
-    def _choose(
-        self,
-        weight_bits: int | None,
-        act_bits: int,
-        taps: str,
-        calibrator: str,
-        seed: int,
-    ) -> steps.Ranges:
-        return calibrate.ranges(
-            self._observed(weight_bits, taps, seed),
-            calibrator,
-            act_bits,
-            grid.grid_from_range,
-            self._known_rms,
-        )
+    def _targets(self, spec: QuantSpec, setting: Setting) -> steps.Targets:
+        """Look up what each tapped site is rounded to; both streams have the same."""
+        return self._chosen(spec, setting._replace(stream="branch"))
+
+    def _choose(self, spec: QuantSpec, setting: Setting) -> steps.Targets:
+        """Choose what each tapped site is rounded to."""
+        bits = spec.act_bits
+        assert bits is not None, "only quantized activations have a target"
+        if setting.granularity == "per_tensor":
+            ranges = calibrate.ranges(
+                self._samples(spec, setting),
+                setting.calibrator,
+                bits,
+                grid.SCHEMES[setting.scheme],
+                self._known_rms,
+            )
+            return calibrate.grids(ranges, bits, setting.scheme)
+
+        def of_site(site: str) -> grid.Dynamic:
+            stacked = (self._experiment.model.num_layers,)
+            shape = stacked if site in BLOCK_SITES else ()
+            num_bits = jnp.full(shape, bits, jnp.int32)
+            return grid.Dynamic(num_bits, setting.granularity, setting.scheme)
+
+        return {site: of_site(site) for site in TAP_SETS[setting.taps]}
 
     def _bound(
         self, spec: QuantSpec, setting: Setting, programs: steps.Programs
     ) -> Callable[[Any], Any]:
-        """The program of a setting, with its weights and ranges put in."""
-        params = self._quantized(spec.weight_bits)
+        """The program of a setting, with its weights and targets put in."""
+        params = self._quantized(spec.weight_bits, setting.scheme)
         if spec.act_bits is None:
             as_trained = setting.compute_dtype != "float32"
             plain = programs.as_trained if as_trained else programs.plain
             return lambda batch: plain(params, batch)
-        ranges, bits = self._ranges(spec, setting), jnp.int32(spec.act_bits)
+        targets = self._targets(spec, setting)
         quantized = programs.quantized[setting.stream]
-        return lambda batch: quantized(params, batch, ranges, bits)
+        return lambda batch: quantized(params, batch, targets)
 
     def _score(self, spec: QuantSpec, setting: Setting) -> np.ndarray:
         """Mean loss of each held-out sequence."""
@@ -405,7 +425,7 @@ class Sweep:
         """The model of a setting, for decoding."""
         setting = self.canonical(setting)
         spec = QuantSpec.parse(setting.spec)
-        params = self._quantized(spec.weight_bits)
+        params = self._quantized(spec.weight_bits, setting.scheme)
         config = self._experiment.model
         if spec.act_bits is None:
             return decode.Model(params, config, transformer.PLAIN, {})
@@ -413,23 +433,17 @@ class Sweep:
             tap_lib.Taps(tap_lib.fake_quantize, TAP_SETS[setting.taps]),
             layers.STREAMS[setting.stream],
         )
-        states = {
-            site: grid.grid_from_range(jnp.asarray(lo), jnp.asarray(hi), spec.act_bits)
-            for site, (lo, hi) in self._ranges(spec, setting).items()
-        }
-        return decode.Model(params, config, seams, states)
+        targets = self._targets(spec, setting)
+        return decode.Model(params, config, seams, targets)
 
     def _distort(self, spec: QuantSpec, setting: Setting) -> dict[str, tap_lib.Effect]:
         """What each site's grid does to the clean model's activations, per layer."""
         compiled = self._steps(setting.taps)
-        params = self._quantized(spec.weight_bits)
-        ranges, bits = self._ranges(spec, setting), jnp.int32(_act_bits(spec))
-        limits = calibrate.bulk_limits(
-            self._observed(spec.weight_bits, setting.taps, setting.calibration_seed)
-        )
+        params = self._quantized(spec.weight_bits, setting.scheme)
+        targets = self._targets(spec, setting)
+        limits = calibrate.bulk_limits(self._samples(spec, setting))
         found = tap_lib.by_site(
-            compiled.distort(params, batch, ranges, limits, bits)
-            for batch in self.heldout
+            compiled.distort(params, batch, targets, limits) for batch in self.heldout
         )
         return {
             site: functools.reduce(tap_lib.merge_effects, effects)
@@ -442,13 +456,11 @@ class Sweep:
         On the first batch only: both models run on it.
         """
         compiled = self._steps(setting.taps)
-        ranges, bits = self._ranges(spec, setting), jnp.int32(_act_bits(spec))
         found = compiled.diverge[setting.stream](
             self._params,
-            self._quantized(spec.weight_bits),
+            self._quantized(spec.weight_bits, setting.scheme),
             self.heldout[0],
-            ranges,
-            bits,
+            self._targets(spec, setting),
         )
         return {
             site: distortion.nmse_of(d) for site, d in jax.device_get(found).items()
@@ -521,13 +533,20 @@ class Sweep:
 
     def canonical(self, setting: Setting) -> Setting:
         """The one of several settings with the same result that is computed."""
-        first = self._experiment.quantize
-        if QuantSpec.parse(setting.spec).act_bits is None:  # Nothing is tapped.
-            return setting._replace(
-                stream="branch",
+        first, spec = self._experiment.quantize, QuantSpec.parse(setting.spec)
+        if spec.act_bits is None:  # Nothing is tapped.
+            setting = setting._replace(
+                stream="branch", granularity=first.granularities[0]
+            )
+            if spec.weight_bits is None:
+                setting = setting._replace(scheme=first.schemes[0])
+        if spec.act_bits is None or setting.granularity != "per_tensor":
+            setting = setting._replace(  # Nothing is calibrated.
                 calibrator=first.calibrators[0],
                 calibration_seed=first.calibration_seeds[0],
             )
+        if spec.act_bits is None:
+            return setting
         if self._experiment.model.skip == "residual_free":  # No skip path carries it.
             return setting._replace(stream="branch")
         return setting
@@ -565,8 +584,3 @@ class Sweep:
                 ).items()
             },
         }
-
-
-def _act_bits(spec: QuantSpec) -> int:
-    assert spec.act_bits is not None, "only quantized activations have a range"
-    return spec.act_bits

@@ -50,6 +50,10 @@ class Setting(NamedTuple):
         spec: The WnAm name, or "FP".
         stream: The placement of the stream's quantizer, "branch" or "in_place".
         calibration_seed: The draw of calibration tokens.
+        granularity: What of an activation shares a grid: "per_tensor", whose range is
+            calibrated, or "per_token" and "per_group_N", whose ranges are those of
+            each batch.
+        scheme: How a range becomes a grid, of weights and activations.
     """
 
     spec: str
@@ -58,6 +62,8 @@ class Setting(NamedTuple):
     stream: str
     calibrator: str
     calibration_seed: int
+    granularity: str = "per_tensor"
+    scheme: str = "asymmetric"
 
 
 # The fields of `Setting` that one table of a report has in common.
@@ -186,6 +192,8 @@ DEFAULTS: Mapping[str, Any] = {
     "seed": 0,
     "compute_dtype": "float32",
     "calibration_seed": 0,
+    "granularity": "per_tensor",
+    "scheme": "asymmetric",
 }
 
 # Fields that optimizers add to metrics and that readers use.

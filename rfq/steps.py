@@ -8,7 +8,7 @@ are data, so that a whole grid of WnAm settings runs through one program.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -25,7 +25,7 @@ from rfq.model import init as init_lib
 from rfq.model import layers, transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.optim import build, schedule
-from rfq.quant import calibrate, distortion, grid, weights
+from rfq.quant import distortion, grid, weights
 from rfq.stats import bins, central, isometry
 from rfq.types import Array, Batch, Params, Record, SiteState
 
@@ -42,11 +42,11 @@ class TrainState:
 # Where the outputs of all blocks but the last, and that of the last, are seen.
 BLOCK_OUTPUTS = ("attn_norm_in", "final_norm_in")
 
-# {site: (range_lo, range_hi)}, each [L] or a scalar; host numbers enter as data.
-Ranges = dict[str, calibrate.Bounds]
-# {site: magnitude}, up to which a value belongs to the bulk; shapes as Ranges.
+# {site: what it is rounded to}, leaves [L] or scalars; host numbers enter as data.
+Targets = Mapping[str, grid.Grid | grid.Dynamic]
+# {site: magnitude}, up to which a value belongs to the bulk; shapes as Targets.
 Limits = dict[str, np.ndarray]
-# {site: where its histogram's bins lie}; shapes as Ranges.
+# {site: where its histogram's bins lie}; shapes as Targets.
 Binnings = dict[str, bins.Binning]
 
 
@@ -174,12 +174,12 @@ class Programs:
     Attributes:
         plain: (params, batch) -> result, no quantized activation.
         as_trained: the same in the dtype of training.
-        quantized: stream -> (params, batch, ranges, act_bits) -> result.
+        quantized: stream -> (params, batch, targets) -> result.
     """
 
     plain: Callable[[Params, Any], Any]
     as_trained: Callable[[Params, Any], Any]
-    quantized: dict[str, Callable[[Params, Any, Ranges, Array], Any]]
+    quantized: dict[str, Callable[[Params, Any, Targets], Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,15 +188,15 @@ class QuantSteps:
 
     Attributes:
         params: The abstract parameters, with shardings.
-        quantize: (params, weight_bits) -> params on their grids.
+        quantize: (params, weight_bits, scheme) -> params on their grids.
         weigh: params -> {matrix: {statistic: one number a layer}}.
         calibrate: (params, batch) -> {site: {"range", "moments", "binning"}} over the
             tap set.
         score: batch -> losses [B].
         answer: `scoring.Rows` -> log-probabilities of the tokens they ask for, [G, P],
             and whether each is the likeliest.
-        distort: (params, batch, ranges, bulk limits, act_bits) -> {site: Effect}.
-        diverge: stream -> (clean params, quantized params, batch, ranges, act_bits) ->
+        distort: (params, batch, targets, bulk limits) -> {site: Effect}.
+        diverge: stream -> (clean params, quantized params, batch, targets) ->
             {site: Distortion} of the clean model against the quantized one, at the
             taps' sites and at "head_in".
         measure: (params, batch) -> {site: {statistic: record}} at every site: all that
@@ -206,17 +206,15 @@ class QuantSteps:
     """
 
     params: Params
-    quantize: Callable[[Params, Array], Params]
+    quantize: Callable[..., Params]
     weigh: Callable[[Params], dict[str, dict[str, Array]]]
     calibrate: Callable[[Params, Batch], dict[str, Record]]
     score: Programs
     answer: Programs
-    distort: Callable[[Params, Batch, Ranges, Limits, Array], dict[str, taps.Effect]]
+    distort: Callable[[Params, Batch, Targets, Limits], dict[str, taps.Effect]]
     diverge: dict[
         str,
-        Callable[
-            [Params, Params, Batch, Ranges, Array], dict[str, distortion.Distortion]
-        ],
+        Callable[[Params, Params, Batch, Targets], dict[str, distortion.Distortion]],
     ]
     measure: Callable[[Params, Batch], dict[str, Record]]
     histogram: Callable[[Params, Batch, Binnings], dict[str, Record]]
@@ -234,12 +232,6 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             plain, taps=taps.Taps(tap, sites), stream=layers.STREAMS[stream]
         )
 
-    def grids(ranges: Ranges, act_bits: Array) -> dict[str, grid.Grid]:
-        return {
-            site: grid.grid_from_range(jnp.asarray(lo), jnp.asarray(hi), act_bits)
-            for site, (lo, hi) in ranges.items()
-        }
-
     def records(params: Params, batch: Batch, tap, sites, states=None):
         with _matmul_precision(config):
             return transformer.features(
@@ -252,24 +244,28 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
     )
     observed = taps.Measure(("range", "moments", "binning"), sample)
 
-    def calibrate_(params: Params, batch: Batch):
+    def quantize(params: Params, weight_bits: Array, scheme: str = "asymmetric"):
+        axes = params_lib.quantized_axes
+        return weights.quantize(params, weight_bits, axes=axes, scheme=scheme)
+
+    def calibrate(params: Params, batch: Batch):
         return records(params, batch, observed, tapped)
 
-    def distort(params, batch, ranges: Ranges, limits: Limits, act_bits: Array):
+    def distort(params, batch, targets: Targets, limits: Limits):
         states = {
-            site: taps.Probe(grid, jnp.asarray(limits[site]))
-            for site, grid in grids(ranges, act_bits).items()
+            site: taps.Probe(target, jnp.asarray(limits[site]))
+            for site, target in targets.items()
         }
         return records(params, batch, taps.measure_distortion, tapped, states)
 
     def diverge(stream: str):
         both = seams(taps.measure_divergence, tapped, stream)
 
-        def compare(clean, quantized, batch, ranges: Ranges, act_bits: Array):
-            states = grids(ranges, act_bits)
-
+        def compare(clean, quantized, batch, targets: Targets):
             def one(params: Params):
-                return transformer.features(params, batch[:, :-1], config, both, states)
+                return transformer.features(
+                    params, batch[:, :-1], config, both, targets
+                )
 
             pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), clean, quantized)
             with _matmul_precision(config):
@@ -301,10 +297,10 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
         def quantized(stream: str):
             fake = seams(taps.fake_quantize, tapped, stream)
 
-            def run(params: Params, batch: Any, ranges: Ranges, act_bits: Array):
-                return of(params, batch, config, fake, grids(ranges, act_bits))
+            def run(params: Params, batch: Any, targets: Targets):
+                return of(params, batch, config, fake, targets)
 
-            return compiled(_named(run, of), everywhere, everywhere)
+            return compiled(_named(run, of), everywhere)
 
         def unquantized(config: ModelConfig):
             def run(params: Params, batch: Any):
@@ -330,21 +326,22 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
     return QuantSteps(
         params=_declared(shapes, placed),
         quantize=jax.jit(
-            functools.partial(weights.quantize, axes=params_lib.quantized_axes),
+            quantize,
+            static_argnums=2,
             in_shardings=(placed, everywhere),
             out_shardings=placed,
         ),
         weigh=jax.jit(
             _weight_statistics, in_shardings=(placed,), out_shardings=everywhere
         ),
-        calibrate=compiled(calibrate_),
+        calibrate=compiled(calibrate),
         score=programs(score),
         answer=programs(answer),
-        distort=compiled(distort, everywhere, everywhere, everywhere),
+        distort=compiled(distort, everywhere, everywhere),
         diverge={
             stream: jax.jit(
                 diverge(stream),
-                in_shardings=(placed, placed, rows, everywhere, everywhere),
+                in_shardings=(placed, placed, rows, everywhere),
                 out_shardings=everywhere,
             )
             for stream in layers.STREAMS

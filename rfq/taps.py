@@ -33,7 +33,7 @@ def identity(x: Array, state: SiteState) -> tuple[Array, Record]:
 
 
 def fake_quantize(x: Array, state: SiteState) -> tuple[Array, Record]:
-    """Rounds x to the site's `Grid`; float32 from here on (D9)."""
+    """Rounds x to the site's `Grid` or `Dynamic`; float32 from here on (D9)."""
     _require_grid(state)
     return grid_lib.fake_quantize(x, state), None
 
@@ -42,11 +42,11 @@ class Probe(NamedTuple):
     """The state of a site for `measure_distortion`.
 
     Attributes:
-        grid: What the site would be rounded to.
+        target: What the site would be rounded to.
         bulk_limit: Magnitude up to which a value belongs to the bulk.
     """
 
-    grid: grid_lib.Grid
+    target: grid_lib.Grid | grid_lib.Dynamic
     bulk_limit: Array
 
 
@@ -65,7 +65,7 @@ def measure_distortion(x: Array, state: SiteState) -> tuple[Array, Record]:
     sites have done: appendix D compares a tensor with its own quantization.
     """
     assert isinstance(state, Probe), "a quantized site has no grid"
-    grid, limit = state
+    grid, limit = grid_lib.grid_for(x, state.target), state.bulk_limit
     return x, Effect(
         distortion.measure(x, grid_lib.fake_quantize(x, grid)),
         distortion.usage(x, grid, limit),
@@ -117,7 +117,8 @@ def measure_divergence(x: Array, state: SiteState) -> tuple[Array, Record]:
 def _require_grid(state: SiteState) -> None:
     # `grid.fake_quantize` takes None for full precision; here it can only be a site
     # that was forgotten, and would pass for one that quantization does not hurt.
-    assert isinstance(state, grid_lib.Grid), "a quantized site has no grid"
+    known = isinstance(state, grid_lib.Grid | grid_lib.Dynamic)
+    assert known, "a quantized site has no grid"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -331,6 +331,21 @@ def test_differences_name_the_field_and_both_values():
             lambda: QuantizeConfig(calibration_seeds=(0, -1)),
             ["quantize.calibration_seeds=(0, -1)"],
         ),
+        (
+            lambda: QuantizeConfig(granularities=("per_row",)),
+            ["quantize.granularities='per_row'", "per_token", "per_group_N"],
+        ),
+        (
+            lambda: QuantizeConfig(granularities=("per_channel",)),
+            ["quantize.granularities='per_channel' is for weights alone"],
+        ),
+        (
+            lambda: Experiment(
+                arm="a", quantize=QuantizeConfig(granularities=("per_group_7",))
+            ),
+            ["quantize.granularities='per_group_7'", "'attn_in'", "divisor"],
+        ),
+        (lambda: QuantizeConfig(schemes=("log",)), ["quantize.schemes='log'"]),
         (lambda: QuantizeConfig(sample_tokens=0), ["quantize.sample_tokens=0"]),
         (
             lambda: LogConfig(statistics=("kurtosis",)),

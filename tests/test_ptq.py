@@ -15,8 +15,10 @@ import pytest
 
 from rfq import checkpoint, experiment, metrics, params, ptq, sharding, steps
 from rfq import rows as rows_lib
+from rfq import taps as tap_lib
 from rfq.errors import InputError, Preempted
 from rfq.evals import heldout
+from rfq.model import transformer
 from rfq.model.config import BLOCK_SITES, TAP_SETS, num_params
 from rfq.quant import calibrate
 from rfq.quant.spec import QuantSpec
@@ -171,7 +173,7 @@ def _expected_loss(run_dir, given, spec: str, stream: str) -> float:
         if bits.act_bits is None:
             return compiled.score.plain(tree, batch)
         quantized = compiled.score.quantized[stream]
-        return quantized(tree, batch, ranges, jnp.int32(bits.act_bits))
+        return quantized(tree, batch, calibrate.grids(ranges, bits.act_bits))
 
     seen = [
         jax.device_get(compiled.calibrate(tree, batch))
@@ -454,6 +456,74 @@ def test_calibrators_and_draws_are_settings_like_any_other(swept, given, tmp_pat
     assert len(quantized) == 4
     clipped = {key: row["clip_fraction"] for key, row in rows.items() if key[0] == "A4"}
     assert clipped["A4", "percentile_99.9", 0] > clipped["A4", "min_max", 0]
+
+
+def _per_token(x, state):
+    """Symmetric rounding of each token to 4 bits, over its own largest magnitude."""
+    del state
+    step = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 7.0
+    return jnp.round(x / step) * step, None
+
+
+def test_granularities_and_schemes_are_settings(swept, given, tmp_path):
+    run_dir = tiny.copied(swept, tmp_path)
+    path = run_dir / "quantize" / "rows.jsonl"
+    before = metrics.read(path)
+    # Rows of before the two fields are rows of the defaults.
+    for row in before:
+        assert (row.pop("granularity"), row.pop("scheme")) == (
+            "per_tensor",
+            "asymmetric",
+        )
+    metrics.rewrite(path, before)
+    more = tiny.with_fields(
+        given,
+        "quantize",
+        specs=("FP", "W8A8", "A4"),
+        streams=("branch",),
+        granularities=("per_tensor", "per_token", "per_group_8"),
+        schemes=("asymmetric", "symmetric"),
+    )
+    with tiny.compilations() as names:
+        found = {
+            (row["spec"], row["granularity"], row["scheme"]): row
+            for row in ptq.run(more, run_dir)
+            if "granularity" in row
+        }
+    assert metrics.read(path)[: len(before)] == before
+    # All three specs of the defaults were there; bits and static ranges are data.
+    assert len(found) == 3 * 3 * 2 - 3
+    # Two programs of each dynamic granularity, and at most two for all that is static.
+    assert 4 <= sum("score" in name for name in names) <= 6
+    losses = {row["loss"] for (spec, *_), row in found.items() if spec == "A4"}
+    assert len(losses) == 5
+    full = next(row["loss"] for row in before if row["spec"] == "FP")
+    assert {row["loss"] for (spec, *_), row in found.items() if spec == "FP"} == {full}
+    sqnr = [
+        found["A4", granularity, "symmetric"]["sqnr_db"]
+        for granularity in ("per_tensor", "per_token", "per_group_8")
+    ]
+    assert sqnr == sorted(sqnr) and sqnr[-1] > sqnr[0] + 1.0
+
+    with checkpoint.Checkpoints(run_dir) as saved:
+        mesh = sharding.make_mesh()
+        compiled = steps.compile_quant(given, mesh, "paper")
+        params = saved.params(tiny.NUM_STEPS, compiled.params)
+    seams = transformer.Seams(tap_lib.Taps(_per_token, TAP_SETS["paper"]))
+    batches = heldout.batches(
+        given, "heldout", num_tokens=64 * tiny.SEQ_LEN, batch_size=32, mesh=mesh
+    )
+    with jax.default_matmul_precision("highest"):
+        expected = np.mean(
+            [
+                transformer.token_losses(params, batch, given.model, seams)[0]
+                for batch in batches
+            ]
+        )
+    # Eager division and XLA's may round one step by one ulp.
+    assert found["A4", "per_token", "symmetric"]["loss"] == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_divergence_grows_as_bits_go(rows):

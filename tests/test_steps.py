@@ -477,20 +477,19 @@ def sweep(tap_set="paper"):
                     {site: record["range"] for site, record in seen.items()},
                     TAP_SETS[tap_set],
                 )
-            ranges, act_bits = found.ranges[bits], jnp.int32(spec.act_bits)
+            ranges = found.ranges[bits]
+            targets = calibrate.grids(ranges, spec.act_bits)
             for stream in STREAMS:
-                scored = functions.score.quantized[stream](
-                    params[bits], batch, ranges, act_bits
-                )
+                scored = functions.score.quantized[stream](params[bits], batch, targets)
                 found.losses[spec, stream] = np.asarray(scored)
                 found.diverged[spec, stream] = jax.device_get(
                     functions.diverge[stream](
-                        params[None], params[bits], batch, ranges, act_bits
+                        params[None], params[bits], batch, targets
                     )
                 )
             limits = {site: np.abs(hi) / 2 for site, (_, hi) in ranges.items()}
             found.effects[spec] = jax.device_get(
-                functions.distort(params[bits], batch, ranges, limits, act_bits)
+                functions.distort(params[bits], batch, targets, limits)
             )
     return found._replace(num_traces=len(traces))
 
@@ -572,10 +571,7 @@ def test_divergence_is_that_of_two_models_run_apart(stream):
     seams = transformer.Seams(
         taps.Taps(taps.fake_quantize, TAP_SETS["paper"]), layers.STREAMS[stream]
     )
-    states = {
-        site: grid.grid_from_range(jnp.asarray(lo), jnp.asarray(hi), spec.act_bits)
-        for site, (lo, hi) in sweep().ranges[8].items()
-    }
+    states = calibrate.grids(sweep().ranges[8], spec.act_bits)
     with jax.default_matmul_precision("highest"):
         clean, _ = transformer.features(PARAMS, tokens, MODEL)
         other, _ = transformer.features(rounded, tokens, MODEL, seams, states)

@@ -151,6 +151,13 @@ class ModelConfig:
             )
 
 
+def site_width(config: ModelConfig, site: str) -> int:
+    """Count the values along the last axis of a site's activation."""
+    if site in ("q", "k", "v", "attn_out"):
+        return config.head_width
+    return config.mlp_width if site == "mlp_hidden" else config.width
+
+
 def num_params(config: ModelConfig) -> int:
     """Number of trained parameters: 12 D^2 L + V D at F = 4 D, plus the norm gains.
 

@@ -10,10 +10,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rfq import taps
 from rfq.errors import InputError, lookup
+from rfq.quant import grid as grid_lib
 from rfq.quant.grid import Scheme
 from rfq.stats import bins, central, extremes
 from rfq.types import Array, Batch, Params, Record
@@ -330,6 +333,18 @@ def ranges(
         return lo.reshape(np.shape(seen.rms)), hi.reshape(np.shape(seen.rms))
 
     return {site: of_site(site, seen) for site, seen in samples.items()}
+
+
+def grids(
+    ranges: Mapping[str, Bounds], num_bits: int, scheme: str = "asymmetric"
+) -> dict[str, grid_lib.Grid]:
+    """Make the static grid of every site from its range; host arrays, to be data."""
+    make = lookup(grid_lib.SCHEMES, scheme, "quantize.schemes")
+    made = {
+        site: make(jnp.asarray(lo), jnp.asarray(hi), num_bits)
+        for site, (lo, hi) in ranges.items()
+    }
+    return jax.device_get(made)
 
 
 def known_rms(

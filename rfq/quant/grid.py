@@ -7,6 +7,7 @@ scanned beside the layers.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -136,7 +137,7 @@ def per_group(group_size: int) -> Extent:
     """
 
     def extent(x: Array) -> tuple[Array, Array]:
-        if group_size < 1 or x.shape[-1] % group_size:
+        if x.shape[-1] % group_size:
             raise InputError(
                 f"group_size={group_size} must divide the {x.shape[-1]} values that "
                 "share a token or an output channel"
@@ -155,17 +156,27 @@ GRANULARITIES: Mapping[str, Extent] = {
 }
 
 
-def extent_of(granularity: str) -> Extent:
+def group_size(granularity: str) -> int | None:
+    """Read N of "per_group_N"; None for any other name."""
+    found = re.fullmatch(r"per_group_([1-9][0-9]*)", granularity)
+    return None if found is None else int(found[1])
+
+
+def extent_of(granularity: str, what: str = "granularity") -> Extent:
     """Find what shares a grid by its name, a row of `GRANULARITIES` or "per_group_N".
+
+    Args:
+        granularity: The name.
+        what: Where it was given, for the message.
 
     Raises:
         InputError: The name is unknown.
     """
-    size = granularity.removeprefix("per_group_")
-    if size != granularity and size.isdecimal():
-        return per_group(int(size))
+    size = group_size(granularity)
+    if size is not None:
+        return per_group(size)
     known = {**GRANULARITIES, "per_group_N": per_token}
-    return lookup(known, granularity, "granularity")
+    return lookup(known, granularity, what)
 
 
 @jax.tree_util.register_dataclass

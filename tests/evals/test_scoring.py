@@ -3,7 +3,6 @@
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from rfq.data import benchmarks, tokenize
 from rfq.evals import commonsense, scoring
 from rfq.model import transformer
 from rfq.model.config import TAP_SETS
+from rfq.quant import calibrate
 from rfq.quant.spec import QuantSpec
 from tests import tiny
 from tests.evals import scored
@@ -156,9 +156,8 @@ def test_19_settings_need_six_programs_at_the_lengths_of_the_published_sets():
             def step(rows, act_bits=spec.act_bits):
                 if act_bits is None:
                     return programs.plain(params, rows)
-                return programs.quantized["branch"](
-                    params, rows, ranges, jnp.int32(act_bits)
-                )
+                targets = calibrate.grids(ranges, act_bits)
+                return programs.quantized["branch"](params, rows, targets)
 
             scoring.answer(step, planned, lambda done: None)
     assert sum("answer" in name for name in names) == 6
