@@ -19,12 +19,8 @@ optax.ScalarOrSchedule = type("ScalarOrSchedule", (), {"__module__": "optax"})
 # Shown with the values that the package sees without a command line.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from rfq import quant, stats  # noqa: E402
-
-# Loaded when first used, which is now.
-for package in (quant, stats):
-    vars(package).update({name: getattr(package, name) for name in package.__all__})
-
 warnings.simplefilter("error", UserWarning)
+# A TypedDict takes the fields of its bases for its own, and pdoc asks whose they are.
+warnings.filterwarnings("ignore", "Cannot determine where rfq.rows", UserWarning)
 pdoc.render.configure(docformat="google", math=True, footer_text="rfq")
 pdoc.pdoc("rfq", "!rfq.__main__", output_directory=pathlib.Path(sys.argv[1]))

@@ -27,13 +27,13 @@ from rfq.types import Array, Record, SiteState, Tap
 
 
 def identity(x: Array, state: SiteState) -> tuple[Array, Record]:
-    """Leaves x alone and learns nothing."""
+    """Leave x alone and learn nothing."""
     del state
     return x, None
 
 
 def fake_quantize(x: Array, state: SiteState) -> tuple[Array, Record]:
-    """Rounds x to the site's `Grid` or `Dynamic`; float32 from here on (D9)."""
+    """Round x to the site's `Grid` or `Dynamic`; float32 from here on (D9)."""
     _require_grid(state)
     return grid_lib.fake_quantize(x, state), None
 
@@ -59,7 +59,7 @@ class Effect(NamedTuple):
 
 
 def measure_distortion(x: Array, state: SiteState) -> tuple[Array, Record]:
-    """Leaves x alone and records the error that the site's `Probe` would make.
+    """Leave x alone and record the error that the site's `Probe` would make.
 
     The input stays clean, so that the error is the site's own and not what earlier
     sites have done: appendix D compares a tensor with its own quantization.
@@ -74,7 +74,7 @@ def measure_distortion(x: Array, state: SiteState) -> tuple[Array, Record]:
 
 
 def merge_effects(a: Effect, b: Effect) -> Effect:
-    """The effect on the union of two samples, in float64 on the host."""
+    """Return the effect on the union of two samples, in float64 on the host."""
     wide = central.to_float64
     return Effect(
         distortion.merge(wide(a.error), wide(b.error)),
@@ -84,7 +84,7 @@ def merge_effects(a: Effect, b: Effect) -> Effect:
 
 
 def effect_numbers(effect: Effect) -> dict[str, np.ndarray]:
-    """What a merged effect says of each layer."""
+    """Read the numbers of each layer off a merged effect."""
     read = {
         "sqnr_db": distortion.sqnr_db_of(effect.error),
         "nmse": distortion.nmse_of(effect.error),
@@ -101,7 +101,7 @@ PAIR = "clean and quantized"
 
 
 def measure_divergence(x: Array, state: SiteState) -> tuple[Array, Record]:
-    """Rounds the quantized of two models, and records how far it is from the clean one.
+    """Round the quantized of two models, and record how far it is from the clean one.
 
     The two run side by side as a `jax.vmap` of size 2 over the axis PAIR, the clean one
     first, so that no activation of a layer needs to be kept for the other model's.
@@ -132,7 +132,7 @@ class Excess:
     threshold: float
 
     def __call__(self, x: Array, state: SiteState) -> tuple[Array, Record]:
-        """Records a scalar, differentiable in x."""
+        """Record a scalar, differentiable in x."""
         del state
         return x, jnp.mean((x.astype(jnp.float32) / self.threshold) ** 4)
 
@@ -144,7 +144,7 @@ class Statistic(NamedTuple):
         record: (rows [num_tokens, D], site state) -> what one batch knows.
         merge: Of two float64 records on the host.
         numbers: name -> merged record -> one number a layer.
-        sampled: Dear: `Measure.sample` tokens will do.
+        sampled: It is expensive, so it sees `Measure.sample` tokens.
         binned: It needs the site's `Binning`, which a first pass must find.
     """
 
@@ -223,7 +223,7 @@ class Measure:
 
     Attributes:
         statistics: Rows of `STATISTICS`.
-        sample: Tokens of a batch that the dear statistics see; None for all. Every
+        sample: Tokens of a batch that the `sampled` statistics see; None for all. Every
             sequence gives as many, at positions of its own, the same in every call.
     """
 
@@ -231,7 +231,7 @@ class Measure:
     sample: int | None = None
 
     def __call__(self, x: Array, state: SiteState) -> tuple[Array, Record]:
-        """Records {statistic: record} of x [B, T, ...], each mergeable over batches."""
+        """Record {statistic: record} of x [B, T, ...], each mergeable over batches."""
         few = self._sampled(x)
         rows, few = (each.reshape(-1, math.prod(x.shape[2:])) for each in (x, few))
         return x, {
@@ -254,7 +254,7 @@ class Measure:
 
 
 def merged(records: Iterable[Mapping[str, Record]]) -> dict[str, Record]:
-    """Merges the {statistic: record} of one site over batches, in float64."""
+    """Merge the {statistic: record} of one site over batches, in float64."""
 
     def both(a: dict[str, Record], b: dict[str, Record]) -> dict[str, Record]:
         return {name: STATISTICS[name].merge(a[name], b[name]) for name in a}
@@ -272,7 +272,7 @@ def by_site(records: Iterable[Mapping[str, Record]]) -> dict[str, list[Record]]:
 
 
 def numbers(record: Mapping[str, Record]) -> dict[str, np.ndarray]:
-    """Every number that the merged statistics of one site give, one a layer."""
+    """Read every number off the merged statistics of one site, one a layer."""
     return {
         name: np.asarray(read(record[statistic]))
         for statistic in record
@@ -288,7 +288,7 @@ class Taps:
     sites: tuple[str, ...] = ()
 
     def at(self, site: str, x: Array, state: SiteState) -> tuple[Array, Record]:
-        """Applies the tap if `site` is one of ours."""
+        """Apply the tap if `site` is one of ours."""
         return self.tap(x, state) if site in self.sites else (x, None)
 
 

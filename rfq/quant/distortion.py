@@ -29,7 +29,7 @@ class Distortion(NamedTuple):
 
 
 def measure(reference: Array, quantized: Array) -> Distortion:
-    """Sums the energy of the reference and of the error, in float32.
+    """Sum the energy of the reference and of the error, in float32.
 
     Raises:
         AssertionError: the shapes differ (broadcasting would hide a bug).
@@ -40,14 +40,14 @@ def measure(reference: Array, quantized: Array) -> Distortion:
 
 
 def merge(a: Distortion, b: Distortion) -> Distortion:
-    """Sums over the union of two samples; only operators, so float64 works."""
+    """Return the sums over the union of two samples; float64 works too."""
     return Distortion(a.signal + b.signal, a.noise + b.noise)
 
 
 def nmse_of(d: Distortion) -> np.ndarray:
-    """|x - x_hat|^2 / |x|^2 of merged sums, on the host.
+    """Divide merged sums into |x - x_hat|^2 / |x|^2, on the host.
 
-    0 when there is no noise, even of an all-zero signal; NaN when a sum overflowed.
+    It is 0 when there is no noise, even of an all-zero signal; NaN after an overflow.
     """
     signal, noise = (np.asarray(leaf, np.float64) for leaf in d)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -56,15 +56,16 @@ def nmse_of(d: Distortion) -> np.ndarray:
 
 
 def sqnr_db_of(d: Distortion) -> np.ndarray:
-    """-10 log10 of the NMSE, on the host; +inf when there is no noise."""
+    """Return -10 log10 of the NMSE, on the host; +inf when there is no noise."""
     with np.errstate(divide="ignore"):
         return -10.0 * np.log10(nmse_of(d))
 
 
 def nmse(reference: Array, quantized: Array) -> Array:
-    """Normalized squared error |x - x_hat|^2 / |x|^2.
+    """Return the normalized squared error |x - x_hat|^2 / |x|^2 (appendix D).
 
-    0 when the two are identical, all zeros included; NaN when float32 overflows.
+    It is 0 when the two are identical, all zeros included, and NaN when float32
+    overflows.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -78,7 +79,7 @@ def nmse(reference: Array, quantized: Array) -> Array:
 
 
 def sqnr_db(reference: Array, quantized: Array) -> Array:
-    """Signal-to-quantization-noise ratio, 10 log10(|x|^2 / |x - x_hat|^2).
+    """Return the signal-to-quantization-noise ratio 10 log10(|x|^2 / |x - x_hat|^2).
 
     Args:
         reference: x, any shape, full precision.
@@ -100,9 +101,9 @@ def sqnr_db(reference: Array, quantized: Array) -> Array:
 
 
 def token_sqnr_db(reference: Array, quantized: Array) -> Array:
-    """SQNR of each vector along the last axis; the median over tokens is of interest.
+    """Return the SQNR of each vector along the last axis.
 
-    A tensor's SQNR is that of its few largest tokens.
+    A tensor's SQNR is that of its few largest tokens; look at the median over tokens.
     """
     chex.assert_equal_shape((reference, quantized))
     x, x_hat = (a.astype(jnp.float32) for a in (reference, quantized))
@@ -128,7 +129,7 @@ class Usage(NamedTuple):
 
 
 def usage(x: Array, grid: grid_lib.Grid, bulk_limit: Array) -> Usage:
-    """Sums what a grid does to x.
+    """Sum what a grid does to x.
 
     Args:
         x: any shape.
@@ -161,37 +162,37 @@ def usage(x: Array, grid: grid_lib.Grid, bulk_limit: Array) -> Usage:
 
 
 def merge_usage(a: Usage, b: Usage) -> Usage:
-    """Sums over the union of two samples; only operators, so float64 works."""
+    """Return the sums over the union of two samples; float64 works too."""
     return Usage(*(left + right for left, right in zip(a, b, strict=True)))
 
 
 def bulk(u: Usage) -> Distortion:
-    """The energies of the bulk alone, for `sqnr_db_of` and `nmse_of`."""
+    """Return the energies of the bulk alone, for `sqnr_db_of` and `nmse_of`."""
     return Distortion(u.bulk_signal, u.bulk_noise)
 
 
 def clip_fraction(u: Usage) -> Array:
-    """Share of the values that the grid clips."""
+    """Return the share of the values that the grid clips."""
     return u.num_clipped / u.count
 
 
 def dead_fraction(u: Usage) -> Array:
-    """Share of the values that become 0."""
+    """Return the share of the values that become 0."""
     return u.num_dead / u.count
 
 
 def clip_noise_fraction(u: Usage) -> Array:
-    """Share of the noise made by clipped values; NaN without noise."""
+    """Return the share of the noise made by clipped values; NaN without noise."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return u.clip_noise / u.noise
 
 
 def cause(clip_noise_fraction: float, dead_fraction: float) -> str:
-    """What loses a site: "clipping", "dead" or "rounding".
+    """Say what loses a site: "clipping", "dead" or "rounding".
 
-    Clipping, when clipped values make most of the noise; otherwise dead, when most
-    values become 0, as they do when a few large ones stretch a min-max grid: the noise
-    is then the signal of all others, and no calibration token was missed.
+    It is clipping when clipped values make most of the noise. Otherwise it is "dead"
+    when most values become 0, as they do when a few large ones stretch a min-max grid:
+    the noise is then the signal of all others, and no calibration token was missed.
     """
     if clip_noise_fraction > 0.5:
         return "clipping"
@@ -199,7 +200,7 @@ def cause(clip_noise_fraction: float, dead_fraction: float) -> str:
 
 
 def codes_used(x: Array, grid: grid_lib.Grid) -> Array:
-    """Which of the 2**16 possible codes occur; bool [65536], merged by `|`.
+    """Tell which of the 2**16 possible codes occur; bool [65536], merged by `|`.
 
     Its sum is the number of levels used, at most `grid.levels` + 1. NaN has no code.
     """
@@ -219,7 +220,7 @@ class Summary(NamedTuple):
 
 
 def summarize(nmse_per_site: np.ndarray) -> Summary:
-    """Aggregates NMSE over sites and layers; sites without noise make the mean inf."""
+    """Aggregate NMSE over sites and layers; sites without noise make the mean inf."""
     with np.errstate(divide="ignore"):
         sqnr_db_per_site = -10.0 * np.log10(nmse_per_site)
     return Summary(

@@ -121,11 +121,13 @@ EXTENSIONS = {
         code="""
         def newcomer(lo, hi, num_bits):
             return symmetric_full(2.0 * lo, 2.0 * hi, num_bits)
+
+
         """,
-        before="",
-        table="rfq/quant/spec.py",
+        before="SCHEMES: Mapping",
+        table="rfq/quant/grid.py",
         after="SCHEMES",
-        row='"newcomer": grid.newcomer,',
+        row='"newcomer": newcomer,',
     ),
     "connection": Extension(
         file="rfq/model/layers.py",
