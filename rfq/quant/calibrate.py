@@ -233,6 +233,10 @@ CALIBRATORS: Mapping[str, Calibrator] = {
     "mse": mse,
     "gaussian": gaussian,
 }
+"""How a static range is chosen, by name.
+
+Each takes a `LayerSample`, the number of bits and a scheme to (range_lo, range_hi).
+"""
 
 
 # --- A model's sites --------------------------------------------------------------

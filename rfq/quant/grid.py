@@ -106,6 +106,7 @@ SCHEMES: Mapping[str, Scheme] = {
     "symmetric_full": symmetric_full,
     "symmetric_half": symmetric_half,
 }
+"""How a range becomes a grid, by name: (range_lo, range_hi, num_bits) -> `Grid`."""
 
 
 # What shares one grid: x -> (range_lo, range_hi), shaped to broadcast against x.
@@ -154,6 +155,10 @@ GRANULARITIES: Mapping[str, Extent] = {
     "per_token": per_token,
     "per_channel": per_channel,
 }
+"""What shares a grid, by name; "per_group_N" is another, for any N.
+
+Each takes an array to its (range_lo, range_hi), shaped to broadcast against it.
+"""
 
 
 def group_size(granularity: str) -> int | None:
