@@ -14,7 +14,9 @@ RECORDED = ("demo", "demo_ablation", "demo_calibrators", "demo_weights")
 
 
 def recorded(name: str = "demo") -> list[dict]:
-    return metrics.read(RESULTS / f"{name}.jsonl")
+    """The records of a file of results, with what older ones were silent about."""
+    lines = metrics.read(RESULTS / f"{name}.jsonl")
+    return [{**rows.DEFAULTS, **line} for line in lines]
 
 
 @pytest.mark.parametrize("name", RECORDED)
