@@ -1,6 +1,6 @@
 """`rfq.optim` in projects of other people: their trees, wrappers and habits.
 
-Each case runs three jitted steps with donated arrays, as a training loop does, and asks
+Most cases run jitted steps with donated arrays, as a training loop does, and ask
 that parameters move, keep their types and stay finite.
 """
 
@@ -52,7 +52,7 @@ def loss(params) -> jax.Array:
     return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(params))
 
 
-def train(tx, params, num_steps: int = 3, init: Callable | None = None):
+def train(tx, params, num_steps: int = 4, init: Callable | None = None):
     """Steps as a training loop takes them: one program, old arrays donated."""
 
     def step(params, state):
@@ -107,7 +107,7 @@ WRAPPERS: dict[str, Callable[[str], Any]] = {
         },
         {"w": "b", "b": "b", "deep": {"w": "a", "none": None}},
     ),
-    "multi_steps": lambda name: optax.MultiSteps(make(name), 1),
+    "multi_steps": lambda name: optax.MultiSteps(make(name), 2),
     "apply_if_finite": lambda name: optax.apply_if_finite(make(name), 2),
     "schedule_free": lambda name: optax.contrib.schedule_free(make(name), 1e-2, b1=0.9),
     "inject_hyperparams": lambda name: optax.inject_hyperparams(getattr(optim, name))(
