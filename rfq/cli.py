@@ -9,6 +9,7 @@ from rfq import experiment as experiment_lib
 from rfq.commands import (
     bench,
     compare,
+    diagnose,
     evaluate,
     exhausted,
     generate,
@@ -33,6 +34,7 @@ COMMANDS: Mapping[str, tuple[type, Callable, type | None]] = {
     "evaluate": (evaluate.Evaluate, evaluate.run, None),
     "generate": (generate.Generate, generate.run, None),
     "report": (report.Report, report.run, None),
+    "diagnose": (diagnose.Diagnose, diagnose.run, Experiment),
     "theory": (theory.Theory, theory.run, None),
     "prepare": (prepare.Prepare, prepare.run, None),
     "inspect": (inspect.Inspect, inspect.run, None),

@@ -32,6 +32,3 @@ def run(args: Theory) -> None:
     """Checks the claims and writes what came of it."""
     given.banner()
     theory.run(json_path=args.json, out=args.out, every_check=args.all)
-
-
-# Name -> (arguments, function, whether config overrides may follow). A name of two

@@ -1,0 +1,379 @@
+"""DRIVER of `rfq diagnose`: what a config's model does to tokens before training.
+
+MEASURES      column -> what is said of each layer at initialization
+CALLS         verdict -> the test that gives it, the first that holds
+OUT/diagnose.jsonl, .png, .svg    the table and its figure
+
+No data and no training: the model meets sequences of distinct random tokens.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rfq import metrics, taps
+from rfq.experiment import Experiment
+from rfq.model import init, layers, transformer
+from rfq.model.config import ModelConfig
+from rfq.report import figures, render, style
+from rfq.types import Array, Params, Record, SiteState
+
+# Sequences that are looked at, and positions that are nudged for the Jacobian.
+NUM_SEQUENCES, NUM_NUDGES = 4, 64
+
+
+# On the device while it is measured, float64 on the host afterwards.
+Numbers = np.ndarray | Array
+
+
+class Found(NamedTuple):
+    """What was measured, a number for each of the L blocks, first one first.
+
+    Attributes:
+        token_cosine: mean cosine between two tokens of a sequence behind the block.
+        token_rank: effective number of directions that the tokens behind it span, over
+            the largest that there can be, min(T, D): (sum s^2)^2 / sum s^4 of the
+            singular values of the tokens at unit length.
+        mean_share: share of their energy in the mean over the tokens of a sequence.
+        diagonal_mass: weight of a token on itself in attention, mean over heads.
+        softest_mass: weight on earlier tokens, of the head that has most of it.
+        entropy: of a token's attention, nats, mean over heads.
+        gradient_norm: of the loss with respect to the block's matrices.
+        jacobian_max, jacobian_min: extremes of the singular values of the map from the
+            embedding to the stream behind the block, both at unit RMS, on the subspace
+            that nudges each position along one direction.
+    """
+
+    token_cosine: Numbers
+    token_rank: Numbers
+    mean_share: Numbers
+    diagonal_mass: Numbers
+    softest_mass: Numbers
+    entropy: Numbers
+    gradient_norm: Numbers
+    jacobian_max: Numbers
+    jacobian_min: Numbers
+
+
+# Column of the table -> heading and format.
+MEASURES: Mapping[str, tuple[str, str]] = {
+    "token_cosine": ("cosine", ".3f"),
+    "token_rank": ("rank", ".3f"),
+    "mean_share": ("mean share", ".3f"),
+    "diagonal_mass": ("diagonal", ".3f"),
+    "softest_mass": ("softest", ".3f"),
+    "entropy": ("entropy", ".3f"),
+    "gradient_norm": ("gradient", ".2e"),
+    "jacobian_max": ("largest", ".2e"),
+    "jacobian_min": ("smallest", ".2e"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Where a verdict begins. First values, from few runs (D110).
+
+    Attributes:
+        cosine: tokens more alike than this have collapsed.
+        diagonal: attention above this, in every layer, is the identity.
+        softest: a head that gives earlier tokens this much mixes.
+    """
+
+    cosine: float = 0.5
+    diagonal: float = 0.9
+    softest: float = 0.2
+
+
+def _collapse(found: Found, limits: Thresholds) -> str:
+    """Names the first block behind which the tokens of a sequence are one."""
+    behind = np.flatnonzero(~(found.token_cosine <= limits.cosine))
+    return f"collapses at layer {behind[0] + 1}" if behind.size else ""
+
+
+def _identity(found: Found, limits: Thresholds) -> str:
+    """Says whether no head of any layer mixes tokens."""
+    sharp = np.all(found.diagonal_mass > limits.diagonal)
+    mixes = np.any(found.softest_mass > limits.softest)
+    return "starts as the identity" if sharp and not mixes else ""
+
+
+# In this order; "" goes on to the next, and what no call names is healthy.
+CALLS: Sequence[Callable[[Found, Thresholds], str]] = (_collapse, _identity)
+
+
+def verdict(found: Found, limits: Thresholds = Thresholds()) -> str:
+    """Names what will go wrong, or says "healthy"."""
+    said = (call(found, limits) for call in CALLS)
+    return next((text for text in said if text), "healthy")
+
+
+# --- Measures -------------------------------------------------------------------------
+
+
+def measure(experiment: Experiment) -> Found:
+    """Draws the model of an experiment and measures every block; compiles once."""
+    model = dataclasses.replace(
+        experiment.model,
+        compute_dtype="float32",
+        attention="xla",
+        remat=False,
+        scan_unroll=1,
+    )
+    found = jax.jit(lambda key: _measured(experiment, model, key))(
+        jax.random.key(experiment.seed)
+    )
+    return Found(*(np.asarray(leaf, np.float64) for leaf in found))
+
+
+def _measured(experiment: Experiment, model: ModelConfig, key: Array) -> Found:
+    params_key, tokens_key, nudge_key = jax.random.split(key, 3)
+    params = init.init(experiment.init, model, key=params_key)
+    batch = _tokens(model, tokens_key)
+    keep = transformer.Seams(taps.Taps(_keep, ("attn_norm_in", "final_norm_in")))
+    seen = transformer.Seams(taps.Taps(_keep, (*keep.taps.sites, "q", "k")))
+
+    def loss(params: Params) -> tuple[Array, dict[str, Record]]:
+        losses_BT, records = transformer.token_losses(params, batch, model, seen)
+        return jnp.mean(losses_BT), records
+
+    grads, records = jax.grad(loss, has_aux=True)(params)
+    behind_LBTD = _behind(records)
+    attention_LBTHS = jax.vmap(lambda *of: _attention(model, *of))(
+        records["q"], records["k"], params["blocks"], _taus(model)
+    )
+    smallest, largest = _jacobian(params, batch[:1, :-1], model, keep, nudge_key)
+    return Found(
+        *_alike(behind_LBTD),
+        *_mixing(attention_LBTHS),
+        _norms(grads["blocks"]),
+        largest,
+        smallest,
+    )
+
+
+def _keep(x: Array, state: SiteState) -> tuple[Array, Record]:
+    """A tap whose record is the activation."""
+    del state
+    return x, x
+
+
+def _tokens(model: ModelConfig, key: Array) -> Array:
+    """Token ids [B, T + 1]; those of a sequence differ where there are enough."""
+    length, size = model.seq_len + 1, model.vocab_size
+
+    def draw(key: Array) -> Array:
+        return jax.random.choice(key, size, (length,), replace=length > size)
+
+    return jax.vmap(draw)(jax.random.split(key, NUM_SEQUENCES)).astype(jnp.int32)
+
+
+def _taus(model: ModelConfig) -> Array:
+    layer_L = model.first_layer + jnp.arange(model.num_layers, dtype=jnp.float32)
+    return jnp.float32(model.beta) ** -layer_L
+
+
+def _behind(records: Mapping[str, Record]) -> Array:
+    """The stream behind each block, [L, ...]."""
+    into_L, last = records["attn_norm_in"], records["final_norm_in"]
+    return jnp.concatenate([into_L[1:], last[None]])
+
+
+def _alike(x_LBTD: Array) -> tuple[Array, Array, Array]:
+    """Cosine, rank and mean share of each layer's tokens."""
+    T, D = x_LBTD.shape[2:]
+    mean = jnp.mean(x_LBTD, axis=2)
+    energy = jnp.mean(jnp.sum(x_LBTD**2, axis=-1), axis=2)
+    share = jnp.sum(mean**2, axis=-1) / energy
+    unit = x_LBTD / jnp.linalg.norm(x_LBTD, axis=-1, keepdims=True)
+    gram = jnp.einsum("lbtd,lbsd->lbts", unit, unit)  # Its trace is T.
+    cosine = (jnp.sum(gram, axis=(2, 3)) - T) / (T * (T - 1))
+    rank = T**2 / jnp.sum(gram**2, axis=(2, 3)) / min(T, D)
+    return jnp.mean(cosine, axis=1), jnp.mean(rank, axis=1), jnp.mean(share, axis=1)
+
+
+def _attention(
+    model: ModelConfig, q_BTHK: Array, k_BTHK: Array, block: Params, tau: Array
+) -> Array:
+    """What one layer's heads multiply the values with, [B, T, H, S]: A, or its like.
+
+    The kind of attention mixes one-hot values, so that its result is its matrix.
+    """
+    divisor = model.head_width if model.attention_scale == "head_width" else model.width
+    kind = layers.ATTENTION_KINDS[model.attention_kind]
+    T, H = q_BTHK.shape[1:3]
+    eye_BTHS = jnp.broadcast_to(
+        jnp.eye(T)[None, :, None, :], (q_BTHK.shape[0], T, H, T)
+    )
+
+    def attend(q_BTHK: Array, slope_H: Array | None) -> Array:
+        logits = jnp.einsum("bthk,bshk->bths", q_BTHK, k_BTHK)
+        logits *= tau / math.sqrt(divisor)
+        if slope_H is not None:
+            logits += slope_H[None, None, :, None] * jnp.arange(T, dtype=jnp.float32)
+        seen_TS = jnp.tril(jnp.ones((T, T), bool))
+        logits = jnp.where(seen_TS[None, :, None, :], logits, -jnp.inf)
+        return jax.nn.softmax(logits, axis=-1)
+
+    return kind.mix(attend, q_BTHK, eye_BTHS, *(block[name] for name in kind.leaves))
+
+
+def _mixing(a_LBTHS: Array) -> tuple[Array, Array, Array]:
+    """Diagonal mass, the softest head's mass on others, and entropy of each layer."""
+    T = a_LBTHS.shape[2]
+    diagonal_LBHT = jnp.einsum("lbtht->lbht", a_LBTHS)
+    off_LBH = (jnp.sum(jnp.abs(a_LBTHS), axis=(2, 4))) / T - jnp.mean(
+        jnp.abs(diagonal_LBHT), axis=-1
+    )
+    plogp = jax.scipy.special.xlogy(jnp.abs(a_LBTHS), jnp.abs(a_LBTHS))
+    return (
+        jnp.mean(diagonal_LBHT, axis=(1, 2, 3)),
+        jnp.max(jnp.mean(off_LBH, axis=1), axis=-1),
+        -jnp.mean(jnp.sum(plogp, axis=-1), axis=(1, 2, 3)),
+    )
+
+
+def _norms(grads: Params) -> Array:
+    """Norm of the gradient of each layer, all of its parameters together."""
+    squares = [jnp.sum(g**2, axis=tuple(range(1, g.ndim))) for g in grads.values()]
+    return jnp.sqrt(sum(squares))
+
+
+def _jacobian(
+    params: Params,
+    tokens_1T: Array,
+    model: ModelConfig,
+    seams: transformer.Seams,
+    key: Array,
+) -> tuple[Array, Array]:
+    """Smallest and largest singular value of the map to the stream behind each block.
+
+    On the span of e_t u^T for one random direction u and some positions t. The Gram
+    matrix of the answers [D T] has their squares as eigenvalues; float32 resolves a
+    thousandth of the largest.
+    """
+    T, D = tokens_1T.shape[1], model.width
+    u_D = jax.random.normal(key, (D,))
+    u_D /= jnp.linalg.norm(u_D)
+    positions = np.unique(np.linspace(0, T - 1, min(T, NUM_NUDGES)).astype(int))
+    # A row of the lookup is a position, so that a nudge of it is one of the position.
+    lookup_TD = params["embedding"][tokens_1T[0]]
+    scale = jnp.sqrt(jnp.mean(lookup_TD**2))
+    own = dataclasses.replace(model, vocab_size=T)
+
+    def streams(lookup_TD: Array) -> Array:
+        found = {**params, "embedding": lookup_TD}
+        _, records = transformer.features(found, jnp.arange(T)[None], own, seams)
+        x_LTD = _behind(records)[:, 0]
+        rms_L = jnp.sqrt(jnp.mean(jax.lax.stop_gradient(x_LTD) ** 2, axis=(1, 2)))
+        return x_LTD / rms_L[:, None, None]
+
+    def answer(position: Array) -> Array:
+        nudge = jnp.zeros((T, D)).at[position].set(scale * u_D)
+        return jax.jvp(streams, (lookup_TD,), (nudge,))[1]
+
+    answers_NLTD = jax.vmap(answer)(jnp.asarray(positions))
+    gram_LNN = jnp.einsum("nltd,mltd->lnm", answers_NLTD, answers_NLTD)
+    squares = jnp.maximum(jnp.linalg.eigvalsh(gram_LNN), 0.0)
+    return jnp.sqrt(squares[:, 0]), jnp.sqrt(squares[:, -1])
+
+
+# --- What is said and written ---------------------------------------------------------
+
+
+def run(experiment: Experiment, *, out: pathlib.Path | None) -> str:
+    """Measures the model of an experiment, prints the table and returns the verdict.
+
+    Args:
+        experiment: any; its data are not read.
+        out: directory for the table, diagnose.jsonl, and its figure; None for none.
+    """
+    found = measure(experiment)
+    said = verdict(found)
+    metrics.say("layer " + " ".join(f"{name:>10}" for name, _ in MEASURES.values()))
+    for layer, numbers in enumerate(zip(*found, strict=True), start=1):
+        shown = zip(MEASURES.values(), numbers, strict=True)
+        cells = (f"{number:>10{form}}" for (_, form), number in shown)
+        metrics.say(f"{layer:5} " + " ".join(cells))
+    metrics.say(f"{experiment.arm}: {said}")
+    if out is not None:
+        metrics.make_directory(out)
+        metrics.rewrite(out / "diagnose.jsonl", rows(experiment, found))
+        metrics.say(f"rows: {out / 'diagnose.jsonl'}")
+        for path in render.write_files(_figure(experiment, found, said), out):
+            metrics.say(f"figure: {path}")
+    return said
+
+
+def rows(experiment: Experiment, found: Found) -> list[dict[str, Any]]:
+    """One row for each layer, as JSON lines have it."""
+    said = verdict(found)
+    return [
+        {
+            "arm": experiment.arm,
+            "seed": experiment.seed,
+            "verdict": said,
+            "layer": layer,
+        }
+        | dict(zip(Found._fields, map(float, numbers), strict=True))
+        for layer, numbers in enumerate(zip(*found, strict=True), start=1)
+    ]
+
+
+# Panel -> title, scale, and the measures that it shows with their labels.
+_PANELS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
+    "tokens": (
+        "How alike tokens become",
+        "linear",
+        {
+            "token_cosine": "cosine",
+            "token_rank": "effective rank",
+            "mean_share": "mean share",
+        },
+    ),
+    "attention": (
+        "What attention begins as",
+        "linear",
+        {"diagonal_mass": "on itself", "softest_mass": "on others, softest head"},
+    ),
+    "signals": (
+        "What passes, and what comes back",
+        "log",
+        {
+            "jacobian_max": "largest singular value",
+            "jacobian_min": "smallest",
+            "gradient_norm": "gradient's norm",
+        },
+    ),
+}
+
+
+def _figure(experiment: Experiment, found: Found, said: str) -> figures.Figure:
+    depths = np.arange(1, experiment.model.num_layers + 1)
+
+    def panel(name: str) -> figures.Panel:
+        title, scale, shown = _PANELS[name]
+
+        def draw(ax) -> None:
+            ax.set_yscale(scale)
+            for (field, label), look in zip(shown.items(), style.SPARE, strict=False):
+                values = getattr(found, field)
+                ax.plot(
+                    depths, values, label=label, color=look.light, marker=look.marker
+                )
+            ax.set_xlabel("layer")
+            ax.legend(frameon=False, fontsize=8)
+
+        return figures.Panel(name=name, title=title, draw=draw, labelled=False)
+
+    return figures.Figure(
+        name="diagnose",
+        title=f"{experiment.arm} at its initialization: {said}",
+        guide="Behind each block, before any training.",
+        panels=[panel(name) for name in _PANELS],
+    )
