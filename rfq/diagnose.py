@@ -215,7 +215,8 @@ def _attention(
         logits = jnp.einsum("bthk,bshk->bths", q_BTHK, k_BTHK)
         logits *= tau / math.sqrt(divisor)
         if slope_H is not None:
-            logits += slope_H[None, None, :, None] * jnp.arange(T, dtype=jnp.float32)
+            keys_S = jnp.arange(T, dtype=jnp.float32)
+            logits += slope_H[None, None, :, None] * keys_S[None, None, None, :]
         seen_TS = jnp.tril(jnp.ones((T, T), bool))
         logits = jnp.where(seen_TS[None, :, None, :], logits, -jnp.inf)
         return jax.nn.softmax(logits, axis=-1)

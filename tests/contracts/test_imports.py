@@ -149,6 +149,7 @@ BANNED = {
 ALLOWED = {
     "rfq/steps.py": {"jax.jit"},
     "rfq/bench.py": {"jax.jit"},
+    "rfq/diagnose.py": {"jax.jit"},
     "rfq/theory": {"jax.jit"},
     "rfq/evals/decode.py": {"jax.jit"},
     "rfq/model/transformer.py": {"flax.linen"},
