@@ -85,7 +85,7 @@ class Thresholds:
         softest: a head that gives earlier tokens this much mixes.
     """
 
-    cosine: float = 0.5
+    cosine: float = 0.4
     diagonal: float = 0.9
     softest: float = 0.2
 

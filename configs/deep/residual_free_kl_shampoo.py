@@ -27,6 +27,9 @@ def config() -> experiment.Experiment:
             w_down="looks_linear",
         ),
         optimizer=KLShampooConfig(
-            learning_rate=1e-3, other_learning_rate=1e-2, init_factor=1e-4
+            learning_rate=1e-3,
+            other_learning_rate=1e-2,
+            rates={"w_q": 10.0, "w_k": 10.0},
+            init_factor=1e-4,
         ),
     )

@@ -26,5 +26,9 @@ def config() -> experiment.Experiment:
             soft_layers="first",
             w_down="looks_linear",
         ),
-        optimizer=MuonConfig(learning_rate=1.5e-3, other_learning_rate=1e-2),
+        optimizer=MuonConfig(
+            learning_rate=1.5e-3,
+            other_learning_rate=1e-2,
+            rates={"w_q": 4.0, "w_k": 4.0},
+        ),
     )
