@@ -19,8 +19,8 @@ from rfq import distributed, metrics, ptq, report, runs, train
 from rfq.data import floors as floors_lib
 from rfq.data.manifest import Manifest
 from rfq.errors import Diverged, InputError
-from rfq.evals import questions
 from rfq.experiment import Experiment
+from rfq.tasks import questions
 
 
 def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:

@@ -203,7 +203,7 @@ class QuantizeConfig:
 class TasksConfig:
     """Questions with right answers, and the settings under which they are asked."""
 
-    # Rows of `rfq.evals.TASKS`; "all" is the paper's eight, "cloze" needs no files.
+    # Rows of `rfq.tasks.TASKS`; "all" is the paper's eight, "cloze" needs no files.
     names: tuple[str, ...] = ()
     specs: tuple[str, ...] = ("FP",)  # WnAm settings; the rest is as in quantize.
     dir: str = "data/tasks"  # The --out of `rfq prepare tasks`.

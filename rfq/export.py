@@ -22,11 +22,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rfq import experiment as experiment_lib
-from rfq import files, metrics, runs, sharding, steps
+from rfq import files, heldout, metrics, runs, sharding, steps
 from rfq import params as params_lib
 from rfq.data import manifest as manifest_lib
 from rfq.errors import InputError
-from rfq.evals import heldout
 from rfq.experiment import Experiment
 from rfq.model import transformer
 from rfq.model.config import (

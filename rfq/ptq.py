@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq import distributed, metrics, rows, runs, sharding, steps
+from rfq import distributed, heldout, metrics, rows, runs, sharding, steps
 from rfq import taps as tap_lib
 from rfq.data import manifest as manifest_lib
 from rfq.errors import Preempted
-from rfq.evals import decode, heldout, questions, scoring
 from rfq.experiment import Experiment
 from rfq.model import layers, transformer
 from rfq.model.config import BLOCK_SITES, NORMALIZED_SITES, TAP_SETS, num_params
@@ -29,6 +28,7 @@ from rfq.quant import calibrate, distortion, grid
 from rfq.quant.spec import QuantSpec
 from rfq.rows import Setting
 from rfq.stats import bootstrap, central
+from rfq.tasks import decode, questions, scoring
 from rfq.types import Params, Record
 
 # What makes two rows of one run answers to the same question.

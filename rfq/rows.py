@@ -117,7 +117,7 @@ class Losses(TypedDict):
 
 
 class Tasks(TypedDict):
-    """Accuracies on tasks, as `evals.questions.summarize` gives them.
+    """Accuracies on tasks, as `tasks.questions.summarize` gives them.
 
     Attributes:
         questions: A digest that names the questions.

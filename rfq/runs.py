@@ -20,13 +20,12 @@ from typing import Any
 
 import jax
 
-from rfq import checkpoint, distributed, files, metrics, provenance, sharding
+from rfq import checkpoint, distributed, files, heldout, metrics, provenance, sharding
 from rfq import experiment as experiment_lib
 from rfq.data import manifest as manifest_lib
 from rfq.data import pipeline, tokenize
 from rfq.data.manifest import Manifest
 from rfq.errors import InputError
-from rfq.evals import heldout
 from rfq.experiment import Experiment
 from rfq.model import transformer
 from rfq.types import Params

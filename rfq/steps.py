@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 
 from rfq import optim, sharding, taps
 from rfq import params as params_lib
-from rfq.evals import scoring
 from rfq.experiment import Experiment
 from rfq.model import init as init_lib
 from rfq.model import layers, transformer
@@ -27,6 +26,7 @@ from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.optim import build, schedule
 from rfq.quant import distortion, grid, weights
 from rfq.stats import bins, central, isometry
+from rfq.tasks import scoring
 from rfq.types import Array, Batch, Params, Record, SiteState
 
 

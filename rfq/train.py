@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rfq import checkpoint, distributed, metrics, rows, runs, sharding, steps
+from rfq import checkpoint, distributed, heldout, metrics, rows, runs, sharding, steps
 from rfq import taps as tap_lib
 from rfq.errors import Diverged, Preempted
-from rfq.evals import heldout
 from rfq.experiment import Experiment
 from rfq.model.config import TAP_SETS
 

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq import checkpoint, cli, export, metrics, runs, sharding, steps, taps
+from rfq import checkpoint, cli, export, heldout, metrics, runs, sharding, steps, taps
 from rfq import params as params_lib
 from rfq.errors import InputError
-from rfq.evals import heldout
 from rfq.experiment import Experiment
 from rfq.model import layers, transformer
 from rfq.model.config import TAP_SETS

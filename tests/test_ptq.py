@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq import checkpoint, experiment, metrics, params, ptq, sharding, steps
+from rfq import checkpoint, experiment, heldout, metrics, params, ptq, sharding, steps
 from rfq import rows as rows_lib
 from rfq import taps as tap_lib
 from rfq.errors import InputError, Preempted
-from rfq.evals import heldout
 from rfq.model import transformer
 from rfq.model.config import BLOCK_SITES, TAP_SETS, num_params
 from rfq.quant import calibrate

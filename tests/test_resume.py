@@ -9,7 +9,7 @@ import pytest
 
 from rfq import ptq, train
 from tests import tiny
-from tests.evals.documents import DOCUMENTS
+from tests.tasks.documents import DOCUMENTS
 
 NUM_PLACES = 20
 SPECS = ("FP", "A8", "A4")

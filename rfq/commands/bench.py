@@ -4,8 +4,9 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from rfq import bench, metrics
+from rfq import metrics
 from rfq.commands import given, parsing
+from rfq.costs import bench
 
 
 @dataclasses.dataclass(frozen=True)

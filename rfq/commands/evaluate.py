@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from rfq import export, metrics, ptq
 from rfq.commands import given, numbers, parsing
 from rfq.errors import InputError
-from rfq.evals import questions
 from rfq.experiment import Experiment
+from rfq.tasks import questions
 
 
 @dataclasses.dataclass(frozen=True)

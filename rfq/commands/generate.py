@@ -8,7 +8,7 @@ import numpy as np
 from rfq import metrics, ptq, runs
 from rfq.commands import given, parsing
 from rfq.data import tokenize
-from rfq.evals import decode
+from rfq.tasks import decode
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from rfq import plan
 from rfq.commands import given
+from rfq.costs import plan
 from rfq.errors import InputError
 from rfq.experiment import Experiment
 

@@ -11,7 +11,7 @@ from rfq.data import manifest as manifest_lib
 from rfq.data import prepare as prepare_lib
 from rfq.data.manifest import Manifest
 from rfq.errors import InputError
-from rfq.evals import questions
+from rfq.tasks import questions
 
 
 @dataclasses.dataclass(frozen=True)

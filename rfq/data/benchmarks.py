@@ -47,7 +47,7 @@ class Dataset(NamedTuple):
     ids: Mapping[str, str] = {}
 
 
-# {task: its data set}, by the names of `rfq.evals.TASKS`.
+# {task: its data set}, by the names of `rfq.tasks.TASKS`.
 DATASETS: Mapping[str, Dataset] = {
     "arc_c": Dataset(
         "allenai/ai2_arc ARC-Challenge",

@@ -6,7 +6,8 @@ import sys
 import jax
 import pytest
 
-from rfq import cli, compare, experiment, plan, sharding, steps, train
+from rfq import cli, compare, experiment, sharding, steps, train
+from rfq.costs import plan
 from rfq.model.config import num_params
 from rfq.optim import MuonConfig
 from tests import tiny

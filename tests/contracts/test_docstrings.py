@@ -1,4 +1,4 @@
-"""What `rfq.optim`, `stats`, `quant` and `evals` offer has a page and examples."""
+"""What `rfq.optim`, `stats`, `quant` and `tasks` offer has a page and examples."""
 
 import doctest
 import inspect
@@ -11,10 +11,10 @@ import types
 import jax
 import pytest
 
-from rfq import evals, optim, quant, stats
+from rfq import optim, quant, stats, tasks
 
 ROOT = pathlib.Path(__file__).parents[2]
-PACKAGES = (evals, optim, quant, stats)
+PACKAGES = (optim, quant, stats, tasks)
 FUNCTIONS = {
     f"{package.__name__}.{name}": getattr(package, name)
     for package in PACKAGES

@@ -15,7 +15,7 @@ import pytest
 from rfq import cli
 from rfq.data import benchmarks
 from rfq.errors import InputError
-from tests.evals.documents import DOCUMENTS
+from tests.tasks.documents import DOCUMENTS
 
 
 def jsonl(rows: list[dict]) -> bytes:
@@ -62,9 +62,9 @@ def test_a_wheel_is_read_as_it_is(tmp_path):
 _TFDS = """
 import sys
 import tensorflow_datasets as tfds
-from rfq import evals
+from rfq import tasks
 from rfq.data import benchmarks
-from tests.evals.documents import DOCUMENTS
+from tests.tasks.documents import DOCUMENTS
 
 def arc(row):
     return row
@@ -101,7 +101,7 @@ for task, example in tasks.items():
     assert found.split == "other", found.split
     # TensorFlow Datasets shuffles.
     ours, theirs = (
-        sorted(evals.build_requests(task, given)) for given in (found.documents, rows)
+        sorted(tasks.build_requests(task, given)) for given in (found.documents, rows)
     )
     assert ours == theirs, task
 assert "tensorflow" not in sys.modules

@@ -6,7 +6,7 @@ import sys
 import jax
 
 from rfq import metrics, sharding
-from tests.evals import scored
+from tests.tasks import scored
 
 if __name__ == "__main__":
     process, count, port, out = sys.argv[1:]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rfq import sharding
-from tests.evals import scored
 from tests.multihost import processes, scoring_worker
+from tests.tasks import scored
 
 pytestmark = [pytest.mark.slow, pytest.mark.mesh]
 

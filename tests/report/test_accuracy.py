@@ -8,11 +8,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from rfq import evals, report
-from rfq.evals import questions, scoring
-from rfq.evals import task as task_lib
+from rfq import report, tasks
 from rfq.report import accuracy, load, paper, tables, view
-from tests.evals.documents import DOCUMENTS
+from rfq.tasks import questions, scoring
+from rfq.tasks import task as task_lib
+from tests.tasks.documents import DOCUMENTS
 
 ARMS = ("residual_adamw", "residual_kl_shampoo", "residual_free_kl_shampoo")
 
@@ -21,7 +21,7 @@ def asked(names: tuple[str, ...]) -> questions.Questions:
     found = {
         name: questions.Asked(
             "validation",
-            task_lib.examples(name, evals.TASKS[name], DOCUMENTS[name]),
+            task_lib.examples(name, tasks.TASKS[name], DOCUMENTS[name]),
             [],
         )
         for name in names

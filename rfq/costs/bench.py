@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfq import experiment as experiment_lib
-from rfq import hlo, metrics, optim, provenance, sharding, steps
+from rfq import metrics, optim, provenance, sharding, steps
 from rfq import params as params_lib
 from rfq import taps as tap_lib
+from rfq.costs import hlo
 from rfq.errors import InputError, lookup
 from rfq.experiment import Experiment
 from rfq.model import init as init_lib

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rfq import hlo, metrics, provenance, sharding, steps
+from rfq import metrics, provenance, sharding, steps
 from rfq import params as params_lib
+from rfq.costs import hlo
 from rfq.errors import InputError
 from rfq.experiment import Experiment, fingerprint, to_dict
 from rfq.model import transformer

@@ -1,7 +1,7 @@
 """Requests and scores of the eight tasks are lm-evaluation-harness', to the byte.
 
 The digests are of what a recording model was asked by lm_eval 0.4.13 on these documents
-(`python -m tests.evals.recorded [DIR]` prints them); `test_harness.py` asks it again
+(`python -m tests.tasks.recorded [DIR]` prints them); `test_harness.py` asks it again
 where the package is installed.
 """
 
@@ -10,11 +10,11 @@ import json
 
 import pytest
 
-from rfq import evals
+from rfq import tasks
 from rfq.data import benchmarks
 from rfq.errors import InputError
-from rfq.evals import commonsense
-from tests.evals.documents import DOCUMENTS
+from rfq.tasks import commonsense
+from tests.tasks.documents import DOCUMENTS
 
 BY_HAND = {
     "arc_c": "b8942b54c1da44108d6387be3949fc1e36c3126e86606c49451b4463a6eb8d21",
@@ -46,14 +46,14 @@ def digest(requests: list[list[tuple[str, str]]]) -> str:
 @pytest.mark.parametrize("task", BY_HAND)
 def test_requests_of_awkward_documents_are_the_harness(task):
     assert len(DOCUMENTS[task]) >= 20
-    assert digest(evals.build_requests(task, DOCUMENTS[task])) == BY_HAND[task]
+    assert digest(tasks.build_requests(task, DOCUMENTS[task])) == BY_HAND[task]
 
 
 @pytest.mark.parametrize("task", PUBLISHED)
 def test_requests_of_the_published_validation_sets_are_the_harness(task, tasks_dir):
     split, documents = benchmarks.load(tasks_dir, task)
     assert split == "validation"
-    assert digest(evals.build_requests(task, documents)) == PUBLISHED[task]
+    assert digest(tasks.build_requests(task, documents)) == PUBLISHED[task]
 
 
 def test_every_task_of_the_paper_has_a_data_set():
@@ -66,10 +66,10 @@ def test_both_forms_of_boolq_ask_the_same():
     for document in original:
         del document["label"]
     scores = [[-1.0, -2.0]] * len(given)
-    assert evals.build_requests("boolq", given) == evals.build_requests(
+    assert tasks.build_requests("boolq", given) == tasks.build_requests(
         "boolq", original
     )
-    assert evals.score("boolq", given, scores) == evals.score("boolq", original, scores)
+    assert tasks.score("boolq", given, scores) == tasks.score("boolq", original, scores)
 
 
 # --- Scores -------------------------------------------------------------------------
@@ -79,32 +79,32 @@ TWO = {"goal": "g", "sol1": "yes", "sol2": "certainly it is", "label": 1}
 
 def test_length_decides_between_acc_and_acc_norm():
     # Per character -2/3 against -3/15.
-    found = evals.score("piqa", [TWO], [[-2.0, -3.0]])
+    found = tasks.score("piqa", [TWO], [[-2.0, -3.0]])
     assert found == {"acc": 0.0, "acc_norm": 1.0, "acc_bytes": 1.0}
 
 
 def test_acc_norm_counts_characters_and_acc_bytes_counts_bytes():
     # "日本" has 2 characters in 6 bytes: -1/2 against -1.2/3, but -1/6 against -1.2/3.
     document = {**TWO, "sol1": "日本", "sol2": "abc"}
-    found = evals.score("piqa", [document], [[-1.0, -1.2]])
+    found = tasks.score("piqa", [document], [[-1.0, -1.2]])
     assert found == {"acc": 0.0, "acc_norm": 1.0, "acc_bytes": 0.0}
 
 
 def test_of_equal_scores_the_first_is_chosen():
     first, second = {**TWO, "sol2": "yes", "label": 0}, {**TWO, "sol2": "yes"}
-    found = evals.score("piqa", [first, second], [[-1.0, -1.0]] * 2)
+    found = tasks.score("piqa", [first, second], [[-1.0, -1.0]] * 2)
     assert found == {"acc": 0.5, "acc_norm": 0.5, "acc_bytes": 0.5}
 
 
 def test_tasks_without_acc_norm_report_none():
-    found = evals.score("boolq", DOCUMENTS["boolq"][:1], [[-1.0, -2.0]])
+    found = tasks.score("boolq", DOCUMENTS["boolq"][:1], [[-1.0, -2.0]])
     assert set(found) == {"acc", "acc_bytes"}
 
 
 def test_an_unknown_task_and_a_foreign_document_are_refused():
     with pytest.raises(InputError, match="choose from \\['arc_c'"):
-        evals.build_requests("arc", [])
+        tasks.build_requests("arc", [])
     with pytest.raises(InputError, match="document 1 has no column 'sol2'"):
-        evals.build_requests("piqa", [{"goal": "g", "sol1": "s", "label": 0}])
+        tasks.build_requests("piqa", [{"goal": "g", "sol1": "s", "label": 0}])
     with pytest.raises(InputError, match="the answer is choice 3"):
-        evals.build_requests("piqa", [{**TWO, "label": 2}])
+        tasks.build_requests("piqa", [{**TWO, "label": 2}])

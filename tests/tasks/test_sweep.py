@@ -7,13 +7,13 @@ import signal
 import numpy as np
 import pytest
 
-from rfq import cli, evals, metrics, ptq
+from rfq import cli, metrics, ptq, tasks
 from rfq.errors import Preempted
-from rfq.evals import commonsense
-from rfq.evals import task as task_lib
 from rfq.report import accuracy, load, paper, view
+from rfq.tasks import commonsense
+from rfq.tasks import task as task_lib
 from tests import tiny
-from tests.evals.documents import DOCUMENTS
+from tests.tasks.documents import DOCUMENTS
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_rows_are_the_papers_with_what_stands_behind_them(asked):
         without = [row[n] for n in commonsense.TASKS if n != "boolq"]
         assert row["avg_without_boolq"] == pytest.approx(np.mean(without))
         for name, score in row["scores"].items():
-            assert row[name] == score[evals.TASKS[name].primary]
+            assert row[name] == score[tasks.TASKS[name].primary]
             assert score["split"] == "other"
             assert score["change_lo"] <= score["change"] <= score["change_hi"]
         assert row["avg_change_lo"] <= row["avg_change"] <= row["avg_change_hi"]
@@ -104,7 +104,7 @@ def test_dumped_items_give_the_accuracies_again(asked):
         for name, score in row["scores"].items():
             mine = [item for item in items if item["task"] == name]
             assert np.mean([i["acc"] for i in mine]) == pytest.approx(score["acc"])
-            examples = task_lib.examples(name, evals.TASKS[name], DOCUMENTS[name][:6])
+            examples = task_lib.examples(name, tasks.TASKS[name], DOCUMENTS[name][:6])
             again = task_lib.correct(examples, [i["loglikelihoods"] for i in mine])
             assert (
                 again.acc_norm.mean() == [i["acc_norm"] for i in mine].count(True) / 6

@@ -4,10 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from rfq import sharding
+from rfq import heldout, sharding
 from rfq.data import pipeline
 from rfq.errors import InputError
-from rfq.evals import heldout
 from rfq.stats import central
 from tests import tiny
 

@@ -1,11 +1,11 @@
-"""Scores of a trained model: on held-out text, and on tasks with right answers."""
+"""Scores of a trained model on tasks that have right answers."""
 
 from collections.abc import Mapping, Sequence
 
 from rfq.errors import lookup
-from rfq.evals import cloze, commonsense
-from rfq.evals import task as task_lib
-from rfq.evals.task import Document, MultipleChoice, Request
+from rfq.tasks import cloze, commonsense
+from rfq.tasks import task as task_lib
+from rfq.tasks.task import Document, MultipleChoice, Request
 
 __all__ = ["TASKS", "build_requests", "score"]
 
@@ -27,9 +27,9 @@ def build_requests(
         InputError: an unknown task, or a document without the task's columns.
 
     Examples:
-        >>> from rfq import evals
+        >>> from rfq import tasks
         >>> document = {"goal": "Open", "sol1": "Turn.", "sol2": "Sing.", "label": 0}
-        >>> (pairs,) = evals.build_requests("piqa", [document])
+        >>> (pairs,) = tasks.build_requests("piqa", [document])
         >>> [continuation for context, continuation in pairs]
         [' Turn.', ' Sing.']
     """
@@ -55,9 +55,9 @@ def score(
         InputError: as `build_requests`.
 
     Examples:
-        >>> from rfq import evals
+        >>> from rfq import tasks
         >>> document = {"goal": "Open", "sol1": "Turn.", "sol2": "Sing.", "label": 0}
-        >>> evals.score("piqa", [document], [[-3.0, -5.0]])["acc"]
+        >>> tasks.score("piqa", [document], [[-3.0, -5.0]])["acc"]
         1.0
     """
     task = lookup(TASKS, task_name, "task")

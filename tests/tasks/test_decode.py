@@ -12,10 +12,10 @@ import pytest
 from rfq import params as params_lib
 from rfq import taps
 from rfq.errors import InputError
-from rfq.evals import decode
 from rfq.model import transformer
 from rfq.model.config import TAP_SETS, ModelConfig
 from rfq.quant import grid, weights
+from rfq.tasks import decode
 from tests.model import examples
 
 BASE = ModelConfig(

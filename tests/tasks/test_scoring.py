@@ -6,16 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from rfq import evals, sharding
+from rfq import sharding, tasks
 from rfq.data import benchmarks, tokenize
-from rfq.evals import commonsense, scoring
 from rfq.model import transformer
 from rfq.model.config import TAP_SETS
 from rfq.quant import calibrate
 from rfq.quant.spec import QuantSpec
+from rfq.tasks import commonsense, scoring
 from tests import tiny
-from tests.evals import scored
-from tests.evals.scored import ASKED, MODEL, PARAMS, SEQ_LEN, TOKENIZER
+from tests.tasks import scored
+from tests.tasks.scored import ASKED, MODEL, PARAMS, SEQ_LEN, TOKENIZER
 
 ONE = sharding.make_mesh(1)
 
@@ -101,7 +101,7 @@ def test_published_documents_score_the_same_however_they_lie(tasks_dir, monkeypa
     asked = []
     for task in commonsense.TASKS:
         documents = benchmarks.load(tasks_dir, task).documents
-        asked += evals.build_requests(task, documents[:: len(documents) // 25][:25])
+        asked += tasks.build_requests(task, documents[:: len(documents) // 25][:25])
     spans = scored.encoded(asked)
     how = {"batch_tokens": 4096, "seq_len": 512}
     expected = scored.answered(spans, ONE, **how).loglikelihood

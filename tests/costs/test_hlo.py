@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rfq import hlo, sharding
+from rfq import sharding
+from rfq.costs import hlo
 
 # ruff: noqa: E501
 # As XLA prints them on CPU, GPU (asynchronous, "-start" and "-done") and TPU (tiles).

@@ -5,7 +5,7 @@ import collections
 import pytest
 
 from rfq.errors import InputError
-from rfq.evals import cloze
+from rfq.tasks import cloze
 
 TEXTS = [" ".join(f"w{t}.{i}" for i in range(400)) for t in range(3)]
 

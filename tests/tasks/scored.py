@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rfq import evals, sharding, steps
+from rfq import sharding, steps, tasks
 from rfq.data import tokenize
-from rfq.evals import scoring
 from rfq.experiment import Experiment
 from rfq.model import transformer
+from rfq.tasks import scoring
 from tests import tiny
-from tests.evals.documents import DOCUMENTS
+from tests.tasks.documents import DOCUMENTS
 
 SEQ_LEN = 64
 TOKENIZER = tokenize.load("byte")
@@ -28,7 +28,7 @@ PARAMS = jax.tree.map(
 ASKED = [
     pairs
     for task in ("openbookqa", "winogrande", "boolq")
-    for pairs in evals.build_requests(task, DOCUMENTS[task][:12])
+    for pairs in tasks.build_requests(task, DOCUMENTS[task][:12])
 ]
 
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rfq import bench, cli, optim
+from rfq import cli, optim
+from rfq.costs import bench
 from rfq.errors import InputError
 from rfq.model import init as init_lib
 from rfq.model import transformer

@@ -1,6 +1,6 @@
 """What lm-evaluation-harness asks of documents: a model that records and answers.
 
-Needs the extra lm-eval; `python -m tests.evals.recorded [DIR]` prints the digests that
+Needs the extra lm-eval; `python -m tests.tasks.recorded [DIR]` prints the digests that
 `test_commonsense.py` holds, of the hand-made documents or of the files in DIR.
 """
 
@@ -15,9 +15,9 @@ import lm_eval.tasks
 import yaml
 from lm_eval.api.model import LM
 
-import rfq.evals
+import rfq.tasks
 from rfq.data import benchmarks
-from tests.evals.documents import DOCUMENTS
+from tests.tasks.documents import DOCUMENTS
 
 # Ours -> the harness's task file, and the split that it scores.
 FILES = {
@@ -107,7 +107,7 @@ def main(directory: str | None) -> None:
     for name in documents:
         asked = model.asked[f"local_{name}"]
         digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        same = asked == rfq.evals.build_requests(name, documents[name])
+        same = asked == rfq.tasks.build_requests(name, documents[name])
         print(f'    "{name}": "{digest}",  # {"same" if same else "DIFFERENT"}')
 
 

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 
 from rfq import sharding
 from rfq.data.tokenize import Tokenizer
-from rfq.evals.task import Request
 from rfq.model import transformer
+from rfq.tasks.task import Request
 from rfq.types import Array
 
 # Padded lengths, and so shapes to compile a program for: with the plain and the

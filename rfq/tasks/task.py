@@ -34,7 +34,7 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultipleChoice:
-    """A row of `rfq.evals.TASKS`.
+    """A row of `rfq.tasks.TASKS`.
 
     Attributes:
         example: document -> what it asks.

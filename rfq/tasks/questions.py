@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from rfq import evals
+from rfq import tasks as tasks_lib
 from rfq.data import benchmarks, pipeline, tokenize
 from rfq.errors import lookup
-from rfq.evals import cloze, commonsense, scoring
-from rfq.evals import task as task_lib
-from rfq.evals.task import Example
 from rfq.experiment import Experiment
 from rfq.stats import bootstrap
+from rfq.tasks import cloze, commonsense, scoring
+from rfq.tasks import task as task_lib
+from rfq.tasks.task import Example
 
 # Names for several tasks.
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -78,7 +78,7 @@ def names(given: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InputError: an unknown name.
     """
-    single = {name: (name,) for name in evals.TASKS}
+    single = {name: (name,) for name in tasks_lib.TASKS}
     groups = [lookup({**GROUPS, **single}, name, "--tasks") for name in given]
     return tuple(dict.fromkeys(name for group in groups for name in group))
 
@@ -119,7 +119,7 @@ def check(experiment: Experiment) -> None:
     for name in names(experiment.tasks.names):
         if name not in cloze.TASKS:
             _, documents = benchmarks.load(experiment.tasks.dir, name)
-            task_lib.examples(name, evals.TASKS[name], documents)
+            task_lib.examples(name, tasks_lib.TASKS[name], documents)
 
 
 def _asked(name: str, experiment: Experiment, tokenizer: tokenize.Tokenizer) -> Asked:
@@ -130,7 +130,7 @@ def _asked(name: str, experiment: Experiment, tokenizer: tokenize.Tokenizer) -> 
         split = "heldout"
     else:
         split, documents = benchmarks.load(config.dir, name)
-    found = task_lib.examples(name, evals.TASKS[name], documents)
+    found = task_lib.examples(name, tasks_lib.TASKS[name], documents)
     requests = [request for example in found for request in example.requests]
     return Asked(split, found, scoring.encode(requests, tokenizer))
 
@@ -159,7 +159,7 @@ def summarize(
     scores = {}
     primary, change = {}, {}
     for name, asked in questions.tasks.items():
-        task = evals.TASKS[name]
+        task = tasks_lib.TASKS[name]
         right = ours[name]._asdict()
         primary[name] = right[task.primary]
         change[name] = primary[name] - theirs[name]._asdict()[task.primary]

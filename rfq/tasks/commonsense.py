@@ -7,7 +7,7 @@ the byte. The columns are those of the data sets on the Hugging Face hub.
 import re
 from collections.abc import Mapping
 
-from rfq.evals.task import Document, Example, MultipleChoice
+from rfq.tasks.task import Document, Example, MultipleChoice
 
 
 def _labelled(context: str, choices: list[str], gold: int) -> Example:

@@ -1,7 +1,7 @@
 """The adapter to lm-evaluation-harness, extra lm-eval: the same scorer under its tasks.
 
     import lm_eval
-    from rfq.evals import harness
+    from rfq.tasks import harness
     model = harness.Harness("runs/demo/arms/residual_adamw/seed-0", spec="W8A8")
     lm_eval.simple_evaluate(model=model, tasks=["arc_easy"])
 
@@ -23,7 +23,7 @@ from lm_eval.api.registry import (  # pyright: ignore[reportMissingImports]
 from rfq import metrics, ptq, runs, sharding
 from rfq.data import tokenize
 from rfq.errors import InputError
-from rfq.evals import decode, questions, scoring
+from rfq.tasks import decode, questions, scoring
 
 # What a task may say of generation; the rest of its wishes would be ignored silently.
 _GENERATION = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")

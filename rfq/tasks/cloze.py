@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rfq.errors import InputError, lookup
-from rfq.evals.task import Document, Example, MultipleChoice
+from rfq.tasks.task import Document, Example, MultipleChoice
 
 NUM_CHOICES = 4
 

@@ -8,8 +8,9 @@ import pathlib
 import jax
 import pytest
 
-from rfq import cli, hlo, metrics, optim, plan, sharding
+from rfq import cli, metrics, optim, sharding
 from rfq import experiment as experiment_lib
+from rfq.costs import hlo, plan
 from rfq.errors import InputError
 from rfq.experiment import Experiment, TrainConfig
 from rfq.model import transformer
@@ -17,7 +18,7 @@ from rfq.model.config import ModelConfig, flops_per_token, num_params
 from rfq.optim.schedule import ScheduleConfig
 from rfq.sharding import ShardingConfig
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 BATCH_SIZE = 16
 MODEL = ModelConfig(
     num_layers=2,

@@ -11,13 +11,13 @@ pytest.importorskip("lm_eval", reason="not run: needs the extra lm-eval")
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
-from rfq import evals, ptq
+from rfq import ptq, tasks
 from rfq.data import benchmarks
 from rfq.errors import InputError
-from rfq.evals import harness
+from rfq.tasks import harness
 from tests import tiny
-from tests.evals import recorded
-from tests.evals.documents import DOCUMENTS
+from tests.tasks import recorded
+from tests.tasks.documents import DOCUMENTS
 
 FEW = {name: rows[:6] for name, rows in DOCUMENTS.items()}
 
@@ -51,13 +51,13 @@ def assert_asked_and_scored_alike(
     model = recorded.Recording()
     said = recorded.evaluate(model, documents, folder)["results"]
     for name, rows in documents.items():
-        requests = evals.build_requests(name, rows)
+        requests = tasks.build_requests(name, rows)
         assert model.asked[f"local_{name}"] == requests
         answers = [
             [recorded.md5_loglikelihood(*pair) for pair in pairs] for pairs in requests
         ]
-        ours, theirs = evals.score(name, rows, answers), said[f"local_{name}"]
-        for metric in evals.TASKS[name].metrics:
+        ours, theirs = tasks.score(name, rows, answers), said[f"local_{name}"]
+        for metric in tasks.TASKS[name].metrics:
             assert ours[metric] == theirs[f"{metric},none"]
 
 
@@ -91,7 +91,7 @@ def assert_a_run_scores_alike(
     items = tiny.rows(own / "quantize" / "items" / row["items"])
     for name in documents:
         found = theirs["results"][f"local_{name}"]
-        for metric in evals.TASKS[name].metrics:
+        for metric in tasks.TASKS[name].metrics:
             assert row["scores"][name][metric] == found[f"{metric},none"]
         samples = sorted(
             theirs["samples"][f"local_{name}"], key=lambda sample: sample["doc_id"]
@@ -120,7 +120,7 @@ def test_texts_are_tokenized_as_the_harness_does(run_dir):
     pairs = [
         pair
         for name in ("winogrande", "openbookqa", "hellaswag")
-        for pairs in evals.build_requests(name, FEW[name])
+        for pairs in tasks.build_requests(name, FEW[name])
         for pair in pairs
     ]
     requests = asked("loglikelihood", *pairs, ("", " word"), ("two  ", "words"))

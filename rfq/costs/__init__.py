@@ -1,0 +1,1 @@
+"""What a run costs: measured times, planned memory and bytes between devices."""
