@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
-from rfq import plan
+from rfq.costs import plan
 from rfq.errors import InputError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

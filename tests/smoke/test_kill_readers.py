@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from tests.evals.documents import DOCUMENTS
 
 from rfq import metrics
 from tests import tiny
+from tests.tasks.documents import DOCUMENTS
 
 ROOT = pathlib.Path(__file__).parents[2]
 NUM_KILLS = 17
