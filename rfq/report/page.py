@@ -11,6 +11,7 @@ import markupsafe
 import numpy as np
 from matplotlib.markers import MarkerStyle
 
+from rfq import files
 from rfq.errors import InputError
 from rfq.report import (
     accuracy,
@@ -320,14 +321,12 @@ def run(results: Results) -> pathlib.Path:
             folder.mkdir(parents=True, exist_ok=True)
         for table in written:
             base = folders["tables"] / table.name
-            base.with_suffix(".md").write_text(tables.markdown(table), encoding="utf-8")
-            base.with_suffix(".csv").write_text(
-                tables.comma_separated(table), encoding="utf-8"
-            )
+            files.replace(base.with_suffix(".md"), tables.markdown(table))
+            files.replace(base.with_suffix(".csv"), tables.comma_separated(table))
         for figure in made:
             render.write_files(figure, folders["figures"])
         path = results.directory / "report.html"
-        path.write_text(html_page(shown, made, written, judged), encoding="utf-8")
+        files.replace(path, html_page(shown, made, written, judged))
     except OSError as error:
         raise InputError(
             f"the report cannot be written into {str(results.directory)!r} "

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
+from rfq import files
 from rfq.report import style
 from rfq.report.figures import Figure, Panel
 
@@ -124,6 +125,8 @@ def write_files(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
             panel.draw(ax)
             ax.set_title(panel.title)
         paths = [folder / f"{figure.name}.{kind}" for kind in ("png", "svg")]
-        canvas.savefig(paths[0], dpi=160)
-        paths[1].write_text(_svg(canvas), encoding="utf-8")
+        drawn = io.BytesIO()
+        canvas.savefig(drawn, dpi=160, format="png")
+        files.replace(paths[0], drawn.getvalue())
+        files.replace(paths[1], _svg(canvas))
     return paths
