@@ -49,24 +49,31 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from rfq.optim import adamw, matrix
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NewcomerConfig(adamw.WithAdamW):
-    """Gradients of unit norm for matrices, AdamW for the others."""
-
-    def rule(self):
-        def step(g, stack, t):
-            size = jnp.linalg.norm(g, axis=(1, 2), keepdims=True)
-            return g / jnp.maximum(size, 1e-30), stack
-
-        return matrix.Rule(init=lambda num, m, n, dtype: Stack(), step=step)
+from rfq.optim import adamw, build, matrix, public
 
 
 class Stack(NamedTuple):
     def diagnostics(self):
         return {}
+
+
+def unit(g, stack, t):
+    size = jnp.linalg.norm(g, axis=(1, 2), keepdims=True)
+    return g / jnp.maximum(size, 1e-30), stack
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewcomerConfig(build.MatrixConfig):
+    """Gradients of unit norm for matrices, Adam for the others."""
+
+    def rule(self):
+        return matrix.Rule(init=lambda num, m, n, dtype: Stack(), step=unit)
+
+    def other(self):
+        return adamw.AdamWConfig().directions([], None).other
+
+
+newcomer = public.transform(NewcomerConfig, "newcomer")
 '''
 
 STATISTIC = '''
@@ -124,7 +131,7 @@ EXTENSIONS = {
 
 
         """,
-        before="SCHEMES: Mapping",
+        before="# (range_lo, range_hi, num_bits) -> Grid",
         table="rfq/quant/grid.py",
         after="SCHEMES",
         row='"newcomer": newcomer,',
