@@ -15,6 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from rfq import optim, sharding, taps
@@ -123,7 +124,7 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
             "learning_rate": rate(state.step),
             "grad_norm": _global_norm(grads),
         }
-        params = jax.tree.map(jnp.add, state.params, updates)
+        params = optax.apply_updates(state.params, updates)
         params = _annealed(params, state.step + 1, experiment)
         return TrainState(state.step + 1, params, opt_state), metrics
 
