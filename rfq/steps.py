@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -124,7 +124,7 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
             "learning_rate": rate(state.step),
             "grad_norm": _global_norm(grads),
         }
-        params = optax.apply_updates(state.params, updates)
+        params = cast(Params, optax.apply_updates(state.params, updates))
         params = _annealed(params, state.step + 1, experiment)
         return TrainState(state.step + 1, params, opt_state), metrics
 
