@@ -261,10 +261,10 @@ CLAIMS: Mapping[str, Claim] = {
     "C16": Claim(
         "Residual addition preserves kurtosis, dense mixing contracts it.",
         "Lemmas 2, 3",
-        "the formulas of these lemmas and of their proofs, measured; against them F1, "
-        "that additions contract kurtosis too",
+        "the formulas of these lemmas and of their proofs, measured; against them our "
+        "correction that additions contract kurtosis too",
         THEORY,
-        judges.from_theory(*MIXING_AND_ADDING, corrections=("F1",)),
+        judges.from_theory(*MIXING_AND_ADDING, corrections=("Additions dilute",)),
     ),
     "C17": Claim(
         "Kurtosis falls with depth in residual models under AdamW.",

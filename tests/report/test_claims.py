@@ -460,14 +460,14 @@ def _theory(verdict: str, **others: str) -> list[dict]:
             "verdict": others.get(name, verdict),
             "why": "A factor.",
         }
-        for name in theory_run.CLAIMS
+        for name in (*theory_run.PAPER, *theory_run.CORRECTIONS)
     ]
 
 
 @pytest.mark.parametrize("claim", ["C15", "C16"])
 def test_verdicts_on_lemmas_are_those_of_the_theory(claim):
     for verdict in (HOLDS, CORRECTED, FAILS):
-        rows = _theory(verdict, F1=FAILS)
+        rows = _theory(verdict, **{"Additions dilute": FAILS})
         found = dataclasses.replace(story(), theory=rows)
         assert verdict_of(found, claim) == verdict
     (missing,) = judged(story(), claim)[claim].missing
@@ -484,7 +484,7 @@ def test_a_correction_that_holds_is_against_the_lemmas():
     found = dataclasses.replace(story(), theory=_theory(HOLDS))
     judgement = judged(found, "C16")["C16"]
     assert judgement.verdict == CORRECTED
-    assert "F1" in judgement.why
+    assert "Additions dilute" in judgement.why
 
 
 def test_every_claim_has_rows_for_it_and_rows_against_it():

@@ -45,7 +45,7 @@ VERDICTS = {
     "Lemma 12": (12, 0, 0),
     "Lemma 13": (3, 2, 0),
     "Lemma 14": (2, 0, 2),
-    "F1": (4, 0, 0),
+    "Additions dilute": (4, 0, 0),
     "Mixing behind phi": (1, 0, 0),
     "Gaussian rows": (3, 0, 0),
     "Signs of low rank": (3, 0, 0),
