@@ -26,7 +26,7 @@ NEEDED = (
 
 
 def main() -> int:
-    """Runs the command line with one BLAS thread per LAPACK call.
+    """Run the command line with one BLAS thread per LAPACK call.
 
     XLA calls LAPACK for small matrices from its own threads. OpenBLAS would add a
     spinning pool of its own to each call, and on a busy machine of two cores a refresh

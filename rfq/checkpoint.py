@@ -73,11 +73,11 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def __enter__(self) -> "Checkpoints":
-        """Returns itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Waits until what was saved is on disk."""
+        """Wait until what was saved is on disk."""
         together = kind is None or issubclass(kind, Diverged | Preempted)
         if not together and jax.process_count() > 1:
             return  # The others are not on their way to the same barrier.
@@ -89,7 +89,7 @@ class Checkpoints:
                 raise self._unwritten(error) from error
 
     def save(self, step: int, params, opt_state, meta: dict[str, Any]) -> None:
-        """Saves asynchronously; `meta` is JSON.
+        """Save asynchronously; `meta` is JSON.
 
         Raises:
             InputError: this or the previous checkpoint cannot be written.
@@ -110,7 +110,7 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def _require_room(self, *trees) -> None:
-        """Raises an OSError where the arrays are larger than what the disk has free.
+        """Raise an OSError where the arrays are larger than what the disk has free.
 
         Found later, by many threads at once, it would be as many tracebacks.
         """
@@ -122,7 +122,7 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk.
+        """Wait until what was saved is on disk.
 
         Raises:
             InputError: it cannot be written.

@@ -46,7 +46,7 @@ COMMANDS: Mapping[str, tuple[type, Callable, type | None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status.
+    """Run one command and return the exit status.
 
     0 done, 1 diverged, 2 bad input, 75 told to end and saved, 130 interrupted.
     """
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _said(status: int, text: str) -> int:
-    """Tells why, once for all processes that end together."""
+    """Tell why, once for all processes that end together."""
     if distributed.is_main_process():
         metrics.alarm(text)
     return status

@@ -24,7 +24,7 @@ from rfq.tasks import questions
 
 
 def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
-    """Trains, quantizes and reports all arms; an arm with another seed is another one.
+    """Train, quantize and report all arms; an arm with another seed is another arm.
 
     An arm that diverges is left in the report as diverged; the others go on.
 
@@ -92,7 +92,7 @@ def _run(
 
 
 def publish(directories: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
-    """Writes the report of directories to `out`, from process 0, and says its result.
+    """Write the report of directories to `out`, from process 0, and print its result.
 
     Returns:
         The path of the report, on all processes once it is there.
@@ -119,7 +119,7 @@ def run_directory(out: pathlib.Path, experiment: Experiment) -> pathlib.Path:
 def _context(
     out: pathlib.Path, arms: Sequence[Experiment], manifest: Manifest
 ) -> dict[str, Any]:
-    """Writes what the arms share: the data, and what n-grams of them reach.
+    """Write what the arms share: the data, and what n-grams of them reach.
 
     Counting n-grams is the slow part and is done once per data set.
     """

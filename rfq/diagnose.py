@@ -91,13 +91,13 @@ class Thresholds:
 
 
 def _collapse(found: Found, limits: Thresholds) -> str:
-    """Names the first block behind which the tokens of a sequence are one."""
+    """Name the first block behind which the tokens of a sequence are one."""
     behind = np.flatnonzero(~(found.token_cosine <= limits.cosine))
     return f"collapses at layer {behind[0] + 1}" if behind.size else ""
 
 
 def _identity(found: Found, limits: Thresholds) -> str:
-    """Says whether no head of any layer mixes tokens."""
+    """Say whether no head of any layer mixes tokens."""
     sharp = np.all(found.diagonal_mass > limits.diagonal)
     mixes = np.any(found.softest_mass > limits.softest)
     return "starts as the identity" if sharp and not mixes else ""
@@ -108,7 +108,7 @@ CALLS: Sequence[Callable[[Found, Thresholds], str]] = (_collapse, _identity)
 
 
 def verdict(found: Found, limits: Thresholds = Thresholds()) -> str:
-    """Names what will go wrong, or says "healthy"."""
+    """Name what will go wrong, or return "healthy"."""
     said = (call(found, limits) for call in CALLS)
     return next((text for text in said if text), "healthy")
 
@@ -117,7 +117,7 @@ def verdict(found: Found, limits: Thresholds = Thresholds()) -> str:
 
 
 def measure(experiment: Experiment) -> Found:
-    """Draws the model of an experiment and measures every block; compiles once."""
+    """Draw the model of an experiment and measure every block; compile once."""
     model = dataclasses.replace(
         experiment.model,
         compute_dtype="float32",
@@ -288,7 +288,7 @@ def _jacobian(
 
 
 def run(experiment: Experiment, *, out: pathlib.Path | None) -> str:
-    """Measures the model of an experiment, prints the table and returns the verdict.
+    """Measure the model of an experiment, print the table and return the verdict.
 
     Args:
         experiment: any; its data are not read.

@@ -53,17 +53,17 @@ class _Job:
         self._calls = itertools.count()
 
     def write(self, key: str, value: str) -> None:
-        """Writes this process's value under a key."""
+        """Write this process's value under a key."""
         path = f"{key}/{self.process_id}"
         self.client.key_value_set(path, value, allow_overwrite=True)
 
     def read(self, key: str) -> dict[int, str]:
-        """Returns what every process wrote under a key so far, by process."""
+        """Return what every process wrote under a key so far, by process."""
         pairs = self.client.key_value_dir_get(f"{key}/")
         return {int(path.rsplit("/", 1)[1]): value for path, value in pairs}
 
     def wait_for(self, key: str, seconds: float) -> Any:
-        """Returns the JSON that somebody puts under a key, or None if nobody does."""
+        """Return the JSON that somebody puts under a key, or None if nobody does."""
         milliseconds = int(seconds * 1000)
         try:
             return json.loads(self.client.blocking_key_value_get(key, milliseconds))
@@ -73,22 +73,22 @@ class _Job:
             raise
 
     def new_key(self, name: str) -> str:
-        """Returns a fresh key: all processes make the same ones in the same order."""
+        """Return a fresh key: all processes make the same ones in the same order."""
         return f"rfq/{next(self._calls)}/{name}"
 
     def name(self, process_id: int) -> str:
-        """Names a process by number and place: "process 1 of 4 (node2, pid 77)"."""
+        """Name a process by number and place: "process 1 of 4 (node2, pid 77)"."""
         place = self.hosts.get(process_id, "host unknown")
         return f"process {process_id} of {self.num_processes} ({place})"
 
     def end(self, process_id: int, code: int, reason: str) -> None:
-        """Tells all processes why the job ends; the first reason is believed."""
+        """Tell all processes why the job ends; the first reason is believed."""
         with contextlib.suppress(Exception):  # One was given, or process 0 is gone.
             verdict = json.dumps([process_id, code, reason])
             self.client.key_value_set("rfq/end", verdict)
 
     def _watch(self) -> None:
-        """Says "alive" at every beat, and ends this process when another has ended.
+        """Report this process alive at every beat; end it when another has ended.
 
         Only process 0 reads when each process last spoke, by its own clock. The others
         look for its verdict: a job of n processes costs n messages a beat.
@@ -124,7 +124,7 @@ _job: _Job | None = None
 
 
 def is_main_process() -> bool:
-    """Returns True on the process that speaks for all; asks no backend."""
+    """Return True on the process that speaks for all; asks no backend."""
     return _job is None or _job.process_id == 0
 
 
@@ -132,7 +132,7 @@ def is_main_process() -> bool:
 
 
 def start() -> None:
-    """Joins the job if a launcher started several processes; before any backend.
+    """Join the job if a launcher started several processes; before any backend.
 
     RFQ_START_SECONDS (300) bounds the wait for the others, RFQ_LOST_SECONDS (30) the
     silence after which a process counts as gone.
@@ -213,7 +213,7 @@ def _reaches(address: str) -> bool:
 
 
 def leave() -> None:
-    """Leaves the job when all is done; waits until the others are done too."""
+    """Leave the job when all is done; wait until the others are done too."""
     global _job
     if _job is not None:
         _job.leaving.set()
@@ -225,7 +225,7 @@ def leave() -> None:
 
 
 def abandon(code: int, error: BaseException) -> None:
-    """Ends a process of a job for good, and through the watch all others.
+    """End a process of a job for good, and through the watch all others.
 
     Returns where there is one process. A collective that fails because another process
     died raises here before anybody knows which one. So an error that is no `InputError`
@@ -244,7 +244,7 @@ def abandon(code: int, error: BaseException) -> None:
 
 
 def _exit(code: int, text: str) -> NoReturn:
-    """Ends at once: what is left of the job may hang in a barrier."""
+    """End at once: what is left of the job may hang in a barrier."""
     if _job is not None and _job.process_id == 0:
         # The store lives here. jax aborts, with a stack trace, whoever still runs when
         # it is gone, so let the others read first why the job ends.
@@ -262,7 +262,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def broadcast(what: str, value: Callable[[], Any]) -> Any:
-    """Returns process 0's `value()`, which is JSON, on all processes."""
+    """Return process 0's `value()`, which is JSON, on all processes."""
     if _job is None:
         return value()
     key = _job.new_key(f"broadcast/{what}")
@@ -277,7 +277,7 @@ def broadcast(what: str, value: Callable[[], Any]) -> Any:
 
 
 def barrier(where: str) -> None:
-    """Waits until all processes are here; what process 0 wrote before is there then.
+    """Wait until all processes are here; what process 0 wrote before is there then.
 
     Raises:
         InputError: some did not come within RFQ_START_SECONDS; names them.
@@ -298,7 +298,7 @@ def barrier(where: str) -> None:
 
 
 def agree(what: str, described: Mapping[str, Any]) -> None:
-    """Makes sure that all processes hold the same nested dict of JSON.
+    """Make sure that all processes hold the same nested dict of JSON.
 
     Raises:
         InputError: this process differs from process 0, and in what. The others never
@@ -327,7 +327,7 @@ _boundaries = itertools.count()
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and SIGUSR1 into an answer at the end of the next piece of work.
+    """Turn SIGTERM and SIGUSR1 into an answer at the end of the next piece of work.
 
     Yields a function to call after every step or setting, by all processes. It returns
     True, for all of them after the same one, once any was told to end. Between

@@ -21,7 +21,7 @@ class InputError(ValueError):
 
 
 def lookup(table: Mapping[str, Value], name: str, what: str) -> Value:
-    """Returns table[name], or says which names exist."""
+    """Return table[name], or raise an InputError that lists the names."""
     if name not in table:
         raise InputError(
             f"{what}={name!r} is unknown; choose from {sorted(table)}"
@@ -37,7 +37,7 @@ def nearest(name: str, names: Iterable[object]) -> str:
 
 
 def check_fields(config: object, section: str) -> None:
-    """Raises InputError where a field of a config holds what its annotation excludes.
+    """Raise InputError where a field of a config holds what its annotation excludes.
 
     For the beginning of a config dataclass's `__post_init__`; `section` is its name in
     the experiment. A float may be an int; other annotations than those of `_accepts`

@@ -447,7 +447,7 @@ def find(name: str | pathlib.Path) -> tuple[pathlib.Path, ...]:
 
 
 def load(name: str | pathlib.Path) -> Experiment:
-    """Runs a config file's `config()`; the file may lie anywhere.
+    """Run a config file's `config()`; the file may lie anywhere.
 
     Raises:
         InputError: there is no such file, it holds a family, or what it makes is wrong.
@@ -457,7 +457,7 @@ def load(name: str | pathlib.Path) -> Experiment:
 
 
 def load_arms(name: str | pathlib.Path, scale: str | None) -> tuple[Experiment, ...]:
-    """Runs a config file's `arms(scale)`, or `config()` where `scale` is None.
+    """Run a config file's `arms(scale)`, or `config()` where `scale` is None.
 
     Raises:
         InputError: as `load`; a scale is missing or of no use; two arms have one name.
@@ -516,7 +516,7 @@ def _module(path: pathlib.Path) -> types.ModuleType:
 
 @contextlib.contextmanager
 def _said_of(path: pathlib.Path) -> Iterator[None]:
-    """Turns what is wrong in a config file into an InputError with its line.
+    """Turn what is wrong in a config file into an InputError with its line.
 
     What a person writes there may raise anything; the line is the last one of the file
     that the traceback passes through.
@@ -545,7 +545,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _require(path: pathlib.Path, module: types.ModuleType, function: str) -> None:
-    """Raises an InputError about a config file that has no such function."""
+    """Raise an InputError about a config file that has no such function."""
     if hasattr(module, function):
         return
     if hasattr(module, "arms"):

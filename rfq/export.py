@@ -73,7 +73,7 @@ class Quantized(NamedTuple):
 def run(
     experiment: Experiment, run_dir: pathlib.Path, out: pathlib.Path
 ) -> list[dict[str, Any]]:
-    """Writes each of `experiment.quantize.specs` as a checkpoint and scores the file.
+    """Write each of `experiment.quantize.specs` as a checkpoint and score the file.
 
     The full tap set is calibrated on the rounded weights (D5), by the first of the
     calibrators and seeds, and a residual skip carries the first of the streams.
@@ -199,7 +199,7 @@ def _site_grids(
 
 
 def evaluate(directory: pathlib.Path, data_dir: str | None = None) -> dict[str, Any]:
-    """Scores a quantized checkpoint on held-out text, from its files alone.
+    """Score a quantized checkpoint on held-out text, from its files alone.
 
     Args:
         directory: What `save` wrote.
@@ -270,7 +270,7 @@ def is_quantized(directory: pathlib.Path) -> bool:
 def save(
     directory: pathlib.Path, quantized: Quantized, described: Mapping[str, Any]
 ) -> None:
-    """Writes both files of a quantized checkpoint, each in one step, from process 0.
+    """Write both files of a quantized checkpoint, each in one step, from process 0.
 
     A kill between the two leaves a pair that `load` refuses.
 
@@ -299,7 +299,7 @@ def save(
 
 
 def load(directory: pathlib.Path) -> tuple[Quantized, dict[str, Any]]:
-    """Reads back what `save` wrote, every array bit for bit.
+    """Read back what `save` wrote, every array bit for bit.
 
     Returns:
         The model, host arrays, and what describes it.

@@ -17,7 +17,7 @@ from rfq.types import Array
 
 
 def per_matrix(factorize: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """Wraps a function of one matrix so that `jax.vmap` loops over matrices on CPU."""
+    """Wrap a function of one matrix so that `jax.vmap` loops over matrices on CPU."""
 
     @jax.custom_batching.custom_vmap
     def one(a: Array) -> Any:

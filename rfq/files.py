@@ -17,7 +17,7 @@ _LOCK = ".lock"
 
 
 def replace(path: pathlib.Path, content: str | bytes) -> None:
-    """Replaces a file in one step: written beside it, synced, then renamed.
+    """Replace a file in one step: written beside it, synced, then renamed.
 
     Raises:
         InputError: it cannot be written, for example because the disk is full.
@@ -37,7 +37,7 @@ def replace(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def append(path: pathlib.Path, line: str) -> None:
-    """Appends a line, after cutting off the torn one that a kill may have left.
+    """Append a line, after cutting off the torn one that a kill may have left.
 
     Raises:
         InputError: it cannot be written, for example because the disk is full.
@@ -56,7 +56,7 @@ def whole_lines(path: pathlib.Path) -> list[str]:
 
 
 def _cut_torn_line(descriptor: int, block: int = 1 << 16) -> None:
-    """Truncates a file behind its last line feed, which is looked for from the end."""
+    """Truncate a file behind its last line feed, which is looked for from the end."""
     end = size = os.fstat(descriptor).st_size
     while end > 0:
         start = max(0, end - (1 if end == size else block))
@@ -71,7 +71,7 @@ def _cut_torn_line(descriptor: int, block: int = 1 << 16) -> None:
 
 @contextlib.contextmanager
 def locked(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes out of a directory that exists, until the context ends.
+    """Keep other processes out of a directory that exists, until the context ends.
 
     The lock is an `flock` of DIR/.lock, so the kernel lets go of it when its process
     ends, however that happens. On NFS it holds between machines where the mount has a
@@ -122,7 +122,7 @@ def _me() -> str:
 
 @contextlib.contextmanager
 def _said_of(path: pathlib.Path) -> Iterator[None]:
-    """Turns what the system has against a file into an InputError."""
+    """Turn what the system has against a file into an InputError."""
     try:
         yield
     except OSError as error:

@@ -27,7 +27,7 @@ def first(call: Callable[[], None]) -> None:
 
 
 def watch() -> None:
-    """Ends this process at the first SIGINT, unless its parent had that ignored.
+    """End this process at the first SIGINT, unless its parent had that ignored.
 
     Python runs handlers in the main thread, between two of its instructions. A thread
     of our own reads the number of the signal from a pipe, and need not wait for that.

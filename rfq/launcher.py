@@ -58,7 +58,7 @@ LAUNCHERS: Mapping[str, tuple[str, Callable[[Mapping[str, str]], int]]] = {
 
 
 def launched(env: Mapping[str, str]) -> Launch | None:
-    """Returns how this process was started, or None where it is the only one.
+    """Return how this process was started, or None where it is the only one.
 
     The variables RFQ_COORDINATOR=host:port, RFQ_NUM_PROCESSES and RFQ_PROCESS_ID come
     first (Open MPI supplies the last two), then RFQ_LAUNCHER, then the first row of
@@ -112,7 +112,7 @@ def _explicit(given: Mapping[str, str]) -> Launch:
 
 
 def seconds(name: str, default: int) -> int:
-    """Returns a number of seconds from the environment.
+    """Return a number of seconds from the environment.
 
     Raises:
         InputError: it is no whole number of 1 or more.

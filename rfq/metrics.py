@@ -32,13 +32,13 @@ def is_writer() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints a line on process 0, without interpreting it as markup."""
+    """Print a line on process 0, without interpreting it as markup."""
     if is_writer():
         _console.print(text, markup=False)
 
 
 def alarm(text: str) -> None:
-    """Writes a line to stderr from any process, at once and without looking at jax."""
+    """Write a line to stderr from any process, at once and without looking at jax."""
     sys.stderr.write(f"rfq: {text}\n")
     sys.stderr.flush()
 
@@ -80,7 +80,7 @@ def _nulled(value: Any) -> Any:
 
 
 def append(path: pathlib.Path, row: Mapping[str, Any]) -> None:
-    """Appends a row to a JSON-lines file, from process 0; see `files.append`."""
+    """Append a row to a JSON-lines file, from process 0; see `files.append`."""
     if is_writer():
         files.append(path, to_json(row))
 
@@ -105,18 +105,18 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def rewrite(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replaces a JSON-lines file in one step, from process 0."""
+    """Replace a JSON-lines file in one step, from process 0."""
     write_text(path, "".join(to_json(row) + "\n" for row in rows))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a file in one step, from process 0; see `files.replace`."""
+    """Replace a file in one step, from process 0; see `files.replace`."""
     if is_writer():
         files.replace(path, text)
 
 
 def make_directory(path: pathlib.Path) -> None:
-    """Creates an output directory, or says in a sentence why it cannot be written."""
+    """Create an output directory, or raise an InputError that says why it cannot."""
     if not is_writer():
         return
     probe = path / f".rfq-{os.getpid()}"
@@ -159,7 +159,7 @@ class Progress:
             self._bar.start()
 
     def update(self, done: int, note: str = "") -> None:
-        """Moves to `done` of the total; `note` stands at the end of the line."""
+        """Move to `done` of the total; `note` stands at the end of the line."""
         if self._started is None:  # What compiled before the first update is over.
             self._started, self._first = time.monotonic(), done
         self._done = done
@@ -181,14 +181,14 @@ class Progress:
         return f"{place}, {(self._total - self._done) / rate:.0f} s left"
 
     def close(self) -> None:
-        """Takes the bar off the screen."""
+        """Take the bar off the screen."""
         if self._bar is not None:
             self._bar.stop()
 
 
 @contextlib.contextmanager
 def progress(description: str, total: int | None, done: int = 0) -> Iterator[Progress]:
-    """Shows how far a long loop is and, if its total is known, when it will end."""
+    """Show how far a long loop is and, if its total is known, when it will end."""
     shown = Progress(description, total, done)
     try:
         yield shown

@@ -82,7 +82,7 @@ def leaf_name(path: tuple) -> str:
 
 
 def axes(params):
-    """Maps a parameter tree (arrays or shapes) to a tree of `ParamAxes`.
+    """Map a parameter tree (arrays or shapes) to a tree of `ParamAxes`.
 
     Raises:
         InputError: a leaf is not in TABLE, or its rank differs from its row's.

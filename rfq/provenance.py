@@ -13,13 +13,13 @@ import jax
 
 
 def described() -> dict[str, object]:
-    """Returns what every record of a run or a measurement says of its origin."""
+    """Return what every record of a run or a measurement says of its origin."""
     return {"commit": commit(), "versions": versions(), "device": devices()}
 
 
 @functools.cache
 def code() -> str:
-    """Returns twelve hexadecimal digits that name the source of the package."""
+    """Return twelve hexadecimal digits that name the source of the package."""
     root = pathlib.Path(__file__).resolve().parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -28,7 +28,7 @@ def code() -> str:
 
 
 def devices() -> str:
-    """Returns a line that counts the devices, their kind and the processes."""
+    """Return a line that counts the devices, their kind and the processes."""
     first = jax.devices()[0]
     return (
         f"{jax.device_count()} {first.platform} device(s) ({first.device_kind}), "
@@ -37,7 +37,7 @@ def devices() -> str:
 
 
 def unused_accelerator() -> str | None:
-    """Returns a warning if jax runs on the CPU of a machine with an accelerator."""
+    """Return a warning if jax runs on the CPU of a machine with an accelerator."""
     if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
         return None
     seen = [
@@ -57,7 +57,7 @@ def unused_accelerator() -> str | None:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that make the numbers."""
+    """Return the versions of Python and of the packages that make the numbers."""
     packages = ("rfq", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     by_package = {"python": platform.python_version()}
     for package in packages:
@@ -70,7 +70,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-    """Returns the commit of the checkout, or "unknown" outside git.
+    """Return the commit of the checkout, or "unknown" outside git.
 
     "+changes" follows it where tracked files differ from it.
     """

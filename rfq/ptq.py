@@ -36,7 +36,7 @@ _ASKED = ("config_fingerprint", "calibration_tokens", "eval_tokens")
 
 
 def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
-    """Evaluates every setting of `experiment.quantize` on a finished run.
+    """Evaluate every setting of `experiment.quantize` on a finished run.
 
     Writes quantize/rows.jsonl (one row per `Setting`), sites.jsonl (what quantization
     does at each site and layer), losses.jsonl (of each held-out sequence) and
@@ -93,7 +93,7 @@ def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
-    """Asks the tasks of `experiment.tasks` under its specs on a finished run.
+    """Ask the tasks of `experiment.tasks` under its specs on a finished run.
 
     Appends a row per `Setting` to quantize/tasks.jsonl, with the fields of
     `questions.summarize`, and writes what was answered to each document to the file

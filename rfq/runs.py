@@ -32,7 +32,7 @@ from rfq.types import Params
 
 
 def check(experiment: Experiment) -> Manifest:
-    """Holds an experiment against its data and this machine, before anything compiles.
+    """Check an experiment against its data and this machine, before anything compiles.
 
     Raises:
         InputError: one sentence about the first thing that does not fit.
@@ -99,7 +99,7 @@ def epochs(experiment: Experiment) -> dict[str, float]:
 
 @contextlib.contextmanager
 def alone_in(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps what else would write into a directory out of it; makes it if need be.
+    """Lock a directory against other writers, and make it if it is missing.
 
     Raises:
         InputError: the directory cannot be written, or another process is at work in
@@ -114,7 +114,7 @@ def alone_in(directory: pathlib.Path) -> Iterator[None]:
 
 
 def claim(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
-    """Makes a run directory this experiment's, or refuses because it is another's.
+    """Claim a run directory for this experiment, or refuse because it is another's.
 
     config.json is written until training has ended, and from then on says with what
     settings, versions and device it did.
@@ -137,7 +137,7 @@ def claim(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
 
 
 def reopen(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
-    """Holds a finished run against its experiment, and against where its data are now.
+    """Hold a finished run against its experiment, and against where its data are now.
 
     Returns:
         What describes the run as of now.
@@ -242,7 +242,7 @@ def is_finished(run_dir: pathlib.Path) -> bool:
 
 
 def match(ours: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
-    """Refuses what was trained by another experiment or on other data.
+    """Refuse what was trained by another experiment or on other data.
 
     Args:
         ours: As `claim` describes a run.
@@ -272,7 +272,7 @@ def match(ours: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
 
 
 def load(run_dir: pathlib.Path) -> tuple[Experiment, dict[str, Any]]:
-    """Reads back the experiment of a run directory, and all of config.json.
+    """Read back the experiment of a run directory, and all of config.json.
 
     The data are where `located` finds them.
 
@@ -285,7 +285,7 @@ def load(run_dir: pathlib.Path) -> tuple[Experiment, dict[str, Any]]:
 
 
 def require_finished(experiment: Experiment, run_dir: pathlib.Path) -> None:
-    """Raises an InputError unless training came to its end."""
+    """Raise an InputError unless training came to its end."""
     if not is_finished(run_dir):
         raise InputError(
             f"{run_dir} is not trained to its last step, {experiment.train.num_steps}; "

@@ -174,7 +174,7 @@ def num_shares(mesh: Mesh) -> int:
 
 
 def check(batch_size: int, what: str, mesh: Mesh, microbatches: int = 1) -> None:
-    """Raises InputError unless a global batch divides over those who share it."""
+    """Raise InputError unless a global batch divides over those who share it."""
     num_devices = num_shares(mesh)
     if batch_size % (num_devices * microbatches):
         parts = f" times {microbatches} microbatches" if microbatches > 1 else ""
@@ -185,7 +185,7 @@ def check(batch_size: int, what: str, mesh: Mesh, microbatches: int = 1) -> None
 
 
 def spec_for(axes: tuple[str, ...]) -> P:
-    """Translates logical axis names to a PartitionSpec; unknown names are errors."""
+    """Translate logical axis names to a PartitionSpec; unknown names are errors."""
     unknown = [axis for axis in axes if axis not in RULES]
     if unknown:
         raise InputError(f"no sharding rule for axes {unknown}; rules: {sorted(RULES)}")

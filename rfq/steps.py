@@ -293,7 +293,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             return transformer.target_log_probs(params, *rows, config, *model)
 
     def programs(of: Callable[..., Any]) -> Programs:
-        """Compiles of(params, batch, config, seams, states)."""
+        """Compile of(params, batch, config, seams, states)."""
 
         def quantized(stream: str):
             fake = seams(taps.fake_quantize, tapped, stream)
@@ -486,7 +486,7 @@ def _sequence_losses(params, batch, config: ModelConfig, seams, states=None):
 
 
 def _named(function: Callable[..., Any], after: Callable[..., Any]):
-    """Gives a function the name under which profiles and caches show its program."""
+    """Give a function the name under which profiles and caches show its program."""
     function.__name__ = after.__name__
     return function
 

@@ -16,7 +16,7 @@ from rfq.model.config import TAP_SETS
 
 
 def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
-    """Trains to the end, from wherever the run directory's newest checkpoint is.
+    """Train to the end, from wherever the run directory's newest checkpoint is.
 
     Writes config.json, metrics.jsonl, measures.jsonl, checkpoints/ and, at the end,
     done.json. A finished run returns at once. On one device a resumed run reproduces
@@ -150,7 +150,7 @@ class _Log:
         return step % self._experiment.log.log_every == 0 or step == last
 
     def add(self, step: int, values: dict[str, jax.Array]) -> None:
-        """Takes a dispatched step's numbers, and reads those that are due before it."""
+        """Take a dispatched step's numbers, and read those that are due before it."""
         if self._pending and self.due(self._pending[-1][0]):
             self._flush()
         if self._clock is None:
@@ -158,12 +158,12 @@ class _Log:
         self._pending.append((step, values))
 
     def drain(self) -> None:
-        """Reads all that is pending; what follows is not a training step's time."""
+        """Read all that is pending; the time to the next step is no training time."""
         self._flush()
         self._clock = None
 
     def measured(self, step: int, row: dict[str, Any]) -> None:
-        """Writes what was measured at a step."""
+        """Write what was measured at a step."""
         self._append("measures", {"step": step, **row})
 
     def _append(self, kind: str, row: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ class _Log:
         self.ends[f"{kind}.jsonl"] = row["step"]
 
     def require_finite(self, step: int, found: Mapping[str, Any]) -> None:
-        """Stops the run unless every named thing was found to be finite.
+        """Stop the run unless every named thing was found to be finite.
 
         Raises:
             Diverged: where, what is saved and what to try; failed.json says it too.

@@ -31,7 +31,7 @@ class BenchOptim:
 
 
 def run_optim(args: BenchOptim, overrides: Sequence[str]) -> None:
-    """Measures the optimizers on the model of the config."""
+    """Measure the optimizers on the model of the config."""
     experiment = given.arm("rfq bench optim", args.config, overrides)
     given.banner()
     bench.run_optim(
@@ -63,7 +63,7 @@ class BenchQuantize:
 
 
 def run_quantize(args: BenchQuantize, overrides: Sequence[str]) -> None:
-    """Measures quantization of the model of the config."""
+    """Measure quantization of the model of the config."""
     experiment = given.arm("rfq bench quantize", args.config, overrides)
     given.banner()
     bench.run_quantize(experiment, num_rounds=args.rounds, json_path=args.json)

@@ -33,7 +33,7 @@ class Compare(planned.Options):
 
 
 def run(args: Compare, overrides: Sequence[str]) -> None:
-    """Runs every arm of the configs, or plans them."""
+    """Run every arm of the configs, or plan them."""
     if not args.configs:
         raise InputError(
             "rfq compare needs at least one config, before any override; for example "

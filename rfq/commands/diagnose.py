@@ -29,7 +29,7 @@ class Diagnose:
 
 
 def run(args: Diagnose, overrides: Sequence[str]) -> None:
-    """Diagnoses the arm of the config."""
+    """Diagnose the arm of the config."""
     experiment = given.arm("rfq diagnose", args.config, overrides, args.scale)
     given.banner()
     diagnose.run(experiment, out=args.out)

@@ -36,7 +36,7 @@ class Evaluate:
 
 
 def run(args: Evaluate) -> None:
-    """Scores the run or the checkpoint, or asks the run the tasks."""
+    """Score the run or the checkpoint, or ask the run the tasks."""
     if export.is_quantized(args.run):
         if args.tasks:
             raise InputError(

@@ -15,7 +15,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def said() -> Iterator[None]:
-    """Turns running out of memory or disk, anywhere in a command, into an InputError.
+    """Turn running out of memory or disk, anywhere in a command, into an InputError.
 
     Raises:
         InputError: what was asked for, what there is, and what to lower.

@@ -37,7 +37,7 @@ class Generate:
 
 
 def run(args: Generate) -> None:
-    """Prints the prompt and what the run makes of it."""
+    """Print the prompt and what the run makes of it."""
     experiment = given.run(args.run, args.data_dir)
     setting = ptq.setting(experiment, args.spec, "", "")
     sampling = decode.Sampling(

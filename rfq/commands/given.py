@@ -64,7 +64,7 @@ def run(run_dir: pathlib.Path, data_dir: str | None) -> Experiment:
 
 
 def banner() -> None:
-    """Joins the other processes; says what they run on, and what they do not."""
+    """Join the other processes; print which devices are used and which are left."""
     distributed.start()
     metrics.say(f"rfq {__version__} on {provenance.devices()}")
     warning = provenance.unused_accelerator()

@@ -29,7 +29,7 @@ class Inspect:
 
 
 def run(args: Inspect) -> None:
-    """Prints what the directory holds, and writes it where asked to."""
+    """Print what the directory holds, and write it to a file where one is named."""
     if args.floors:
         floors.add(args.directory)
     found = inspect.describe(

@@ -18,7 +18,7 @@ def percent(share: float, error: float | None = None) -> str:
 
 
 def say_quantized(row: Mapping[str, Any]) -> None:
-    """Prints the loss and the size of a quantized checkpoint."""
+    """Print the loss and the size of a quantized checkpoint."""
     sizes = [
         f"{100 * row['num_bytes'] / row[f'{name}_bytes']:.1f} % of {name}"
         for name in ("float32", "bfloat16")

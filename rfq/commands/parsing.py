@@ -111,7 +111,7 @@ def _split_lists(words: Sequence[str], known: Mapping[str, Any]) -> list[str]:
 def _unexpected(
     prog: str, word: str, known: Mapping[str, Any], default: object = None
 ) -> str:
-    """Says of a word what it could have been."""
+    """Say of a word what it could have been."""
     name = word.partition("=")[0]
     section, _, field = name.removeprefix("--").replace("_", "-").partition(".")
     inside = [o.partition(".")[2] for o in known if o.startswith(f"--{section}.")]
@@ -127,7 +127,7 @@ def _unexpected(
 
 
 def show_help(prog: str, kind: type, default=None) -> None:
-    """Prints what tyro says of a dataclass, with the values of `default`."""
+    """Print what tyro says of a dataclass, with the values of `default`."""
     try:
         parse(prog, kind, ["--help"], default)
     except SystemExit:
@@ -136,7 +136,7 @@ def show_help(prog: str, kind: type, default=None) -> None:
 
 @contextlib.contextmanager
 def _one_sentence(prog: str) -> Iterator[None]:
-    """Turns what tyro refuses, and draws in a box, into an InputError."""
+    """Turn what tyro refuses, and what it draws in a box, into an InputError."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):

@@ -26,7 +26,7 @@ class Options:
 
 
 def dry_run(args: Options, arms: Sequence[Experiment], num_seeds: int) -> bool:
-    """Plans where that is asked for, and says whether it was."""
+    """Plan the arms if --dry-run is given, and return whether it is."""
     for name in ("devices", "device_flops", "json"):
         if getattr(args, name) is not None and not args.dry_run:
             raise InputError(

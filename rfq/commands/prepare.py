@@ -61,7 +61,7 @@ class Prepare:
 
 
 def run(args: Prepare) -> None:
-    """Prepares the source, or verifies what is prepared."""
+    """Prepare the source, or verify what is prepared."""
     if args.verify is not None:
         _say_data(args.verify, manifest_lib.verify(args.verify, metrics.progress))
         return
@@ -119,7 +119,7 @@ _REASONS = {
 
 
 def _notes(manifest: Manifest) -> list[str]:
-    """Says which split is small for what quantization and losses ask of it."""
+    """Say which split is too small for quantization or for held-out losses."""
     notes = []
     for name, reason in _REASONS.items():
         num_tokens = manifest.splits[name].num_tokens
@@ -161,7 +161,7 @@ class PrepareTokenizer:
 
 
 def run_tokenizer(args: PrepareTokenizer) -> None:
-    """Trains the tokenizer and writes its file."""
+    """Train the tokenizer and write its file."""
     model = train_tokenizer.train(
         args.source,
         args.vocab_size,
@@ -200,7 +200,7 @@ class PrepareTasks:
 
 
 def run_tasks(args: PrepareTasks) -> None:
-    """Puts the tasks into the directory."""
+    """Put the tasks into the directory."""
     names = [n for n in questions.names(args.tasks) if n in benchmarks.DATASETS]
     for task, found in benchmarks.prepare(args.out, args.data_dir, names).items():
         metrics.say(f"{task:12} {found.split:10} {len(found.documents):6,} documents")

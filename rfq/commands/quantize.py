@@ -33,7 +33,7 @@ class Quantize:
 
 
 def run(args: Quantize, overrides: Sequence[str]) -> None:
-    """Quantizes the run, into rows or into checkpoints."""
+    """Quantize the run, into rows or into checkpoints."""
     experiment = given.run(args.run, args.data_dir)
     grid = experiment.quantize
     grid = parsing.parse(f"rfq quantize {args.run}", type(grid), overrides, grid)

@@ -28,7 +28,7 @@ class Report:
 
 
 def run(args: Report) -> None:
-    """Writes the report of the directories."""
+    """Write the report of the directories."""
     # Of a job, all processes must see devices before one can ask for any.
     given.banner()
     if args.out is None and len(args.directories) != 1:

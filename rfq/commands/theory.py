@@ -29,6 +29,6 @@ class Theory:
 
 
 def run(args: Theory) -> None:
-    """Checks the claims and writes what came of it."""
+    """Check the claims and write the results."""
     given.banner()
     theory.run(json_path=args.json, out=args.out, every_check=args.all)

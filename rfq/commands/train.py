@@ -34,7 +34,7 @@ class Train(planned.Options):
 
 
 def run(args: Train, overrides: Sequence[str]) -> None:
-    """Trains the arm of the config, or plans it."""
+    """Train the arm of the config, or plan it."""
     experiment = given.arm("rfq train", args.config, overrides, args.scale)
     if planned.dry_run(args, [experiment], 1):
         return

@@ -79,7 +79,7 @@ def run_optim(
     num_steps: int,
     json_path: pathlib.Path | None,
 ) -> list[Row]:
-    """Measures optimizers in the training step of an experiment, and on their own.
+    """Measure optimizers in the training step of an experiment, and on their own.
 
     The experiment's own optimizer keeps its settings, the others have their defaults;
     AdamW is always measured, for the ratios. With several devices everything is
@@ -129,7 +129,7 @@ def run_optim(
 def run_quantize(
     experiment: Experiment, *, num_rounds: int, json_path: pathlib.Path | None
 ) -> list[Row]:
-    """Measures what quantization and statistics cost beside a plain forward pass.
+    """Measure what quantization and statistics cost beside a plain forward pass.
 
     Args:
         experiment: the model, at its initialization; its data are not read.
@@ -298,7 +298,7 @@ def _flops(program: jax.stages.Compiled) -> float | None:
 
 
 def _repeated(call: Callable[[Any], Any], state: Any) -> Iterator[None]:
-    """Advances a state by one call at each `next`, and waits for the result."""
+    """Advance a state by one call at each `next`, and wait for the result."""
     while True:
         state = jax.block_until_ready(call(state))
         yield

@@ -79,7 +79,7 @@ class Plan(NamedTuple):
 
 
 def pretend(num_devices: int) -> None:
-    """Makes this process believe in that many devices, all of them on the CPU.
+    """Make this process believe in that many devices, all of them on the CPU.
 
     Raises:
         InputError: the number is not positive.
@@ -107,7 +107,7 @@ def device_bytes() -> int | None:
 
 
 def make(experiment: Experiment) -> Plan:
-    """Compiles one training step of abstract arrays and looks at it.
+    """Compile one training step of abstract arrays and read its costs.
 
     Raises:
         InputError: the batch or a parameter does not divide over the devices.
@@ -149,7 +149,7 @@ def run(
     device_flops: float | None,
     json_path: pathlib.Path | None,
 ) -> None:
-    """Prints what each arm costs and where its arrays live, and what all of them cost.
+    """Print what each arm costs, where its arrays live, and what all arms cost.
 
     Args:
         arms: what would be trained.
@@ -308,7 +308,7 @@ def _memory(row: Mapping[str, Any]) -> Any:
 
 
 def _fit(needed: int | None) -> str:
-    """Says whether a device's memory is enough."""
+    """Say whether a device's memory is enough."""
     there = device_bytes()
     if needed is None or there is None:
         return gib(needed)

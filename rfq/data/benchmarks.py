@@ -123,7 +123,7 @@ class Benchmark(NamedTuple):
 
 
 def load(directory: str | pathlib.Path, task: str) -> Benchmark:
-    """Reads a task's documents from a directory, or from `sources.TFDS_PREFIX`.
+    """Read a task's documents from a directory, or from `sources.TFDS_PREFIX`.
 
     Raises:
         InputError: no such file, one that cannot be read, or a document that lacks a
@@ -169,7 +169,7 @@ def load(directory: str | pathlib.Path, task: str) -> Benchmark:
 def prepare(
     out: pathlib.Path, source: str | pathlib.Path | None, tasks: Sequence[str]
 ) -> dict[str, Benchmark]:
-    """Writes every task's documents to OUT/<task>.jsonl.xz, and checks their number.
+    """Write every task's documents to OUT/<task>.jsonl.xz, and check their number.
 
     Args:
         out: directory, made if it does not exist.

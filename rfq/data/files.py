@@ -43,11 +43,11 @@ class _Xz(io.RawIOBase):
         self._decoder = _xz_decoder()
 
     def readable(self) -> bool:
-        """Says True: a `io.BufferedReader` asks."""
+        """Say True: a `io.BufferedReader` asks."""
         return True
 
     def readinto(self, buffer) -> int:
-        """Unpacks the next bytes into `buffer`; 0 at the end of the last stream."""
+        """Unpack the next bytes into `buffer`; 0 at the end of the last stream."""
         while True:
             if self._decoder.eof:
                 rest = self._after_stream()
@@ -94,7 +94,7 @@ OPENERS: Mapping[str, Opener] = {
 
 
 def lines(path: pathlib.Path, file: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
-    """Yields the number of each line, from 1, and the line with its end.
+    """Yield the number of each line, from 1, and the line with its end.
 
     Raises:
         InputError: the file is damaged, or a line has over `MAX_DOCUMENT_BYTES`.
@@ -116,7 +116,7 @@ def lines(path: pathlib.Path, file: io.BufferedIOBase) -> Iterator[tuple[int, by
 def whole(
     where: pathlib.Path | str, file: IO[bytes] | io.BufferedIOBase, limit: int
 ) -> bytes:
-    """Reads a stream to its end.
+    """Read a stream to its end.
 
     Raises:
         InputError: the stream is damaged, or unpacks to more than `limit` bytes.

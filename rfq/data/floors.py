@@ -16,7 +16,7 @@ _MAX_TOKENS = 1 << 24
 
 
 def read(directory: str | pathlib.Path) -> dict[str, float] | None:
-    """Returns what `add` wrote for these data, or None where it has not."""
+    """Return what `add` wrote for these data, or None where it wrote nothing."""
     directory = pathlib.Path(directory)
     try:
         row = json.loads((directory / FILE_NAME).read_text("utf-8"))
@@ -28,7 +28,7 @@ def read(directory: str | pathlib.Path) -> dict[str, float] | None:
 
 
 def compute(directory: str | pathlib.Path) -> dict[str, float]:
-    """Returns `ngram.cross_entropies` of the training and held-out windows.
+    """Return `ngram.cross_entropies` of the training and held-out windows.
 
     Of larger data, 16 M tokens of each count, in evenly spaced windows.
 
@@ -43,7 +43,7 @@ def compute(directory: str | pathlib.Path) -> dict[str, float]:
 
 
 def add(directory: str | pathlib.Path) -> dict[str, float]:
-    """Returns the floors, and computes and writes them where they are missing.
+    """Return the floors; compute and write them first where they are missing.
 
     Raises:
         InputError: as `manifest.load`, or the directory cannot be written.

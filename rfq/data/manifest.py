@@ -90,7 +90,7 @@ class Split:
 
     @property
     def tokens_per_byte(self) -> float:
-        """Turns nats per token into bits per byte: loss / ln 2 times this."""
+        """Turn nats per token into bits per byte: loss / ln 2 times this."""
         return self.num_tokens / self.num_bytes
 
 
@@ -170,23 +170,23 @@ def as_dict(record: Manifest | Recipe | Part) -> dict[str, Any]:
 
 
 def to_json(record: Manifest | Recipe | Part) -> str:
-    """Renders a manifest or what goes into one; the same text for the same record."""
+    """Render a manifest or a part of one; equal records give equal text."""
     return json.dumps(as_dict(record), indent=1) + "\n"
 
 
 def recipe_from_json(text: str) -> Recipe:
-    """Reads what `to_json` made of a recipe."""
+    """Read what `to_json` made of a recipe."""
     return _record(Recipe, json.loads(text))
 
 
 def part_from_json(text: str) -> Part:
-    """Reads what `to_json` made of a part."""
+    """Read what `to_json` made of a part."""
     row = json.loads(text)
     return _record(Part, row, splits=_splits(row["splits"]))
 
 
 def load(directory: str | pathlib.Path) -> Manifest:
-    """Reads the manifest and looks at every shard: size, kind, number of records.
+    """Read the manifest and check every shard's size, kind and number of records.
 
     The bytes inside are not read; `verify` does that.
 
@@ -203,7 +203,7 @@ def load(directory: str | pathlib.Path) -> Manifest:
 
 
 def verify(directory: str | pathlib.Path, progress: Progress = no_progress) -> Manifest:
-    """Loads a manifest and compares the sha256 of every shard, record by record.
+    """Load a manifest and compare the sha256 of every shard, record by record.
 
     Raises:
         InputError: as `load`, a shard whose bytes have changed, or one that the
@@ -234,7 +234,7 @@ def verify(directory: str | pathlib.Path, progress: Progress = no_progress) -> M
 
 
 def check(manifest: Manifest, *, vocab_size: int, tokenizer_fingerprint: str) -> None:
-    """Refuses data of another tokenizer or vocabulary than the model's.
+    """Refuse data of another tokenizer or vocabulary than the model's.
 
     Raises:
         InputError: they differ.
@@ -264,7 +264,7 @@ def larger_fractions(
     names: Sequence[str] = split.SPLITS[1:],
     wanted: int = split.ENOUGH_TOKENS,
 ) -> str:
-    """Advises larger shares, as options, for splits with fewer tokens than wanted.
+    """Advise larger shares, as options, for splits with fewer tokens than wanted.
 
     Args:
         made: what was prepared, or would have been.
@@ -285,7 +285,7 @@ def larger_fractions(
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Hashes a file without holding it in memory."""
+    """Hash a file without holding it in memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -380,7 +380,7 @@ Row = TypeVar("Row")
 
 
 def _record(kind: type[Row], row: Mapping[str, Any], **parsed: object) -> Row:
-    """Builds a dataclass from a JSON object whose fields have the declared types."""
+    """Build a dataclass from a JSON object whose fields have the declared types."""
     assert dataclasses.is_dataclass(kind)
     younger = _YOUNGER if kind is Recipe else {}
     values = {**younger, **row, **parsed}

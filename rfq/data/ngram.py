@@ -15,7 +15,7 @@ _CHUNK = 1 << 20
 def cross_entropies(
     train_windows: np.ndarray, heldout_windows: np.ndarray, vocab_size: int
 ) -> dict[str, float]:
-    """Scores the held-out targets with counts of the training tokens.
+    """Score the held-out targets with counts of the training tokens.
 
     c(h, w) counts the places of the training windows where w follows the context h, of
     one token for the bigram and of two for the trigram; c(h) is its sum over w. The
@@ -55,7 +55,7 @@ def cross_entropies(
 def probabilities(
     train_windows: np.ndarray, rows: np.ndarray, vocab_size: int
 ) -> list[np.ndarray]:
-    """Evaluates p(last token of a row | those before) of `cross_entropies`.
+    """Evaluate p(last token of a row | those before) of `cross_entropies`.
 
     Args:
         train_windows: as for `cross_entropies`.
@@ -90,7 +90,7 @@ class _Counts:
 
 
 def _count(codes: np.ndarray, vocab_size: int) -> _Counts:
-    """Counts the codes of all places of the training windows; sorts them in place."""
+    """Count the codes of all places of the training windows; sort them in place."""
     codes.sort()
     starts = _starts(codes)
     distinct, counts = codes[starts], np.diff(starts, append=len(codes))

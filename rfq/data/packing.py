@@ -57,7 +57,7 @@ class Packer:
     def batches(
         self, documents: Iterable[Document], num_taken: int
     ) -> Iterator[tuple[int, bool, bool]]:
-        """Takes a batch of documents at a time, but those that were taken before.
+        """Take a batch of documents at a time, but those that were taken before.
 
         Yields:
             How many bytes of the unit are read; whether a part is full, and is to be
@@ -110,7 +110,7 @@ class Packer:
 
 
 def windows(ids: list[np.ndarray], window_len: int) -> np.ndarray:
-    """Cuts the joined ids into [num_windows, window_len + 1], one id shared."""
+    """Cut the joined ids into [num_windows, window_len + 1], one id shared."""
     stream = np.concatenate([np.zeros(0, np.int32), *ids])
     num_windows = max(len(stream) - 1, 0) // window_len
     if num_windows == 0:
@@ -120,6 +120,6 @@ def windows(ids: list[np.ndarray], window_len: int) -> np.ndarray:
 
 
 def lengths(ids: list[np.ndarray]) -> tuple[int, ...]:
-    """Counts documents by the power of two of their length, see `Split`."""
+    """Count documents by the power of two of their length, see `Split`."""
     powers = [len(document).bit_length() - 1 for document in ids]
     return tuple(np.bincount(np.array(powers, np.int64)).tolist())

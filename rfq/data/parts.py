@@ -34,7 +34,7 @@ _MB = 10**6
 
 
 def _units(pieces: Iterable[Piece], unit_bytes: int) -> list[list[Piece]]:
-    """Gathers consecutive pieces until they have `unit_bytes` on disk."""
+    """Gather consecutive pieces until they have `unit_bytes` on disk."""
     units: list[list[Piece]] = []
     room = 0
     for piece in pieces:
@@ -123,7 +123,7 @@ class Work:
         self._dtype = dtype
 
     def claim(self) -> None:
-        """Makes the directory, or finds it made by the same call."""
+        """Make the directory, or find it made by the same call."""
         path = self._records / _RECIPE
         if self.directory.exists() and not path.exists():
             # Nothing of ours; or it was completed and renamed in this moment.
@@ -180,7 +180,7 @@ class Work:
         return rows
 
     def write(self, indices: Sequence[int], progress: Progress) -> None:
-        """Writes the parts of some units that are not written yet."""
+        """Write the parts of some units that are not written yet."""
         duplicates = self._duplicates(progress) if self._recipe.dedup else {}
         sizes = [sum(piece.num_bytes for piece in self.units[i]) for i in indices]
         starts = np.cumsum([0, *sizes])
@@ -254,7 +254,7 @@ class Work:
     def _write_shard(
         self, path: pathlib.Path, windows: np.ndarray
     ) -> tuple[Shard, ...]:
-        """Writes one record for each row; no rows make no file."""
+        """Write one record for each row; no rows make no file."""
         if not len(windows):
             return ()
         with self._replacing(path) as temporary:
@@ -283,7 +283,7 @@ class Work:
         os.replace(temporary, path)
 
     def publish(self) -> Manifest | None:
-        """Makes the directory from the parts, once none is missing.
+        """Make the directory from the parts, once none is missing.
 
         Raises:
             InputError: a split is without a window.
@@ -329,7 +329,7 @@ _FEW_DOCUMENTS = 100
 
 
 def _token() -> str:
-    """Tells processes apart, those of other machines with equal numbers included."""
+    """Tell processes apart, those of other machines with equal numbers included."""
     return secrets.token_hex(8)
 
 

@@ -65,17 +65,17 @@ class Sequences:
         return ids.astype(np.int32)
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Stacks some sequences to int32 [len(indices), seq_len + 1]."""
+        """Stack some sequences to int32 [len(indices), seq_len + 1]."""
         return np.stack([self[index] for index in indices])
 
     def __repr__(self) -> str:
-        """Names the data, not where they lie, so that a moved state stays valid."""
+        """Name the data, not where they lie, so that a moved state stays valid."""
         digest = hashlib.sha256("".join(s.sha256 for s in self._shards).encode())
         return f"Sequences({self._name}, {self.seq_len}, {digest.hexdigest()[:16]})"
 
 
 def open_split(directory: str | pathlib.Path, name: str, seq_len: int) -> Sequences:
-    """Opens the sequences of a split, in the order of the documents.
+    """Open the sequences of a split, in the order of the documents.
 
     Raises:
         InputError: see `manifest.load`; an unknown split; seq_len does not divide
@@ -87,7 +87,7 @@ def open_split(directory: str | pathlib.Path, name: str, seq_len: int) -> Sequen
 def windows(
     directory: str | pathlib.Path, name: str, *, max_tokens: int | None = None
 ) -> np.ndarray:
-    """Reads the windows of a split into memory: int32 [num_windows, window_len + 1].
+    """Read the windows of a split into memory: int32 [num_windows, window_len + 1].
 
     Args:
         directory: the `out` of `prepare`.
@@ -149,11 +149,11 @@ class Batches:
         return batch
 
     def get_state(self) -> int:
-        """Returns the number of global batches taken, the same on all processes."""
+        """Return the number of global batches taken, the same on all processes."""
         return self._num_taken
 
     def set_state(self, num_batches: int) -> None:
-        """Continues after `num_batches` global batches, whoever took them."""
+        """Continue after `num_batches` global batches, whoever took them."""
         self._num_taken = num_batches
         # Reading holds the interpreter lock: one thread ahead is as fast as many.
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
@@ -174,7 +174,7 @@ def train_batches(
     process_count: int,
     num_workers: int = 0,
 ) -> Batches:
-    """Iterates over shuffled training sequences without end.
+    """Iterate over shuffled training sequences without end.
 
     The sequences of each set and epoch are permuted by the seed and the epoch, the
     sets are interleaved by their weights, and the stream of all epochs is dealt to the
@@ -243,7 +243,7 @@ class _Concatenated:
         self._starts = np.cumsum([0, *map(len, sets)])
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Stacks some sequences to int32 [len(indices), seq_len + 1]."""
+        """Stack some sequences to int32 [len(indices), seq_len + 1]."""
         places = np.searchsorted(self._starts, indices, side="right") - 1
         return np.stack(
             [

@@ -37,7 +37,7 @@ def prepare(
     shard: tuple[int, int] = (0, 1),
     progress: Progress = no_progress,
 ) -> Manifest | None:
-    """Writes the windows of a source and their manifest to a new directory.
+    """Write the windows of a source and their manifest to a new directory.
 
     A document becomes its tokens between the special ids of `boundary`. The documents
     of a split are joined in their order, and the stream is cut into windows of

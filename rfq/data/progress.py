@@ -9,7 +9,7 @@ class Bar(Protocol):
     """How far a long loop is."""
 
     def update(self, done: int, note: str = "") -> None:
-        """Moves to `done` of the total."""
+        """Move to `done` of the total."""
 
 
 # (what is being done, its total) -> a bar for the time of the loop.
@@ -18,10 +18,10 @@ Progress = Callable[[str, int], contextlib.AbstractContextManager[Bar]]
 
 class _NoBar:
     def update(self, done: int, note: str = "") -> None:
-        """Shows nothing."""
+        """Show nothing."""
 
 
 def no_progress(description: str, total: int) -> contextlib.AbstractContextManager[Bar]:
-    """Shows nothing."""
+    """Show nothing."""
     del description, total
     return contextlib.nullcontext(_NoBar())

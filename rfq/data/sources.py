@@ -82,7 +82,7 @@ class Source:
     division: str | None = None
 
     def documents(self) -> Iterator[Document]:
-        """Yields every document, empty ones included, one piece at a time."""
+        """Yield every document, empty ones included, one piece at a time."""
         for piece in self.pieces:
             yield from piece.documents()
 
@@ -90,7 +90,7 @@ class Source:
 def open_source(
     spec: str, *, documents: str | None = None, text_field: str = _TEXT
 ) -> Source:
-    """Resolves a name of `SOURCES`, tfds:NAME, a file, a directory or a glob.
+    """Resolve a name of `SOURCES`, tfds:NAME, a file, a directory or a glob.
 
     Directories are searched recursively for files of a known kind; hidden files are
     left out. Files are read in the order of their paths.
@@ -163,7 +163,7 @@ def _useless(spec: str, documents: str | None) -> InputError:
 
 
 def documents(spec: str, **options: Any) -> Iterator[Document]:
-    """Yields the documents of a source, see `open_source`."""
+    """Yield the documents of a source, see `open_source`."""
     return open_source(spec, **options).documents()
 
 
@@ -372,7 +372,7 @@ def _is_visible(path: pathlib.Path, root: pathlib.Path) -> bool:
 
 
 def _split_name(path: pathlib.Path) -> tuple[str, str] | None:
-    """Splits "x.jsonl.gz" into (".jsonl", ".gz"); None when the kind is unknown."""
+    """Split "x.jsonl.gz" into (".jsonl", ".gz"); None when the kind is unknown."""
     suffixes = ["", "", *path.suffixes]
     pack = suffixes[-1] if suffixes[-1] in files.OPENERS else ""
     kind = suffixes[-2] if pack else suffixes[-1]

@@ -14,7 +14,7 @@ ENOUGH_TOKENS = 1 << 15
 def split_of(
     document: Document, *, calibration_fraction: float, heldout_fraction: float
 ) -> str:
-    """Assigns a document by the sha256 of its id and text, read as u in [0, 1).
+    """Assign a document by the sha256 of its id and text, read as u in [0, 1).
 
     u < heldout_fraction is held out, the next calibration_fraction calibrates, the
     rest trains. Neither the order of the documents nor the machine matters, and a

@@ -17,7 +17,7 @@ Reader: TypeAlias = Callable[
 def _by_blank_lines(
     path: pathlib.Path, file: io.BufferedIOBase
 ) -> Iterator[tuple[str, str]]:
-    """Yields each run of lines between blank lines, named by its first line."""
+    """Yield each run of lines between blank lines, named by its first line."""
     gathered: list[str] = []
     num_bytes = first = 0
     for number, line in files.lines(path, file):
@@ -37,7 +37,7 @@ def _by_blank_lines(
 
 
 def _by_lines(path: pathlib.Path, file: io.BufferedIOBase) -> Iterator[tuple[str, str]]:
-    """Yields each line that is not blank, named by its number."""
+    """Yield each line that is not blank, named by its number."""
     for number, line in files.lines(path, file):
         text = _decoded(path, number, line).rstrip("\r\n")
         if text.strip():
@@ -45,7 +45,7 @@ def _by_lines(path: pathlib.Path, file: io.BufferedIOBase) -> Iterator[tuple[str
 
 
 def _by_files(path: pathlib.Path, file: io.BufferedIOBase) -> Iterator[tuple[str, str]]:
-    """Yields the whole file, named as the file is."""
+    """Yield the whole file, named as the file is."""
     data = files.whole(path, file, files.MAX_DOCUMENT_BYTES)
     try:
         yield path.name, data.decode("utf-8")
@@ -65,7 +65,7 @@ DIVISIONS: Mapping[str, Reader] = {
 def read_jsonl(
     path: pathlib.Path, file: io.BufferedIOBase, field: str
 ) -> Iterator[tuple[str, str]]:
-    """Yields a document a line: `field`, and optionally `id`; blank lines are none."""
+    """Yield a document a line: `field`, and optionally `id`; blank lines are none."""
     for number, line in files.lines(path, file):
         if line.strip():
             yield _parse_line(path, number, line, field)

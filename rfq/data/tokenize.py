@@ -43,12 +43,12 @@ class Tokenizer:
     decode: Callable[[Sequence[int] | np.ndarray], str]
 
     def encode(self, text: str) -> np.ndarray:
-        """Encodes one text to an int32 array."""
+        """Encode one text to an int32 array."""
         return self.encode_batch([text])[0]
 
 
 def load(spec: str) -> Tokenizer:
-    """Makes a tokenizer of `TOKENIZERS`, or of a file.
+    """Make a tokenizer of `TOKENIZERS`, or of a file.
 
     A file is a SentencePiece .model, as LlamaTokenizer has it, or, if its name ends in
     .json, a tokenizer.json of the `tokenizers` library (the extra of that name).

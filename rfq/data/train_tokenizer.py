@@ -29,7 +29,7 @@ def train(
     calibration_fraction: float = split.CALIBRATION_FRACTION,
     heldout_fraction: float = split.HELDOUT_FRACTION,
 ) -> bytes:
-    """Trains a byte-pair model on the training documents of a source.
+    """Train a byte-pair model on the training documents of a source.
 
     Byte-pair encoding with byte fallback and the special ids of LLaMA (unk, bos, eos =
     0, 1, 2; bytes at 3..258), so that every text is encoded and decodes to itself. Two
@@ -96,7 +96,7 @@ def train(
 
 
 def write(model: bytes, out: pathlib.Path) -> None:
-    """Writes a model to a new file; the same model again changes nothing.
+    """Write a model to a new file; the same model again changes nothing.
 
     Raises:
         InputError: the file is there with other content, or cannot be written.

@@ -388,7 +388,7 @@ class InitConfig:
 
 
 def check(config: InitConfig, model: ModelConfig) -> None:
-    """Raises InputError where a recipe cannot fill a model of these sizes."""
+    """Raise InputError where a recipe cannot fill a model of these sizes."""
     if config.w_down != "plain" and model.mlp_ratio < 2:
         raise InputError(
             f"init.w_down={config.w_down!r} needs model.mlp_ratio >= 2, not "
@@ -418,7 +418,7 @@ def alpha_qk_for(diagonal_logit: float, head_width: int) -> float:
 
 
 def init(config: InitConfig, model: ModelConfig, *, key: Array) -> Params:
-    """Draws all parameters, float32, in the tree of `transformer.shapes`."""
+    """Draw all parameters, float32, in the tree of `transformer.shapes`."""
     check(config, model)
     shapes = transformer.shapes(model)
     drawn = RECIPES[config.recipe](config, model, key)
@@ -454,7 +454,7 @@ def init(config: InitConfig, model: ModelConfig, *, key: Array) -> Params:
 def _per_head(
     name: str, model: ModelConfig, key: Array, draw: Callable[[Array], Array]
 ) -> Array:
-    """Stacks draw(key of name, layer and head) [..., D, K] to [L, ..., D, H, K]."""
+    """Stack draw(key of name, layer and head) [..., D, K] to [L, ..., D, H, K]."""
 
     def of_layer(layer_key: Array) -> Array:
         head_keys = jax.vmap(lambda head: jax.random.fold_in(layer_key, head))
@@ -467,12 +467,12 @@ def _per_head(
 def _per_layer(
     name: str, model: ModelConfig, key: Array, draw: Callable[[Array], Array]
 ) -> Array:
-    """Stacks draw(key of this name and layer) over the layers."""
+    """Stack draw(key of this name and layer) over the layers."""
     name_key = key_for(key, name)
     keys = jax.vmap(lambda layer: jax.random.fold_in(name_key, layer))
     return jax.vmap(draw)(keys(jnp.arange(model.num_layers)))
 
 
 def key_for(key: Array, name: str) -> Array:
-    """Derives the key of the parameter called `name`."""
+    """Derive the key of the parameter called `name`."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -47,7 +47,7 @@ _EPS = 1e-6
 
 
 def matmul(x: Array, w: Array, name: str, state: SiteState) -> Array:
-    """Contracts x's last axes with the input axes of the weight called `name`.
+    """Contract x's last axes with the input axes of the weight called `name`.
 
     The default `Dot`. The weight is cast to x's dtype.
     """

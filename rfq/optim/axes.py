@@ -42,12 +42,12 @@ class Leaf(NamedTuple):
 
 
 def is_hole(node: object) -> bool:
-    """Says whether a node stands where an optimizer has nothing to do."""
+    """Say whether a node stands where an optimizer has nothing to do."""
     return node is None or isinstance(node, optax.MaskedNode)
 
 
 def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
-    """Maps as `jax.tree.map`; holes of the first tree stay, whatever the others have.
+    """Map as `jax.tree.map`; holes of the first tree stay, whatever the others have.
 
     The others may hold whole subtrees, or None, where the first has a leaf.
     """
@@ -60,12 +60,12 @@ def tree_map(function: Callable, tree: Any, *rest: Any) -> Any:
 
 
 def is_variable(node: object) -> bool:
-    """Says whether a node is a Flax NNX Variable: a box around one array."""
+    """Say whether a node is a Flax NNX Variable: a box around one array."""
     return hasattr(node, "get_value") and not isinstance(node, jax.Array)
 
 
 def paths(tree: Any) -> list[str]:
-    """Names the leaves of a tree: keys joined by "/", without the boxes of Flax NNX."""
+    """Name the leaves of a tree: keys joined by "/", without the boxes of Flax NNX."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_variable)
     return [
         jax.tree_util.keystr(path, simple=True, separator="/")
@@ -75,7 +75,7 @@ def paths(tree: Any) -> list[str]:
 
 
 def at_leaves(tree: Any, given: Any, what: str) -> list:
-    """Lists what `given` has at each leaf of `tree`; it need not have the same holes.
+    """List what `given` has at each leaf of `tree`; it need not have the same holes.
 
     It may be a function of `tree`, which an Equinox module is not, though it is called.
 
@@ -96,7 +96,7 @@ def at_leaves(tree: Any, given: Any, what: str) -> list:
 
 
 def resolve(axes: Axes, params: optax.Params) -> list[Leaf]:
-    """Reads an `axes` argument: the leaves of `params`, in order, with their axes.
+    """Read an `axes` argument: the leaves of `params`, in order, with their axes.
 
     Args:
         axes: a tree like `params` with a `MatrixAxes` or None at every leaf, a function
@@ -123,12 +123,12 @@ def resolve(axes: Axes, params: optax.Params) -> list[Leaf]:
 
 
 def two_axes(params: optax.Params) -> AxesTree:
-    """Takes exactly the leaves with two axes for matrices, (0,) -> (1,)."""
+    """Take exactly the leaves with two axes for matrices, (0,) -> (1,)."""
     return jax.tree.map(lambda p: _plain(range(p.ndim)), params)
 
 
 def by_path(patterns: Mapping[str, MatrixAxes | None]) -> Axes:
-    """Makes an `axes` argument from patterns of paths.
+    """Make an `axes` argument from patterns of paths.
 
     Args:
         patterns: pattern -> axes of the leaves that it names, None for leaves that are
@@ -158,7 +158,7 @@ def by_path(patterns: Mapping[str, MatrixAxes | None]) -> Axes:
 
 
 def scanned(*patterns: str, axis: int | Sequence[int] = 0) -> Axes:
-    """Makes an `axes` argument for layers that `flax.linen.scan` or `nnx.scan` stacked.
+    """Make an `axes` argument for layers that `flax.linen.scan` or `nnx.scan` stacked.
 
     Where a pattern fits (see `axes_by_path`), the axes `axis` count layers, and what is
     left of the shape follows the rule of plain trees: [L, m, n] is L matrices and
@@ -201,7 +201,7 @@ def scanned(*patterns: str, axis: int | Sequence[int] = 0) -> Axes:
 def match(
     patterns: Mapping[str, Value], names: Sequence[str], what: str, otherwise: Value
 ) -> list[Value]:
-    """Finds for each path the value of the first pattern that fits it.
+    """Find for each path the value of the first pattern that fits it.
 
     Raises:
         InputError: a pattern fits no path; `what` is the argument that has it.
@@ -223,7 +223,7 @@ def match(
 
 
 def size(leaf: Leaf) -> tuple[int, int, int]:
-    """Counts a leaf's matrices and measures them: (number, rows, columns)."""
+    """Count a leaf's matrices and measures them: (number, rows, columns)."""
     assert leaf.axes is not None
     shape = leaf.array.shape
     rows = math.prod(shape[axis] for axis in leaf.axes.in_axes)
@@ -233,7 +233,7 @@ def size(leaf: Leaf) -> tuple[int, int, int]:
 
 
 def unspoken(leaves: Sequence[Leaf]) -> str | None:
-    """Says, if it is so, that the rule of plain trees may have misread a tree.
+    """Say, if it is so, that the rule of plain trees may have misread a tree.
 
     Leaves with more than two axes are left to AdamW, and leaves with two axes that
     stand beside one with the same first axis look like stacked vectors.
@@ -308,5 +308,5 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 
 
 def floating(tree: Any) -> Any:
-    """Makes holes of leaves that have no gradient: integers and booleans."""
+    """Make holes of leaves that have no gradient: integers and booleans."""
     return tree_map(lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else None, tree)

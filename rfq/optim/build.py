@@ -137,7 +137,7 @@ class MatrixConfig(OptimizerConfig):
 
 
 def require(holds: bool | Array, field: str, value: object, accepted: str) -> None:
-    """Raises an InputError that names the field of an optimizer unless `holds`.
+    """Raise an InputError that names the field of an optimizer unless `holds`.
 
     A number that is only known when the program runs is believed.
     """
@@ -146,7 +146,7 @@ def require(holds: bool | Array, field: str, value: object, accepted: str) -> No
 
 
 def _check(name: str, kind: object, value: object) -> None:
-    """Checks one field of a config by its type and its name."""
+    """Check one field of a config by its type and its name."""
     union = typing.get_origin(kind) in (types.UnionType, typing.Union)
     options = typing.get_args(kind) if union else (kind,)
     words = [
@@ -184,7 +184,7 @@ def build(
     clip_norm: float | None,
     placement: matrix.Placement = None,
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of an experiment.
+    """Build the optimizer of an experiment.
 
     Args:
         config: a row of `rfq.optim.OPTIMIZERS`.
@@ -218,7 +218,7 @@ def assemble(
     clip_norm: float | None,
     placement: matrix.Placement,
 ) -> optax.GradientTransformation:
-    """Chains clip and, by kind of leaf, direction and tail.
+    """Chain clip and, by kind of leaf, direction and tail.
 
     Leaves that are no floating-point numbers are left alone, as holes are (see
     `rfq.optim.axes`).
@@ -278,7 +278,7 @@ def _decays(mask: Mask, tree: optax.Params) -> list[bool]:
 def partition(
     branches: Mapping[str, optax.GradientTransformation], labels: optax.Params
 ) -> optax.GradientTransformation:
-    """Sends each leaf to the branch that its label names.
+    """Send each leaf to the branch that its label names.
 
     As `optax.partition`, and with its state, but for trees that can be called, such as
     Equinox modules, which optax takes for functions.
@@ -320,7 +320,7 @@ def partition(
 
 
 def clip_finite_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales gradients so that their global norm is at most `max_norm`.
+    """Scale gradients so that their global norm is at most `max_norm`.
 
     As `optax.clip_by_global_norm`, but leaves that hold a NaN or an infinity are left
     out of the norm: otherwise one bad layer would turn every gradient into NaN or zero
@@ -352,7 +352,7 @@ def apply_rate_and_decay(
     mask: optax.Params,
     factors: optax.Params,
 ) -> optax.GradientTransformationExtraArgs:
-    """Turns directions U into updates: learning rate a, decoupled decay, minus sign.
+    """Turn directions U into updates: learning rate a, decoupled decay, minus sign.
 
     "pre": -a U - a wd W. "post": -a U (1 - a wd) - a wd W. A leaf's a is the learning
     rate times its factor. Where the extra argument `active` (booleans that broadcast
@@ -398,7 +398,7 @@ def with_tail(
     direction: optax.GradientTransformation,
     tail: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformation:
-    """Chains the two, handing the direction's `active` to the tail."""
+    """Chain the two, handing the direction's `active` to the tail."""
     direction = guarded(direction, Guarded)
 
     def init(params: optax.Params) -> TailState:
@@ -429,7 +429,7 @@ class Guarded(NamedTuple):
 def guarded(
     direction: optax.GradientTransformation, kind: type
 ) -> optax.GradientTransformation:
-    """Lets a leaf sit out where its gradient, or its square, is not finite.
+    """Let a leaf sit out where its gradient, or its square, is not finite.
 
     Such a leaf has the direction 0, and whatever the direction remembers in trees like
     the parameters stays as it is for that leaf; numbers that all leaves share, such as

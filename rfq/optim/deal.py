@@ -56,7 +56,7 @@ class Deal(NamedTuple):
     num: int
 
     def constrain(self, state: Any) -> Any:
-        """Puts the state of a stack where `run` wants it."""
+        """Put the state of a stack where `run` wants it."""
         dealt = NamedSharding(self.mesh, P(self.mesh.axis_names))
         return jax.lax.with_sharding_constraint(state, dealt)
 

@@ -39,7 +39,7 @@ def describe(
     axes: Axes = None,
     optimizer: OptimizerConfig = KLShampooConfig(),  # noqa: B008, it is frozen.
 ) -> list[Treatment]:
-    """Prints, and returns, what an optimizer does with each leaf and what that takes.
+    """Print and return what an optimizer does with each leaf and what that takes.
 
     Nothing is computed: `params` may be shapes.
 

@@ -181,7 +181,7 @@ def _refresh_side(
 
 
 def permute(f: Factors, order_l: Array | None, order_r: Array | None) -> Factors:
-    """Reorders the eigenvectors of a stack; order_l is [N, m], order_r [N, n]."""
+    """Reorder the eigenvectors of a stack; order_l is [N, m], order_r [N, n]."""
 
     def side(basis: Array | None, factor: Array | None, order: Array | None):
         if basis is None or factor is None or order is None:

@@ -101,7 +101,7 @@ def first(g: Array, config: KLConfig) -> KLFactors:
 
 
 def update(h: Array, kl: KLFactors, config: KLConfig) -> KLFactors:
-    """Takes one rotated gradient H into the rotated factors and the eigenvalues."""
+    """Take one rotated gradient H into the rotated factors and the eigenvalues."""
     m, n = h.shape
     new = 1.0 - config.factor_average
     factors = eigenbasis.accumulate(
@@ -117,7 +117,7 @@ def update(h: Array, kl: KLFactors, config: KLConfig) -> KLFactors:
 
 
 def update_roots(h: Array, kl: KLFactors, config: KLConfig) -> KLFactors:
-    """Takes one rotated gradient H into the eigenvalues, elementwise."""
+    """Take one rotated gradient H into the eigenvalues, elementwise."""
 
     def side(s: Array, d: Array, other: Array) -> tuple[Array, Array]:
         d = d + config.damping * jnp.mean(other**2)

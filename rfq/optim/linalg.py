@@ -138,7 +138,7 @@ POLAR_EXPRESS: Coefficients = (
 
 
 def normalize_rms(x: Array, target: float | None) -> Array:
-    """Rescales a matrix to an RMS, if one is asked for."""
+    """Rescale a matrix to an RMS, if one is asked for."""
     if target is None:
         return x
     return x * (target / (jnp.sqrt(jnp.mean(x**2)) + 1e-30))
@@ -147,7 +147,7 @@ def normalize_rms(x: Array, target: float | None) -> Array:
 def newton_schulz(
     x: Array, coefficients: Coefficients, precision: jax.lax.Precision
 ) -> Array:
-    """Drives the singular values of a wide matrix (m <= n) towards 1.
+    """Drive the singular values of a wide matrix (m <= n) towards 1.
 
     A = X X^T; X <- a X + (b A + c A^2) X, for each (a, b, c). The caller scales X so
     that its singular values start in [0, 1].

@@ -108,7 +108,7 @@ def scale_by_rule(
     axes: Axes,
     placement: Placement = None,
 ) -> optax.GradientTransformation:
-    """Lifts a rule to a parameter tree in which every leaf holds matrices.
+    """Lift a rule to a parameter tree in which every leaf holds matrices.
 
     Args:
         rule: the optimizer.
@@ -208,7 +208,7 @@ def _call(rule: Rule, g: Array, stack: Stack, count: Array):
 
 
 def _refresh(rule: Rule, inner: Inner, step_index: Array) -> Inner:
-    """Runs `rule.refresh` when it is due; the cond stays outside any vmap."""
+    """Run `rule.refresh` when it is due; the cond stays outside any vmap."""
     refresh, phase = rule.refresh, step_index % rule.period
     if refresh is None:
         return inner
@@ -232,7 +232,7 @@ def _refresh(rule: Rule, inner: Inner, step_index: Array) -> Inner:
 
 
 def _stored_as(inner: Inner, dtypes: Mapping[str, str | jnp.dtype | None]) -> Inner:
-    """Casts the named fields of a state."""
+    """Cast the named fields of a state."""
 
     def cast(path, x: Array) -> Array:
         dtype = dtypes.get(path[-1].name)
@@ -268,14 +268,14 @@ AGGREGATES: Mapping[str, Callable[[Array, Array], Array]] = {
 
 
 def _bare(tree):
-    """Takes arrays out of the boxes in which Flax NNX holds an optimizer's state."""
+    """Take arrays out of the boxes in which Flax NNX holds an optimizer's state."""
     return jax.tree.map(
         lambda node: jax.tree.leaves(node)[0], tree, is_leaf=axes_lib.is_variable
     )
 
 
 def diagnostics(opt_state: optax.OptState) -> dict[str, Array]:
-    """Summarises an optimizer state in a few float32 scalars, for logging.
+    """Summarise an optimizer state in a few float32 scalars, for logging.
 
     The state may be anything that contains one, a `flax.nnx.Optimizer` for instance.
 

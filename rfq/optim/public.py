@@ -61,7 +61,7 @@ class _Fixed:
 def transform(
     config: type[build.OptimizerConfig], name: str
 ) -> Callable[..., optax.GradientTransformation]:
-    """Makes the optax optimizer `name` of a config: (learning_rate, *, fields...)."""
+    """Make the optax optimizer `name` of a config: (learning_rate, *, fields...)."""
     matrices = issubclass(config, build.MatrixConfig)
     rates = _RATES if matrices else _RATES[:1]
     extra = ("axes", "mask", "placement") if matrices else ("mask",)
@@ -97,7 +97,7 @@ def transform(
 def direction(
     config: type[build.OptimizerConfig], name: str
 ) -> Callable[..., optax.GradientTransformation]:
-    """Makes the optax transform `name` of a config: what it does to its matrices.
+    """Make the optax transform `name` of a config: what it does to its matrices.
 
     It neither has a rate nor decays, and every leaf must have matrix axes, unless the
     config does the same to all leaves.

@@ -41,7 +41,7 @@ class ScheduleConfig:
 
 
 def make(config: ScheduleConfig, peak: float, num_steps: int) -> optax.Schedule:
-    """Builds the map from call index (0-based) to learning rate.
+    """Build the map from call index (0-based) to learning rate.
 
     rate(0) = 0 when there is a warm-up, rate(warmup_steps) = peak and
     rate(num_steps) = final_fraction * peak. Every call of the optimizer counts, also

@@ -59,7 +59,7 @@ class Group(NamedTuple):
 
 
 def layout(leaves: Sequence[Leaf]) -> dict[str, Group]:
-    """Groups the matrices of leaves, all of which must have some, by shape."""
+    """Group the matrices of leaves, all of which must have some, by shape."""
     found: dict[str, list[Member]] = {}
     for index, leaf in enumerate(leaves):
         shape = leaf.array.shape
@@ -99,7 +99,7 @@ def layout(leaves: Sequence[Leaf]) -> dict[str, Group]:
 def together(
     call: Call, group: Group, leaves: list[Array], state: Any, count: Array
 ) -> tuple[list[Array], Array, Any]:
-    """Calls on the stack of leaves that are whole: (directions, active, state)."""
+    """Call on the stack of leaves that are whole: (directions, active, state)."""
     parts = [
         stacked(ordered(leaf.astype(group.dtype), member), member)
         for leaf, member in zip(leaves, group.members, strict=True)
@@ -141,7 +141,7 @@ def unstacked(stack: Array, member: Member) -> Array:
 def spread(
     tree: optax.Params, layout: dict[str, Group], flags: Mapping[str, Array]
 ) -> optax.Params:
-    """Spreads one boolean a matrix to leaves of shape [batch..., 1...]."""
+    """Spread one boolean a matrix to leaves of shape [batch..., 1...]."""
     leaves, treedef = jax.tree.flatten(tree)
     for name, group in layout.items():
         for member in group.members:

@@ -59,7 +59,7 @@ TASKS: Mapping[str, MultipleChoice] = dict.fromkeys(_LEVELS, _CLOZE)
 def documents(
     texts: Sequence[str], task_name: str, *, num_items: int, seed: int
 ) -> list[Document]:
-    """Makes the items of a level from texts, the same ones for the same arguments.
+    """Make the items of a level from texts, the same ones for the same arguments.
 
     Every item stands at a place of its own; the wrong choices of "cloze_easy" are the
     right one's words shuffled, of "cloze_medium" two neighbors swapped, of "cloze_hard"

@@ -45,7 +45,7 @@ def _hellaswag(document: Document) -> Example:
 
 
 def _without_wikihow(text: str) -> str:
-    """Removes the marks of HellaSwag's WikiHow part."""
+    """Remove the marks of HellaSwag's WikiHow part."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 

@@ -65,7 +65,7 @@ def generate(
     sampling: Sampling,
     is_done: Callable[[int, np.ndarray], bool],
 ) -> list[np.ndarray]:
-    """Continues prompts, all at once.
+    """Continue prompts, all at once.
 
     Args:
         model: what speaks.
@@ -123,7 +123,7 @@ def _compiled(trained: ModelConfig, seams: transformer.Seams):
     c = config = steps.in_float32(steps.rolled(trained))
 
     def step(params, states, cache, tokens_BT, places_B, key, temperature, top_p):
-        """Feeds tokens; draws what follows the one at `places`."""
+        """Feed tokens and draw what follows the one at `places`."""
         with jax.default_matmul_precision("highest"):
             h_BTD, records = transformer.features(
                 params, tokens_BT, config, seams, {**states, transformer.CACHE: cache}

@@ -81,7 +81,7 @@ class Harness(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the tokenizer in the harness' caches."""
+        """Name the tokenizer in the harness' caches."""
         return self._fingerprint
 
     def tok_encode(

@@ -84,7 +84,7 @@ def names(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def load(experiment: Experiment, mesh: Mesh) -> Questions:
-    """Reads, tokenizes and lays out the tasks of `experiment.tasks`.
+    """Read, tokenize and lay out the tasks of `experiment.tasks`.
 
     Raises:
         InputError: a task's file is missing or wrong, or the held-out text too short.
@@ -115,7 +115,7 @@ def lay_out(
 
 
 def check(experiment: Experiment) -> None:
-    """Raises an InputError where `load` would for a name or a file, before training."""
+    """Raise an InputError where `load` would for a name or a file, before training."""
     for name in names(experiment.tasks.names):
         if name not in cloze.TASKS:
             _, documents = benchmarks.load(experiment.tasks.dir, name)

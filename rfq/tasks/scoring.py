@@ -83,7 +83,7 @@ class Span(NamedTuple):
 
 
 def encode(requests: Sequence[Request], tokenizer: Tokenizer) -> list[Span]:
-    """Tokenizes (context, continuation) pairs as lm-evaluation-harness does.
+    """Tokenize (context, continuation) pairs as lm-evaluation-harness does.
 
     Spaces at the end of the context go to the continuation; context and both together
     are tokenized with bos in front, as documents were for training (D18); the
@@ -135,7 +135,7 @@ class Plan(NamedTuple):
 
 
 def plan(spans: Sequence[Span], *, seq_len: int, batch_tokens: int, mesh: Mesh) -> Plan:
-    """Lays requests out in batches of static shapes.
+    """Lay requests out in batches of static shapes.
 
     The order of the rows depends on what they are and not on the order of the requests.
 
@@ -242,7 +242,7 @@ def _room(counts: Sequence[int], rows_a_group: int) -> int:
 def _packed(
     rows: Sequence[int], counts: Sequence[int], rows_a_group: int, room: int
 ) -> list[list[int]]:
-    """Fills one group after the other, in order."""
+    """Fill one group after the other, in order."""
     groups: list[list[int]] = [[]]
     taken = 0
     for row, count in zip(rows, counts, strict=True):
@@ -266,7 +266,7 @@ def answer(
     planned: Plan,
     progress: Callable[[int], None],
 ) -> Answers:
-    """Runs a compiled step over all batches and adds up each request's tokens.
+    """Run a compiled step over all batches and add up each request's tokens.
 
     Args:
         step: rows -> (log-probability of each target, whether it is the likeliest).

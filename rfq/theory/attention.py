@@ -115,7 +115,7 @@ def fresh() -> dict[str, Array]:
 
 
 def head_scores(divisor: float, *, num_tokens: int) -> np.ndarray:
-    """Scores of the fresh model's first head, [T, T], before temperature and mask."""
+    """Score of the fresh model's first head, [T, T], before temperature and mask."""
     x, w = tokens(num_tokens, PAPER.width, seed=15), fresh()
     return scores(x @ w["w_q"][:, 0], x @ w["w_k"][:, 0], divisor)
 
@@ -226,7 +226,7 @@ def lemma_13() -> list[Check]:
 
 
 def lemma_14() -> list[Check]:
-    """Scores have variance O(1) with orthogonal W_Q and W_K."""
+    """Score have variance O(1) with orthogonal W_Q and W_K."""
     d = 256
     haar = mixing.haar(d, seed=14)
     s = single_head_scores(haar, d)

@@ -81,7 +81,7 @@ def run(
     out: pathlib.Path | None,
     every_check: bool = False,
 ) -> list[Row]:
-    """Makes every check of `TABLES` and prints what came of it, a line for each claim.
+    """Make every check of `TABLES` and print the result, a line for each claim.
 
     Args:
         json_path: a JSON-lines file for the rows that are returned, None for none.

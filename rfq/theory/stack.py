@@ -84,7 +84,7 @@ class Trace(NamedTuple):
 
 @functools.cache
 def simulate(stack: Stack, *, seed: int, num_seeds: int) -> Trace:
-    """Runs independent draws of weights and tokens through the stack."""
+    """Run independent draws of weights and tokens through the stack."""
     d = stack.width
     gain = jnp.ones(d)
 
