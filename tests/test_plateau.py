@@ -9,7 +9,7 @@ import pytest
 
 from rfq import metrics, ptq
 from rfq.data import tokenize
-from rfq.report import diagnosis, load, view
+from rfq.report import load, tables, view
 from tests import tiny
 
 # Every document begins with this token, which is massive in one channel: 1 value in
@@ -45,8 +45,9 @@ def _swept(tmp_path_factory, out, change, calibrator):
     ptq.run(given, tiny.fabricated(given, run_dir, change))
     sites = metrics.read(run_dir / "quantize" / "sites.jsonl")
     return {row["spec"]: row["sites"]["attn_norm_in"] for row in sites}, {
-        line.cells[1].text: [cell.text for cell in line.cells]
-        for line in diagnosis.noise_table(view.of(load.load(out))).lines
+        cells[1].text: [cell.text for cell in cells]
+        for made in [tables.noise(view.of(load.read([out], out)))]
+        for cells in map(made.cells, made.lines)
     }
 
 

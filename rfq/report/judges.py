@@ -1,17 +1,16 @@
-"""How each of the paper's claims is judged by the rows: one small function a claim.
+"""How the rows judge each of the paper's claims: one small function a claim.
 
-`claims` names them; what is missing raises `NotTestable`.
+`claims` names them. A function that lacks something raises `NotTestable`.
 """
 
 import dataclasses
 import itertools
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
-from rfq.report import curves, load, tables, view
+from rfq.report import view
 from rfq.report.evidence import (
     RIVALS,
     SIGN_LIKE,
@@ -23,9 +22,11 @@ from rfq.report.evidence import (
     Part,
     difference,
     part_label,
+    part_of,
     rank_correlation,
     rank_interval,
 )
+from rfq.report.load import Record
 from rfq.report.view import Estimate
 
 Verdict = Literal[
@@ -58,14 +59,14 @@ FREE_SOAP: Part = ("residual_free", "soap")
 FREE_MUON: Part = ("residual_free", "muon")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Judgement:
     """What the rows say of a claim.
 
     Attributes:
-        why: one line.
-        numbers: those that it rests on.
-        missing: what would be needed, or is asked and was not there beside what
+        why: One line.
+        numbers: Those that the verdict rests on.
+        missing: What would be needed, or is asked and was not there beside what
             decided.
     """
 
@@ -73,6 +74,28 @@ class Judgement:
     why: str
     numbers: Sequence[Number] = ()
     missing: Sequence[str] = ()
+
+
+Judge = Callable[[Evidence], Judgement]
+
+
+def graded(right: Sequence[bool], *, but: bool = False) -> Verdict:
+    """Return that it holds, in part, or not; `but` says that a part is enough."""
+    return HOLDS if all(right) else CORRECTED if any(right) or but else FAILS
+
+
+def clear(gap: Number | Estimate) -> bool:
+    """Say whether the interval of a difference is without 0."""
+    return gap.lo is not None and gap.hi is not None and not gap.lo <= 0.0 <= gap.hi
+
+
+def above(gap: Estimate) -> bool:
+    """Say whether a difference is above 0 with its whole interval."""
+    return gap.lo is not None and gap.lo > 0.0
+
+
+def _list(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values)) or "none"
 
 
 def heavy_tails(e: Evidence) -> Judgement:
@@ -94,27 +117,27 @@ def heavy_tails(e: Evidence) -> Judgement:
         e.beside(arm, "at the last", end, last_loss),
         Number("slope of the kurtosis over 1,000 steps", 1000 * slope, "per 1,000"),
     ]
-    return Judgement(verdict=verdict, why=why, numbers=numbers)
+    return Judgement(verdict, why, numbers)
 
 
 def optimizer_lightens(e: Evidence) -> Judgement:
     """C2: kurtosis of residual KL-Shampoo between C1's and NEAR_GAUSSIAN."""
-    pair = e.arms(RESIDUAL_ADAMW, RESIDUAL_KL)
-    adamw, kl = numbers = [e.kurtosis(arm) for arm in pair]
+    numbers = [e.kurtosis(arm) for arm in e.arms(RESIDUAL_ADAMW, RESIDUAL_KL)]
+    adamw, kl = numbers
+    free = e.plays(FREE_KL)
+    if free is not None and e.shown.block_kurtosis(free).value is not None:
+        numbers.append(e.kurtosis(free))
     if kl.value >= adamw.value:
-        verdict, why = FAILS, "The optimizer does not lighten the tails here."
-    elif kl.value <= NEAR_GAUSSIAN:
-        verdict = FAILS
+        why = "The optimizer does not lighten the tails here."
+        return Judgement(FAILS, why, numbers)
+    if kl.value <= NEAR_GAUSSIAN:
         why = (
             "The optimizer alone brings a residual model near Gaussian, so an order by "
             "kurtosis must not be credited to the connection."
         )
-    else:
-        verdict, why = HOLDS, "Lighter than under AdamW, and still not near Gaussian."
-    free = e.plays(FREE_KL)
-    if free is not None and e.shown.block_kurtosis(free).value is not None:
-        numbers = [*numbers, e.kurtosis(free)]
-    return Judgement(verdict=verdict, why=why, numbers=numbers)
+        return Judgement(FAILS, why, numbers)
+    why = "Lighter than under AdamW, and still not near Gaussian."
+    return Judgement(HOLDS, why, numbers)
 
 
 def stays_gaussian(e: Evidence) -> Judgement:
@@ -123,21 +146,17 @@ def stays_gaussian(e: Evidence) -> Judgement:
     heaviest = [e.heaviest(arm) for arm in arms]
     if max(number.value for number in heaviest) >= NEAR_GAUSSIAN:
         why = f"A kurtosis is beyond {NEAR_GAUSSIAN:g}."
-        return Judgement(verdict=FAILS, why=why, numbers=heaviest, missing=absent)
+        return Judgement(FAILS, why, heaviest, absent)
     nats = [e.negentropy(arm) for arm in arms]
     small = max(number.value for number in nats) < NEAR_GAUSSIAN_NATS
+    limit = f"below {NEAR_GAUSSIAN_NATS:g}."
     why = f"Every kurtosis is within {NEAR_GAUSSIAN:g}"
     why += (
-        f" and every negentropy below {NEAR_GAUSSIAN_NATS:g}."
+        f" and every negentropy {limit}"
         if small
-        else f", but a negentropy is not below {NEAR_GAUSSIAN_NATS:g}."
+        else f", but a negentropy is not {limit}"
     )
-    return Judgement(
-        verdict=HOLDS if small else CORRECTED,
-        why=why,
-        numbers=[*heaviest, *nats],
-        missing=absent,
-    )
+    return Judgement(HOLDS if small else CORRECTED, why, [*heaviest, *nats], absent)
 
 
 # No skip, orthogonal initialization, spectral updates: in or left out.
@@ -145,12 +164,7 @@ Corner = tuple[bool, bool, bool]
 
 _WITH = ("residual-free", "orthogonal", "spectral")
 _WITHOUT = ("residual", "Gaussian", "sign-like")
-_ALL_THREE: Corner = (True, True, True)
-_OTHERS: Sequence[Corner] = [
-    (a, b, c)
-    for a, b, c in itertools.product((True, False), repeat=3)
-    if (a, b, c) != _ALL_THREE
-]
+_ALL_THREE, *_OTHERS = itertools.product((True, False), repeat=3)
 
 
 def _corner(facts: Facts) -> Corner | None:
@@ -161,7 +175,7 @@ def _corner(facts: Facts) -> Corner | None:
     return free, orthogonal, facts.optimizer in SPECTRAL
 
 
-def _corner_name(corner: Corner) -> str:
+def _corner_name(corner: Sequence[bool]) -> str:
     pairs = zip(corner, _WITH, _WITHOUT, strict=True)
     return ", ".join(name if inside else other for inside, name, other in pairs)
 
@@ -174,33 +188,27 @@ def all_ingredients(e: Evidence) -> Judgement:
     }
     base = e.best(found[_ALL_THREE])
     arms = {at: arm for at in _OTHERS if (arm := e.outcome(found[at])) is not None}
-    one_left_out = {_corner_name(at): arms.get(at) for at in _OTHERS if sum(at) == 2}
     named = e.lacking(_corner_name(_ALL_THREE), found[_ALL_THREE])
-    e.require({named: base, **one_left_out})
-    numbers = [e.heaviest(base or "")]
-    near = []
-    for corner, arm in arms.items():
-        if e.trained(arm):
-            numbers.append(e.heaviest(arm))
-            if numbers[-1].value < NEAR_GAUSSIAN:
-                near.append(corner)
+    absent = [named] if base is None else []
+    absent += [_corner_name(at) for at in _OTHERS if sum(at) == 2 and at not in arms]
+    if base is None or absent:
+        raise NotTestable(*absent)
+    measured = {at: e.heaviest(arm) for at, arm in arms.items() if e.shown.trained(arm)}
+    numbers = [e.heaviest(base), *measured.values()]
+    near = [at for at, found in measured.items() if found.value < NEAR_GAUSSIAN]
     needless = [
         name for i, name in enumerate(_WITH) if any(not corner[i] for corner in near)
     ]
+    verdict, why = HOLDS, "Without any one, tails grow or training fails."
     if numbers[0].value >= NEAR_GAUSSIAN:
         verdict, why = FAILS, "All three together are not near Gaussian."
     elif near:
         verdict = FAILS if len(needless) == len(_WITH) else CORRECTED
         why = f"Near Gaussian also: {'; '.join(map(_corner_name, near))}."
-    else:
-        verdict, why = HOLDS, "Without any one, tails grow or training fails."
-    fates = e.fates(list(arms.values()))
-    return Judgement(
-        verdict=verdict,
-        why=why + (f" Of the controls, {fates}." if fates else ""),
-        numbers=numbers,
-        missing=[_corner_name(at) for at in _OTHERS if at not in arms],
-    )
+    if fates := e.fates(list(arms.values())):
+        why += f" Of the controls, {fates}."
+    missing = [_corner_name(at) for at in _OTHERS if at not in arms]
+    return Judgement(verdict, why, numbers, missing)
 
 
 def full_precision_cost(e: Evidence) -> Judgement:
@@ -208,160 +216,132 @@ def full_precision_cost(e: Evidence) -> Judgement:
     residual, free = (e.best(arms) or "" for arms in e.sides())
     gap, low, high = e.loss_gap(residual, free), e.loss(residual), e.loss(free)
     numbers = [low, high, gap]
-    if gap.lo is not None and gap.hi is not None and gap.lo <= 0.0 <= gap.hi:
-        why = "The interval of the gap holds 0."
-        return Judgement(verdict=UNTESTABLE, why=why, numbers=numbers)
+    if gap.lo is not None and not clear(gap):
+        return Judgement(UNTESTABLE, "The interval of the gap holds 0.", numbers)
     if gap.value <= 0:
         why = "The residual-free model has the lower loss."
-        return Judgement(verdict=FAILS, why=why, numbers=numbers)
+        return Judgement(FAILS, why, numbers)
     unigram = e.shown.floor("unigram")
     if unigram is None:
         raise NotTestable("the unigram floor, to say whether the cost is little")
     part = gap.value / (unigram - low.value)
     numbers.append(Number("part of the gain over word frequencies", part, ""))
-    little = part <= LITTLE
-    return Judgement(
-        verdict=HOLDS if little else CORRECTED,
-        why=f"It costs {'at most' if little else 'more than'} {LITTLE:g} of what the "
-        "residual model gains over word frequencies.",
-        numbers=numbers,
-    )
+    most = "at most" if part <= LITTLE else "more than"
+    why = f"It costs {most} {LITTLE:g} of what the residual model gains over word "
+    why += "frequencies."
+    return Judgement(HOLDS if part <= LITTLE else CORRECTED, why, numbers)
 
 
-class _Cell(NamedTuple):
-    """Which of two kinds lost less under a setting: 1 the second, -1 the first."""
-
-    won: int
-    numbers: Sequence[Number]
+Lost = Callable[
+    [str, str, str], Estimate
+]  # Arm, setting and placement -> what it lost.
 
 
-def _compare(
-    e: Evidence,
-    name: str,
-    stream: str,
-    sides: Sequence[Sequence[str]],
-    lost: Callable[[str, str, str], Estimate],
-    unit: str,
-    matters: float,
-) -> _Cell | None:
-    """The arm that loses least on each side, and whether their intervals are apart."""
+def compare_sides(
+    e: Evidence, name: str, stream: str, lost: Lost, unit: str, matters: float
+) -> tuple[int, list[Number]] | None:
+    """Compare the arm of each side that loses least under a setting.
+
+    Returns:
+        1 if the residual-free arm loses less, -1 if more, 0 where the intervals meet or
+        nothing that matters is lost; and both numbers. None without both.
+    """
     best: list[tuple[Number, Estimate]] = []
-    for arms in sides:
+    for arms in e.sides():
         known = [(a, x) for a in arms if (x := lost(a, name, stream)).value is not None]
         if not known:
             return None
         arm, found = min(known, key=lambda pair: pair[1].value or 0.0)
-        label = f"{e.facts[arm].label}, {name}, {view.STREAMS[stream]}"
-        best.append(
-            (Number(label, found.value or 0.0, unit, found.lo, found.hi), found)
-        )
+        label = f"{e.facts[arm].label}, {name}, {view.PLACEMENTS[stream]}"
+        number = Number(label, found.value or 0.0, unit, found.lo, found.hi)
+        best.append((number, found))
     (a, first), (b, second) = best
-    won = 0
-    if max(a.value, b.value) > matters:
-        won = int(_above(difference(second, first))) - int(
-            _above(difference(first, second))
-        )
-    return _Cell(won, (a, b))
-
-
-def _above(gap: Estimate) -> bool:
-    """Whether a difference is above 0 with its whole interval."""
-    return gap.lo is not None and gap.lo > 0.0
-
-
-def _lost_accuracy(e: Evidence) -> Callable[[str, str, str], Estimate]:
-    def lost(arm: str, name: str, stream: str) -> Estimate:
-        found = e.accuracy_change(arm, name, stream)
-        if found.value is None or found.lo is None or found.hi is None:
-            return found
-        return found._replace(value=-found.value, lo=-found.hi, hi=-found.lo)
-
-    return lost
+    won = int(above(difference(second, first))) - int(above(difference(first, second)))
+    return (won if max(a.value, b.value) > matters else 0), [a, b]
 
 
 def degrades_least(e: Evidence) -> Judgement:
     """C6: the order at W8A8 and W8A6 in both placements; W8A4 where these cost none."""
-    sides = e.sides()
-    kinds = (
+    kinds: Sequence[tuple[str, Lost, str, float]] = (
         ("increase of loss", e.increase, "nats", NEGLIGIBLE),
-        ("loss of accuracy", _lost_accuracy(e), "accuracy lost", 0.0),
+        ("loss of accuracy", e.lost_accuracy, "accuracy lost", 0.0),
     )
-    cells: list[_Cell] = []
-    absent = []
+    cells, absent = [], []
     for names in (("W8A8", "W8A6"), ("W8A4",)):
-        for name, (what, lost, unit, matters) in itertools.product(names, kinds):
-            for stream, place in view.STREAMS.items():
-                cell = _compare(e, name, stream, sides, lost, unit, matters)
-                cells += [cell] if cell else []
-                absent += [] if cell else [f"{what} at {name}, {place}"]
-        if any(cell.won for cell in cells):
+        for name, (what, lost, unit, least) in itertools.product(names, kinds):
+            for stream, place in view.PLACEMENTS.items():
+                cell = compare_sides(e, name, stream, lost, unit, least)
+                cells += [] if cell is None else [cell]
+                absent += [f"{what} at {name}, {place}"] if cell is None else []
+        if any(won for won, _ in cells):
             break
     if not cells:
         raise NotTestable("increases of loss at W8A8, W8A6 or W8A4 of both kinds")
-    numbers = [number for cell in cells for number in cell.numbers]
-    won, lost = (sum(cell.won == side for cell in cells) for side in (1, -1))
-    open_cells = len(cells) - won - lost
+    numbers = [number for _, pair in cells for number in pair]
+    won, behind = (sum(cell[0] == side for cell in cells) for side in (1, -1))
     why = (
-        f"Residual-free loses least in {won} comparisons, most in {lost}; in "
-        f"{open_cells} the intervals overlap or nothing is lost."
+        f"Residual-free loses least in {won} comparisons, most in {behind}; in "
+        f"{len(cells) - won - behind} the intervals overlap or nothing is lost."
     )
-    if not won and not lost:
-        return Judgement(verdict=UNTESTABLE, why=why, numbers=numbers, missing=absent)
-    verdict = HOLDS if not lost else CORRECTED if won else FAILS
+    if not won and not behind:
+        return Judgement(UNTESTABLE, why, numbers, absent)
+    verdict = HOLDS if not behind else CORRECTED if won else FAILS
     if verdict == CORRECTED:
         why += " It depends on the width or on where the stream's quantizer stands."
-    return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)
+    return Judgement(verdict, why, numbers, absent)
 
 
 def as_good_at_many_bits(e: Evidence) -> Judgement:
     """C7: residual KL-Shampoo loses no more than residual-free at W8A10 and W8A12."""
     pair = e.arms(FREE_KL, RESIDUAL_KL)
     numbers, good, absent = [], [], []
-    for name, (stream, place) in itertools.product(
-        ("W8A12", "W8A10"), view.STREAMS.items()
-    ):
+    for name, stream in itertools.product(("W8A12", "W8A10"), view.PLACEMENTS):
+        place = view.PLACEMENTS[stream]
         found = [e.increase(arm, name, stream) for arm in pair]
         gap = difference(*found)
         if gap.value is None:
             absent.append(f"{name}, {place}, of both arms")
             continue
         good.append(gap.value <= NEGLIGIBLE or (gap.lo is not None and gap.lo <= 0.0))
-        for arm, each in zip(pair, found, strict=True):
-            label = f"{e.facts[arm].label}, {name}, {place}"
-            value = each.value or 0.0
-            numbers.append(Number(label, value, "nats", each.lo, each.hi))
+        numbers += [
+            Number(f"{e.facts[arm].label}, {name}, {place}", x.value or 0.0, "nats",
+                   x.lo, x.hi)
+            for arm, x in zip(pair, found, strict=True)
+        ]  # fmt: skip
     if not good:
         raise NotTestable("increases of loss at W8A12 or W8A10 of both arms")
-    verdict = HOLDS if all(good) else CORRECTED if any(good) else FAILS
     why = (
         f"As good in {sum(good)} of {len(good)} comparisons, to within {NEGLIGIBLE} "
         "nats or the intervals."
     )
-    return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)
+    return Judgement(graded(good), why, numbers, absent)
 
 
 def weights_matter_little(e: Evidence) -> Judgement:
     """C8: WnAm costs what Am costs, n >= 8."""
     gaps: list[Number] = []
     widths = set()
-    for precision in e.shown.precisions:
-        bits, alone = precision.weight_bits, f"A{precision.act_bits}"
-        if bits is None or bits < 8 or precision.act_bits is None:
+    quantized = [
+        p for p in e.shown.precisions if p.act_bits and (p.weight_bits or 0) >= 8
+    ]
+    for precision, arm in itertools.product(quantized, e.shown.arms):
+        if not e.shown.trained(arm):
             continue
-        for arm in filter(e.trained, e.shown.arms):
-            # Residual-free blocks cannot tell the placements apart.
-            free = e.facts[arm].skip == "residual_free"
-            for stream in ("branch",) if free else view.STREAMS:
-                gap = e.added(arm, alone, precision.name, stream)
-                if gap.value is not None:
-                    label = f"{e.facts[arm].label}, {precision.name} less {alone}"
-                    label += f", {view.STREAMS[stream]}"
-                    gaps.append(Number(label, gap.value, "nats", gap.lo, gap.hi))
-                    widths.add(bits)
+        # Residual-free blocks cannot tell the placements apart.
+        free = e.facts[arm].skip == "residual_free"
+        for stream in ("branch",) if free else view.PLACEMENTS:
+            alone = f"A{precision.act_bits}"
+            gap = e.added(arm, alone, precision.name, stream)
+            if gap.value is not None:
+                label = f"{e.facts[arm].label}, {precision.name} less {alone}"
+                label += f", {view.PLACEMENTS[stream]}"
+                gaps.append(Number(label, gap.value, "nats", gap.lo, gap.hi))
+                widths.add(precision.weight_bits)
     if not gaps:
-        raise NotTestable("increases at the same activation width with and without "
-                          "quantized weights")  # fmt: skip
-    differing = [gap for gap in gaps if abs(gap.value) > NEGLIGIBLE and _clear(gap)]
+        raise NotTestable(
+            "increases at the same activation width with and without quantized weights"
+        )
+    differing = [gap for gap in gaps if abs(gap.value) > NEGLIGIBLE and clear(gap)]
     verdict = HOLDS if not differing else CORRECTED
     if 2 * len(differing) > len(gaps):
         verdict = FAILS
@@ -370,22 +350,13 @@ def weights_matter_little(e: Evidence) -> Judgement:
         f"{NEGLIGIBLE} nats with an interval without 0."
     )
     largest = max(gaps, key=lambda gap: abs(gap.value))
-    return Judgement(
-        verdict=verdict,
-        why=why,
-        numbers=differing or [largest],
-        missing=[f"{bits}-bit weights" for bits in (8, 16) if bits not in widths],
-    )
-
-
-def _clear(gap: Number) -> bool:
-    """Whether the interval of a difference is without 0."""
-    return gap.lo is not None and gap.hi is not None and not gap.lo <= 0.0 <= gap.hi
+    absent = [f"{bits}-bit weights" for bits in (8, 16) if bits not in widths]
+    return Judgement(verdict, why, differing or [largest], absent)
 
 
 def less_noise(e: Evidence) -> Judgement:
     """C9: SQNR (mean and bulk) higher and NMSE lower at every width."""
-    residual, free = e.sides()
+    sides = e.sides()
     wins: dict[str, list[bool]] = {}
     numbers = []
     for field, name, sign, unit in (
@@ -395,17 +366,17 @@ def less_noise(e: Evidence) -> Judgement:
     ):
         gaps = []
         for precision in e.shown.precisions:
-            sides = [
+            residual, free = (
                 [
                     sign * value
                     for arm in arms
-                    if (value := e.shown.distortion(arm, precision, field).value)
+                    if (value := e.shown.rows.of(field, arm, precision).value)
                     is not None
                 ]
-                for arms in (residual, free)
-            ]
-            if precision.act_bits is not None and all(sides):
-                gaps.append((min(sides[1]) - max(sides[0]), precision.name))
+                for arms in sides
+            )
+            if precision.act_bits is not None and residual and free:
+                gaps.append((min(free) - max(residual), precision.name))
         if gaps:
             wins[name] = [gap > 0 for gap, _ in gaps]
             gap, at = min(gaps)
@@ -413,42 +384,49 @@ def less_noise(e: Evidence) -> Judgement:
             numbers.append(Number(label, sign * gap, unit))
     if "SQNR" not in wins:
         raise NotTestable("SQNR at a common width of both kinds")
-    every = [won for field in wins.values() for won in field]
-    verdict = HOLDS if all(every) else CORRECTED if any(every) else FAILS
     counts = ", ".join(
         f"{name} at {sum(won)} of {len(won)} precisions" for name, won in wins.items()
     )
-    return Judgement(
-        verdict=verdict,
-        why="The worst residual-free arm that trained beats the best residual arm in "
-        f"{counts}.",
-        numbers=numbers,
-        missing=[name for name in ("SQNR of the bulk", "NMSE") if name not in wins],
-    )
+    why = "The worst residual-free arm that trained beats the best residual arm in "
+    why += f"{counts}."
+    absent = [name for name in ("SQNR of the bulk", "NMSE") if name not in wins]
+    every = [won for field in wins.values() for won in field]
+    return Judgement(graded(every), why, numbers, absent)
 
 
 def kurtosis_explains(e: Evidence) -> Judgement:
     """C10: rank correlation with the increase of loss over arms, within settings."""
-    arms = [
-        arm
-        for arm in e.shown.arms
-        if e.trained(arm) and e.shown.block_kurtosis(arm).value is not None
-    ]
-    if len(arms) < ENOUGH_ARMS:
-        lacking = ENOUGH_ARMS - len(arms)
+    shown = e.shown
+    kurtoses = {
+        arm: kurtosis
+        for arm in shown.arms
+        if shown.trained(arm)
+        and (kurtosis := shown.block_kurtosis(arm).value) is not None
+    }
+    if len(kurtoses) < ENOUGH_ARMS:
+        lacking = ENOUGH_ARMS - len(kurtoses)
         raise NotTestable(f"{lacking} more arms that trained and have a kurtosis")
     found: dict[str, list[tuple[float, int]]] = {}
-    for precision in e.shown.precisions:
-        for stream in view.STREAMS if precision.act_bits is not None else ():
-            lost = {a: e.increase(a, precision.name, stream).value for a in arms}
+    for precision in shown.precisions:
+        for stream in view.PLACEMENTS if precision.act_bits is not None else ():
+            lost = {a: e.increase(a, precision.name, stream).value for a in kurtoses}
             if max((x for x in lost.values() if x is not None), default=0) < NEGLIGIBLE:
                 continue
-            measured = {arm: _predictors(e, arm, precision, stream) for arm in arms}
-            for what in measured[arms[0]]:
+            for what, field in {
+                "kurtosis": "",
+                "SQNR": "sqnr_db",
+                "R_L": "relative_error",
+            }.items():
+                values = {
+                    arm: shown.rows.of(field, arm, precision, stream).value
+                    if field
+                    else own
+                    for arm, own in kurtoses.items()
+                }
                 pairs = [
                     (x, y)
                     for arm, y in lost.items()
-                    if y is not None and (x := measured[arm][what]) is not None
+                    if y is not None and (x := values[arm]) is not None
                 ]
                 if len(pairs) >= ENOUGH_ARMS:
                     rho = rank_correlation(*zip(*pairs, strict=True))
@@ -472,47 +450,32 @@ def kurtosis_explains(e: Evidence) -> Judgement:
     why += "; another measure does it better." if better else "."
     why += " Kurtosis near 0 is also what a model that learnt little has."
     absent = [what for what in ("SQNR", "R_L") if what not in found]
-    return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)
-
-
-def _predictors(
-    e: Evidence, arm: str, precision: view.Precision, stream: str
-) -> dict[str, float | None]:
-    """What may explain the degradation of an arm under a setting."""
-    rows = e.shown.rows(arm, precision, stream)
-    return {
-        "kurtosis": e.shown.block_kurtosis(arm).value,
-        "SQNR": view.estimate(rows, "sqnr_db").value,
-        "R_L": view.estimate(rows, "relative_error").value,
-    }
+    return Judgement(verdict, why, numbers, absent)
 
 
 def optimizer_order(e: Evidence) -> Judgement:
     """C11: training loss at equal steps and at equal wall time."""
     arms = e.at_one_temperature(FREE_KL, FREE_SOAP, FREE_MUON)
     numbers, orders = [], []
-    for at, index, unit in (("step", 0, "steps"), ("seconds", 1, "seconds")):
-        ends = [
-            end
-            for arm in arms
-            for run in e.shown.runs(arm)
-            if (end := curves.ends(run)[index]) is not None
-        ]
+    for at, unit in (("step", "steps"), ("seconds", "seconds")):
+        ends = [x for a in arms if (x := e.shown.last(a, at)) is not None]
         limit = min(ends, default=0.0)
-        found = {arm: e.training_loss(arm, at=at, limit=limit) for arm in arms}
+        found = {arm: e.shown.training_loss(arm, at, limit).value for arm in arms}
         losses = {arm: loss for arm, loss in found.items() if loss is not None}
         if len(losses) < len(arms):
             raise NotTestable(f"training losses at equal {unit}")
         orders.append(sorted(arms, key=lambda arm, losses=losses: losses[arm]))
-        for arm, loss in losses.items():
-            label = f"{e.facts[arm].label}, training loss after {limit:,.0f} {unit}"
-            numbers.append(Number(label, loss))
+        numbers += [
+            Number(
+                f"{e.facts[arm].label}, training loss after {limit:,.0f} {unit}", loss
+            )
+            for arm, loss in losses.items()
+        ]
     right = [order == arms for order in orders]
-    lowest = all(order[0] == arms[0] for order in orders)
-    verdict = HOLDS if all(right) else CORRECTED if any(right) or lowest else FAILS
+    verdict = graded(right, but=all(order[0] == arms[0] for order in orders))
     steps, seconds = (" < ".join(e.facts[a].label for a in order) for order in orders)
     why = f"Losses at equal steps: {steps}; at equal wall time: {seconds}."
-    return Judgement(verdict=verdict, why=why, numbers=numbers)
+    return Judgement(verdict, why, numbers)
 
 
 def temperature_helps(e: Evidence) -> Judgement:
@@ -533,39 +496,36 @@ def temperature_helps(e: Evidence) -> Judgement:
     )
     if fates := e.fates([arm for pair in pairs for arm in pair]):
         why += f" Of these, {fates}."
-    if not any(signs):
-        return Judgement(verdict=UNTESTABLE, why=why, numbers=numbers)
-    verdict = CORRECTED if -1 in signs else FAILS
-    if set(signs) == {-1}:
-        verdict = HOLDS
-    return Judgement(verdict=verdict, why=why, numbers=numbers)
+    verdict = graded([sign == -1 for sign in signs]) if any(signs) else UNTESTABLE
+    return Judgement(verdict, why, numbers)
 
 
 def _raised(e: Evidence, low: str, high: str) -> int:
-    """Sign of the loss of `high` less that of `low`, 0 if open; who failed has more."""
+    """Return the sign of the loss of `high` less that of `low`; a failure has more."""
     if e.failed(low) or e.failed(high):
         return int(e.failed(high)) - int(e.failed(low))
     gap = e.loss_gap(low, high)
-    apart = gap.lo is None or _clear(gap)
-    return int(np.sign(gap.value)) if apart else 0
+    return int(np.sign(gap.value)) if gap.lo is None or clear(gap) else 0
 
 
-def _by_depth(e: Evidence, test: Callable[[Facts], bool]) -> dict[int, str]:
-    """Depth -> the outcome of the residual-free arms that pass a test."""
+# Depth -> whether an arm beats the bigram floor there, and its distance from it.
+ByDepth = Mapping[int, tuple[bool, list[Number]]]
+
+
+def _by_depth(e: Evidence, test: Callable[[Facts], bool]) -> ByDepth:
+    """Return the outcome by depth of the residual-free arms that pass a test."""
     groups: dict[int, list[str]] = {}
     for arm, facts in e.facts.items():
-        plain = facts.skip == "residual_free" and facts.norm in (None, "rms_norm")
-        if plain and facts.num_layers and test(facts):
+        free = facts.skip == "residual_free" and facts.norm in (None, "rms_norm")
+        if free and facts.num_layers and test(facts):
             groups.setdefault(facts.num_layers, []).append(arm)
+    outcomes = {depth: e.outcome(arms) for depth, arms in sorted(groups.items())}
     return {
-        depth: arm
-        for depth, arms in sorted(groups.items())
-        if (arm := e.outcome(arms)) is not None
+        depth: _learnt(e, arm) for depth, arm in outcomes.items() if arm is not None
     }
 
 
 def _learnt(e: Evidence, arm: str) -> tuple[bool, list[Number]]:
-    """Whether an arm beats the bigram floor, and its distance from it."""
     bigram, loss = e.shown.floor("bigram"), e.shown.full_loss(arm).value
     if bigram is None:
         raise NotTestable("the bigram floor")
@@ -575,42 +535,39 @@ def _learnt(e: Evidence, arm: str) -> tuple[bool, list[Number]]:
     return loss < bigram and not e.failed(arm), [Number(label, loss - bigram)]
 
 
+def _below(found: ByDepth) -> list[int]:
+    return [depth for depth, (beats, _) in found.items() if beats]
+
+
+def _numbers(*found: ByDepth) -> list[Number]:
+    return [n for each in found for _, numbers in each.values() for n in numbers]
+
+
 def adamw_fails_deep(e: Evidence) -> Judgement:
     """C13: residual-free AdamW against the bigram floor, by depth.
 
     Where spectral optimizers fail too, the depth is not too much for AdamW alone.
     """
 
-    def results(optimizers: Sequence[str]) -> dict[int, tuple[bool, list[Number]]]:
-        found = _by_depth(
-            e,
-            lambda f: f.optimizer in optimizers and f.recipe in (None, "orthogonal"),
-        )
-        return {depth: _learnt(e, arm) for depth, arm in found.items()}
+    def results(optimizers: Sequence[str]) -> ByDepth:
+        plain = (None, "orthogonal")
+        return _by_depth(e, lambda f: f.optimizer in optimizers and f.recipe in plain)
 
     adamw, spectral = results(["adamw"]), results(SPECTRAL)
     if not adamw:
         raise NotTestable(part_label(FREE_ADAMW))
-    learnt = [depth for depth, (beats, _) in adamw.items() if beats]
+    learnt = _below(adamw)
     failed = [depth for depth in adamw if depth not in learnt]
     controls = {depth: spectral[depth] for depth in failed if depth in spectral}
-    as_bad = [depth for depth, (beats, _) in controls.items() if not beats]
+    as_bad = [depth for depth in controls if depth not in _below(controls)]
     verdict = FAILS if not failed else CORRECTED if learnt or as_bad else HOLDS
     why = f"Above the bigram floor or failed at depth {_list(failed)}"
     why += f", below it at depth {_list(learnt)}."
     if as_bad:
         why += f" At depth {_list(as_bad)} no spectral optimizer that was tried learns."
     alone = [depth for depth in failed if depth not in controls]
-    return Judgement(
-        verdict=verdict,
-        why=why,
-        numbers=[n for _, each in (*adamw.values(), *controls.values()) for n in each],
-        missing=[f"a spectral optimizer at depth {_list(alone)}"] if alone else [],
-    )
-
-
-def _list(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values)) or "none"
+    absent = [f"a spectral optimizer at depth {_list(alone)}"] if alone else []
+    return Judgement(verdict, why, _numbers(adamw, controls), absent)
 
 
 def updates_keep_isometry(e: Evidence) -> Judgement:
@@ -621,22 +578,18 @@ def updates_keep_isometry(e: Evidence) -> Judgement:
     }
     found: list[dict[str, float]] = []
     absent = []
-    for name, optimizers in kinds.items():
+    for name, names in kinds.items():
         arms = e.where(
-            lambda f, optimizers=optimizers: (
-                f.recipe == "orthogonal" and f.optimizer in optimizers
-            )
+            lambda f, names=names: f.recipe == "orthogonal" and f.optimizer in names
         )
-        measured = {arm: e.isometry(arm) for arm in filter(e.trained, arms)}
+        measured = {arm: e.isometry(arm) for arm in filter(e.shown.trained, arms)}
         found.append({arm: x for arm, x in measured.items() if x is not None})
         absent += [] if found[-1] else [e.lacking(name, arms)]
     if absent:
         raise NotTestable(*absent)
     spectral, sign = found
     both = {**spectral, **sign}
-    what = "median deviation from an isometry at the end"
-    numbers = [Number(f"{e.facts[a].label}, {what}", v, "") for a, v in both.items()]
-    paths = {arm: _path(e, arm) for arm in both}
+    paths = {arm: e.path(arm) for arm in both}
     per_path = {arm: both[arm] / path for arm, path in paths.items() if path}
     at_the_end = max(spectral.values()) < min(sign.values())
     matched = None
@@ -656,49 +609,38 @@ def updates_keep_isometry(e: Evidence) -> Judgement:
         why = "Nearer at the end, but not at matched length of the updates."
     else:
         verdict, why = HOLDS, "Spectral arms stay nearer."
-    what = "deviation per summed update RMS"
-    numbers += [
-        Number(f"{e.facts[a].label}, {what}", v, "") for a, v in per_path.items()
+    numbers = [
+        Number(f"{e.facts[arm].label}, {what}", value, "")
+        for what, values in (
+            ("median deviation from an isometry at the end", both),
+            ("deviation per summed update RMS", per_path),
+        )
+        for arm, value in values.items()
     ]
     unmatched = [e.facts[arm].label for arm in both if arm not in per_path]
     absent = [f"optim/update_rms of {name}, to match updates" for name in unmatched]
-    return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)
+    return Judgement(verdict, why, numbers, absent)
 
 
-def _path(e: Evidence, arm: str) -> float | None:
-    """Summed RMS of all updates, learning rate times direction, of the first seed."""
-    for run in e.shown.runs(arm)[:1]:
-        rates = [load.number(record, "learning_rate") for record in run.metrics]
-        sizes = [load.number(record, "optim/update_rms") for record in run.metrics]
-        steps, _ = curves.ends(run)
-        known = [
-            rate * size
-            for rate, size in zip(rates, sizes, strict=True)
-            if rate is not None and size is not None
-        ]
-        return statistics.fmean(known) * steps if known and steps else None
-    return None
-
-
-def from_theory(
-    *lemmas: str, corrections: Sequence[str] = ()
-) -> Callable[[Evidence], Judgement]:
+def from_theory(*lemmas: str, corrections: Sequence[str] = ()) -> Judge:
     """C15 and C16: the verdicts of `rfq theory` on these lemmas.
 
     Corrections are what is the case instead: that they hold is against the lemmas.
     """
 
     def judge_rows(e: Evidence) -> Judgement:
-        rows = {name: e.theory(name) for name in (*lemmas, *corrections)}
-        absent = [name for name, found in rows.items() if not found]
+        rows = e.shown.results.theory
+        named = {name: [r for r in rows if r.get("claim") == name]
+                 for name in (*lemmas, *corrections)}  # fmt: skip
+        absent = [name for name, found in named.items() if not found]
         if absent:
             raise NotTestable(
                 f"{', '.join(absent)} in theory.jsonl: run `rfq theory --out DIR` and "
                 "give DIR to `rfq report` beside the runs"
             )
-        every = [row for name in lemmas for row in rows[name]]
-        against = [row for name in corrections for row in rows[name]]
-        verdicts = [load.text(row, "verdict") for row in every]
+        every = [row for name in lemmas for row in named[name]]
+        against = [row for name in corrections for row in named[name]]
+        verdicts = [row.get("verdict") for row in every]
         borne_out = [row for row in against if row.get("verdict") == HOLDS]
         verdict = CORRECTED
         if set(verdicts) == {HOLDS} and not borne_out:
@@ -711,47 +653,42 @@ def from_theory(
             if (count := verdicts.count(each))
         )
         said = [row for row in every if row.get("verdict") != HOLDS][:1]
-        why += "".join(f". {_said(row)} ({load.text(row, 'why')})" for row in said)
+        why += "".join(f". {_said(row)} ({row.get('why')})" for row in said)
         why += "".join(f". Against it, {_said(row)}" for row in borne_out[:1])
         numbers = [
-            Number(_said(row), value, "", *_errors(row, value))
+            Number(_said(row), value, "", *_errors(row.get("standard_error"), value))
             for row in (*every, *against)
-            if (value := load.number(row, "measured")) is not None
+            if (value := row.get("measured")) is not None
         ]
-        return Judgement(verdict=verdict, why=why + ".", numbers=numbers)
+        return Judgement(verdict, why + ".", numbers)
 
     return judge_rows
 
 
-def _said(row: load.Record) -> str:
-    parts = (load.text(row, name) for name in ("claim", "statement"))
-    return ": ".join(part for part in parts if part)
+def _said(row: Record) -> str:
+    return ": ".join(part for name in ("claim", "statement") if (part := row.get(name)))
 
 
-def _errors(row: load.Record, value: float) -> tuple[float | None, float | None]:
-    error = load.number(row, "standard_error")
+def _errors(error: float | None, value: float) -> tuple[float | None, float | None]:
     return (None, None) if error is None else (value - 2 * error, value + 2 * error)
 
 
 def falls_with_depth(e: Evidence) -> Judgement:
     """C17: the stream's kurtosis by layer of residual AdamW at the end."""
     (arm,) = e.arms(RESIDUAL_ADAMW)
-    layers = [view.layer_kurtosis(end, "attn_norm_in") for end in e.shown.ends(arm)]
-    curve = [
-        statistics.fmean(known)
-        for at in zip(*layers, strict=True)
-        if (known := [k for k in at if k is not None])
-    ]
+    layers = e.shown.by_layer(arm, view.STREAM, "excess_kurtosis")
+    curve = [found.value for found in layers if found.value is not None]
     if len(curve) < 3:
         raise NotTestable(f"the kurtosis of three layers of {view.arm_label(arm)}")
     stated = [
-        tables.same_depth(entry.layer, e.paper.num_layers, len(curve))
+        view.same_depth(entry.layer, e.paper.num_layers, len(curve))
         for entry in e.paper.kurtosis
         if entry.arm == "_".join(RESIDUAL_ADAMW)
     ]
     values = [curve[layer - 1] for layer in stated]
+    loss = e.shown.full_loss(arm).value
     numbers = [
-        e.at_the_end(arm, f"layer {layer} of {len(curve)}", value)
+        e.beside(arm, f"layer {layer} of {len(curve)}", value, loss)
         for layer, value in zip(stated, values, strict=True)
     ]
     rho = rank_correlation(range(len(curve)), curve)
@@ -759,61 +696,50 @@ def falls_with_depth(e: Evidence) -> Judgement:
         numbers.append(Number("rank correlation of kurtosis with layer", rho, ""))
     if max(curve) < NEAR_GAUSSIAN:
         why = f"No layer is beyond {NEAR_GAUSSIAN:g}: there is no tail to fall."
-        return Judgement(verdict=UNTESTABLE, why=why, numbers=numbers)
+        return Judgement(UNTESTABLE, why, numbers)
     if values == sorted(values, reverse=True) and values[0] > values[-1]:
         verdict, why = HOLDS, "It falls over the depths that the paper names."
     elif rho is not None and rho < 0:
         verdict, why = CORRECTED, "It falls on the whole, not at the paper's depths."
     else:
         verdict, why = FAILS, "It does not fall with depth."
-    return Judgement(verdict=verdict, why=why, numbers=numbers)
+    return Judgement(verdict, why, numbers)
 
 
 def throughput(e: Evidence) -> Judgement:
     """C18: steps/s by optimizer in the paper's order, and memory."""
-    arms = {cost.arm: e.outcome(e.playing((_skip(cost.arm), _optimizer(cost.arm))))
-            for cost in e.paper.costs}  # fmt: skip
+    costs = {cost.arm: cost.steps_per_second for cost in e.paper.costs}
+    arms = {name: e.outcome(e.playing(part_of(name))) for name in costs}
     speeds = {
         name: value
         for name, arm in arms.items()
         if arm is not None and (value := e.shown.speed(arm)) is not None
     }
     base = "_".join(RESIDUAL_ADAMW)
+    unknown = [view.arm_label(name) for name in arms if name not in speeds]
     if base not in speeds or len(speeds) < 2:
-        lacking = {view.arm_label(n): speeds.get(n) for n in arms}
-        raise NotTestable(*(f"steps/s of {n}" for n, v in lacking.items() if v is None))
-    numbers = [
-        Number(f"{view.arm_label(name)}, steps/s over those of residual AdamW",
-               speed / speeds[base], "")
-        for name, speed in speeds.items()
-    ]  # fmt: skip
+        raise NotTestable(*(f"steps/s of {name}" for name in unknown))
     memory = {
         name: found / 1e9
         for name in speeds
         if (found := e.shown.memory(arms[name] or "", "peak_bytes")) is not None
     }
+    what = "steps/s over those of residual AdamW"
+    numbers = [
+        Number(f"{view.arm_label(name)}, {what}", speed / speeds[base], "")
+        for name, speed in speeds.items()
+    ]
     numbers += [
         Number(f"{view.arm_label(name)}, peak memory of a device", value, "GB")
         for name, value in memory.items()
     ]
-    theirs = {cost.arm: cost for cost in e.paper.costs if cost.arm in speeds}
-    order = sorted(theirs, key=lambda name: -theirs[name].steps_per_second)
-    right = [a for a, b in itertools.pairwise(order) if speeds[a] > speeds[b]]
-    verdict = HOLDS if len(right) == len(order) - 1 else CORRECTED if right else FAILS
-    why = f"{len(right)} of {len(order) - 1} neighbors in the paper's order of speed "
+    order = sorted(speeds, key=lambda name: -costs[name])
+    right = [speeds[a] > speeds[b] for a, b in itertools.pairwise(order)]
+    why = f"{sum(right)} of {len(right)} neighbors in the paper's order of speed "
     why += "stand in the same order here."
-    unknown = [view.arm_label(name) for name in speeds if name not in memory]
-    absent = [f"memory of {', '.join(unknown)}"] if unknown else []
-    absent += [view.arm_label(name) for name in arms if name not in speeds]
-    return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)
-
-
-def _skip(arm: str) -> str:
-    return "residual_free" if arm.startswith("residual_free_") else "residual"
-
-
-def _optimizer(arm: str) -> str:
-    return arm.removeprefix(_skip(arm) + "_")
+    unmeasured = [view.arm_label(name) for name in speeds if name not in memory]
+    absent = [f"memory of {', '.join(unmeasured)}"] if unmeasured else []
+    return Judgement(graded(right), why, numbers, [*absent, *unknown])
 
 
 # How an orthogonal initialization draws W_V, W_O and W_D: (vo_pair, w_down).
@@ -836,14 +762,6 @@ def _reading_label(reading: Reading) -> str:
     return "with " + ", ".join(changes)
 
 
-# Depth -> whether an arm beats the bigram floor there, and its distance from it.
-ByDepth = Mapping[int, tuple[bool, list[Number]]]
-
-
-def _below_at(found: ByDepth) -> list[int]:
-    return [depth for depth, (beats, _) in found.items() if beats]
-
-
 def trains_deep(e: Evidence) -> Judgement:
     """C19: orthogonal residual-free arms against the bigram floor, by depth.
 
@@ -851,8 +769,7 @@ def trains_deep(e: Evidence) -> Judgement:
     """
 
     def learnt(test: Callable[[Facts], bool]) -> ByDepth:
-        found = _by_depth(e, lambda f: f.optimizer in SPECTRAL and test(f))
-        return {depth: _learnt(e, arm) for depth, arm in found.items()}
+        return _by_depth(e, lambda f: f.optimizer in SPECTRAL and test(f))
 
     def reads(facts: Facts, reading: Reading) -> bool:
         return facts.recipe == "orthogonal" and _reading(facts) == reading
@@ -871,28 +788,21 @@ def trains_deep(e: Evidence) -> Judgement:
     tried = results.get(_AS_WRITTEN, {})
     if not tried:
         verdict = UNTESTABLE
-    elif max(tried) in _below_at(tried) and max(tried) not in _below_at(control):
+    elif max(tried) in _below(tried) and max(tried) not in _below(control):
         verdict = HOLDS
     else:
-        verdict = CORRECTED if any(map(_below_at, results.values())) else FAILS
+        verdict = CORRECTED if any(map(_below, results.values())) else FAILS
     named = {_reading_label(reading): found for reading, found in results.items()}
     named |= {"from a Gaussian initialization": control} if control else {}
     why = "Below the bigram floor: " + "; ".join(
-        f"{name} at depth {_list(_below_at(found))} (tried: {_list(list(found))})"
+        f"{name} at depth {_list(_below(found))} (tried: {_list(list(found))})"
         for name, found in named.items()
     )
     depths = {depth for found in results.values() for depth in found}
     written = _reading_label(_AS_WRITTEN)
-    absent = [
-        *(f"the initialization {written} at depth {d}" for d in depths - set(tried)),
-        *(f"a Gaussian control of depth {d}" for d in set(tried) - set(control)),
-    ]
-    numbers = [
-        n for found in named.values() for _, each in found.values() for n in each
-    ]
-    return Judgement(
-        verdict=verdict, why=why + ".", numbers=numbers, missing=sorted(absent)
-    )
+    absent = [f"the initialization {written} at depth {d}" for d in depths - set(tried)]
+    absent += [f"a Gaussian control of depth {d}" for d in set(tried) - set(control)]
+    return Judgement(verdict, why + ".", _numbers(*named.values()), sorted(absent))
 
 
 def only_route(e: Evidence) -> Judgement:
@@ -900,18 +810,15 @@ def only_route(e: Evidence) -> Judgement:
     _, free = e.sides()
     best = e.best(free) or ""
     names = ("W8A6", "W4A4")
-    cells = [(name, stream) for name in names for stream in view.STREAMS]
-    unmeasured = [
-        f"{name} rows of {view.arm_label(best)}"
-        for name, stream in cells
-        if e.increase(best, name, stream).value is None
-    ]
+    cells = list(itertools.product(names, view.PLACEMENTS))
+    unmeasured = [n for n, s in cells if e.increase(best, n, s).value is None]
     if unmeasured:
-        raise NotTestable(*dict.fromkeys(unmeasured))
+        label = view.arm_label(best)
+        raise NotTestable(*(f"{n} rows of {label}" for n in dict.fromkeys(unmeasured)))
     base = e.loss(best)
     numbers, measured, as_good = [base], [], []
     rivals = e.of_one_size(lambda f: f.skip == "residual")
-    for arm in filter(e.trained, rivals):
+    for arm in filter(e.shown.trained, rivals):
         gaps = [
             difference(e.increase(best, *cell), e.increase(arm, *cell)).value
             for cell in cells
@@ -927,7 +834,7 @@ def only_route(e: Evidence) -> Judgement:
             as_good.append(view.arm_label(arm))
     if as_good:
         why = f"As good at W8A6 and W4A4 and no worse before: {', '.join(as_good)}."
-        return Judgement(verdict=FAILS, why=why, numbers=numbers)
+        return Judgement(FAILS, why, numbers)
     kinds = {part_label(RESIDUAL_KL): e.playing(RESIDUAL_KL)}
     kinds |= {
         f"residual with {rival}": [a for a in rivals if e.facts[a].rival == rival]
@@ -941,5 +848,4 @@ def only_route(e: Evidence) -> Judgement:
         if not set(arms) & set(measured)
     ]
     why = f"None of {len(measured)} residual arms is as good."
-    verdict = UNTESTABLE if absent else HOLDS
-    return Judgement(verdict=verdict, why=why, numbers=numbers, missing=absent)
+    return Judgement(UNTESTABLE if absent else HOLDS, why, numbers, absent)

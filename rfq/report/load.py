@@ -1,245 +1,361 @@
-"""Reads what `rfq compare` wrote into plain records, and names the bad line.
-
-Nothing here invents a number: a field that is absent, null or not finite is None, and
-the tables say "missing" or "not finite" in its place.
-"""
+"""Read directories into frames: every run once, every config under one name."""
 
 import dataclasses
+import functools
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import polars as pl
+
+from rfq import experiment as experiment_lib
+from rfq import rows as rows_lib
 from rfq.errors import InputError
 
-Record = Mapping[str, object]
+Record = Mapping[str, Any]
+# Arm and seed: what tells the runs of a directory apart.
+Home = tuple[str, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run directory, `arms/<arm>/seed-<s>`.
+    """One run directory.
 
     Attributes:
-        config: config.json, empty if absent; so are `statistics`, `done` (written when
-            training ended) and `failed` (written when it diverged).
-        metrics: one record a logged step, in the order of the steps.
-        measures: one record a measured step, with `sites`, in the order of the steps.
-        sites: what quantization does per site and layer, one record a setting.
-        losses: of each held-out sequence, one record a setting.
-        tasks: accuracies, one record a setting and set of questions.
+        described: config.json; empty where there is none, as are the next two.
+        done: What was written when training ended.
+        failed: What was written when training diverged.
+        weights: The numbers of the weights in statistics.json.
     """
 
     arm: str
     seed: int
-    config: Record
-    metrics: Sequence[Record]
-    measures: Sequence[Record]
-    sites: Sequence[Record]
-    losses: Sequence[Record]
-    tasks: Sequence[Record]
-    statistics: Record
+    home: pathlib.Path
+    described: Record
     done: Record
     failed: Record
+    weights: Record
+
+    @property
+    def experiment(self) -> Record:
+        """The config of the experiment."""
+        return self.described.get("experiment", {})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
-    """Everything in a compare directory.
+    """Everything that directories hold, as frames with the columns arm and seed.
 
     Attributes:
-        rows: one record an arm, seed and setting.
-        runs: the run directories, in the order of their names.
-        context: context.json: `floors`, `data`, `arms`; empty if absent.
-        theory: theory.jsonl, the rows of `rfq theory --json`; none if absent.
-        notes: what was left out while reading, in sentences for the page.
+        directory: Where the report goes.
+        rows, losses, tasks: The kinds of `rfq.rows`; tasks has one line a task.
+        sites: What quantization does, one line a site, statistic and layer.
+        metrics: Logged training steps, by step.
+        measures: Measured training steps, one line a site, statistic and layer.
+        statistics: The full-precision model at the end, in the same form.
+        histograms: Of measured steps, and of the end where `step` is null.
+        context: context.json: the floors, the data and the planned arms.
+        theory: The checks of `rfq theory`.
+        notes: What was left out while reading, in sentences.
     """
 
     directory: pathlib.Path
-    rows: Sequence[Record]
+    rows: pl.DataFrame
     runs: Sequence[Run]
+    losses: pl.DataFrame
+    tasks: pl.DataFrame
+    sites: pl.DataFrame
+    metrics: pl.DataFrame
+    measures: pl.DataFrame
+    statistics: pl.DataFrame
+    histograms: pl.DataFrame
     context: Record
     theory: Sequence[Record]
     notes: Sequence[str]
 
 
-def number(record: Record, field: str) -> float | None:
-    """The finite number under `field`, or None for absent, null, NaN and text."""
-    value = record.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What is read of a directory before names are settled."""
+
+    directory: pathlib.Path
+    rows: pl.DataFrame
+    runs: Sequence[Run]
+    context: Record
+    theory: Sequence[Record]
+    notes: Sequence[str]
+
+    def fingerprints(self) -> dict[Home, str | None]:
+        """Return what names the config of each run, as far as its files tell."""
+        named = self.rows.select("arm", "seed", "config_fingerprint").rows()
+        found: dict[Home, str | None] = {(arm, seed): name for arm, seed, name in named}
+        for run in self.runs:
+            own = run.described.get("fingerprint")
+            found[run.arm, run.seed] = own or found.get((run.arm, run.seed))
+        return found
+
+    def configs(self) -> dict[str, Record]:
+        """Return what fixes each arm but its seed; empty where only rows are there."""
+        free = (*experiment_lib.FREE_SECTIONS, "seed")
+        found: dict[str, Record] = {arm: {} for arm in self.rows["arm"].unique()}
+        for run in self.runs:
+            kept = {k: v for k, v in run.experiment.items() if k not in free}
+            found[run.arm] = kept
+        return found
+
+    def data(self) -> str | None:
+        """Return the fingerprint of the data, the first that a file gives."""
+        records = (self.context, *(run.described for run in self.runs))
+        found = [record.get("data_fingerprint") for record in records]
+        found += self.rows["data_fingerprint"].to_list()
+        return next((value for value in found if value is not None), None)
 
 
-def numbers(record: Record, field: str) -> list[float | None]:
-    """The numbers of a list field, with None for those that are not finite."""
-    values = record.get(field)
-    if not isinstance(values, list):
-        return []
-    return [number({"value": value}, "value") for value in values]
+def read(directories: Sequence[str | pathlib.Path], out: pathlib.Path) -> Results:
+    """Read directories of `rfq compare`, `rfq train` or `rfq theory` into one result.
 
+    A run that several directories hold counts once, under its first name. An arm whose
+    name another config has before it takes what differs from that into its own:
+    `residual_adamw_num_layers_12`. The rows of a run's own directory count before
+    rows.jsonl of the comparison (D78).
 
-def text(record: Record, field: str) -> str | None:
-    """The text under `field`, or None."""
-    value = record.get(field)
-    return value if isinstance(value, str) else None
+    Args:
+        directories: Where to read.
+        out: Where the report will be written.
 
-
-def child(record: Record, *fields: str) -> Record:
-    """The object at the end of a path of fields, or an empty one."""
-    for field in fields:
-        value = record.get(field)
-        record = value if isinstance(value, dict) else {}
-    return record
-
-
-def nonfinite(record: Record, field: str) -> bool:
-    """Whether the driver recorded that `field` was NaN or infinite."""
-    names = record.get("nonfinite")
-    value = record.get(field)
-    return (isinstance(names, list) and field in names) or (
-        isinstance(value, float) and not math.isfinite(value)
-    )
-
-
-def _object(source: str, where: str) -> Record:
-    try:
-        value = json.loads(source)
-    except json.JSONDecodeError as error:
+    Raises:
+        InputError: a directory holds nothing to report or a file that cannot be read;
+            nothing was trained; data differ; two configs of one name cannot be told
+            apart.
+    """
+    joined = functools.reduce(_merge, [_open(pathlib.Path(d)) for d in directories])
+    if joined.rows.is_empty() and not joined.runs:
         raise InputError(
-            f"{where} is not JSON ({error.msg}); delete it or write it again with the "
-            "command that made it"
-        ) from None
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{where} holds a {type(value).__name__}, not an object of fields; delete "
-            "it or write it again with the command that made it"
+            f"{', '.join(map(str, directories))}: no rows and no runs to report; give "
+            "also a directory that `rfq compare` or `rfq train` wrote"
         )
-    return value
+    return _results(joined, out)
 
 
 def read_json(path: pathlib.Path) -> Record:
-    """Reads one object, empty if there is no such file.
+    """Read one object; a file that is not there gives an empty one.
 
     Raises:
         InputError: the file is not a JSON object.
     """
     if not path.is_file():
         return {}
-    return _object(path.read_text(encoding="utf-8"), str(path))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        value = error.msg
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{path} is not a JSON object ({value!r}); delete it or write it again "
+            "with the command that made it"
+        )
+    return value
 
 
-def read_jsonl(path: pathlib.Path, notes: list[str]) -> list[Record]:
-    """Reads one object a line, none if there is no such file.
-
-    A last line without a line feed is still being written, or was cut by a kill: it is
-    left out and said in `notes`.
-
-    Raises:
-        InputError: another line is not a JSON object; the message names the line.
-    """
-    if not path.is_file():
-        return []
-    records = []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for index, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(_object(line, f"line {index} of {path}"))
-        except InputError:
-            if index < len(lines):
-                raise
-            notes.append(
-                f"The last line of {path.name} is cut off and was left out; the "
-                "command that writes it was stopped or is still running."
-            )
-    return records
-
-
-def _by_step(records: Sequence[Record]) -> list[Record]:
-    """Orders records by step; of a step written twice (a resume) the last counts."""
-    last = {number(record, "step"): record for record in records}
-    return [last[step] for step in sorted(step for step in last if step is not None)]
-
-
-def _home_of(directory: pathlib.Path) -> tuple[str, int] | None:
-    """Arm and seed of a run directory; None for any other folder.
-
-    `arms/<arm>/seed-<s>` says it by its path, what `rfq train` wrote by its config.
-    """
-    prefix, _, seed = directory.name.rpartition("-")
-    if directory.parent.parent.name == "arms":
-        named = directory.is_dir() and prefix == "seed" and seed.isdigit()
-        return (directory.parent.name, int(seed)) if named else None
-    experiment = child(read_json(directory / "config.json"), "experiment")
-    arm, number_ = text(experiment, "arm"), number(experiment, "seed")
-    return None if arm is None or number_ is None else (arm, int(number_))
-
-
-def _read_run(
-    directory: pathlib.Path, arm: str, seed: int, notes: list[str]
-) -> tuple[Run, list[Record]]:
-    """A run, and its rows."""
-    run = Run(
-        arm=arm,
-        seed=seed,
-        config=read_json(directory / "config.json"),
-        metrics=_by_step(read_jsonl(directory / "metrics.jsonl", notes)),
-        measures=_by_step(read_jsonl(directory / "measures.jsonl", notes)),
-        sites=read_jsonl(directory / "quantize" / "sites.jsonl", notes),
-        losses=read_jsonl(directory / "quantize" / "losses.jsonl", notes),
-        tasks=read_jsonl(directory / "quantize" / "tasks.jsonl", notes),
-        statistics=read_json(directory / "quantize" / "statistics.json"),
-        done=read_json(directory / "done.json"),
-        failed=read_json(directory / "failed.json"),
-    )
-    rows = read_jsonl(directory / "quantize" / "rows.jsonl", notes)
-    return run, [{"arm": arm, "seed": seed, **row} for row in rows]
-
-
-def load(directory: str | pathlib.Path) -> Results:
-    """Reads what one command wrote into a directory; absent files give empty records.
-
-    That of `rfq compare`, or a run of `rfq train` and `rfq quantize`, or one that holds
-    theory.jsonl. A run's own rows count, also those that were made after the
-    comparison; rows.jsonl stands in where a run has none.
-
-    Raises:
-        InputError: there is no such directory, nothing in it to report, or a line that
-            is not a JSON object.
-    """
-    directory = pathlib.Path(directory)
+def _open(directory: pathlib.Path) -> _Part:
     if not directory.is_dir():
         raise InputError(
             f"{str(directory)!r} is not a directory; give one that `rfq compare` or "
             "`rfq train` wrote"
         )
-    notes: list[str] = []
-    runs: list[Run] = []
-    rows: list[Record] = []
-    for home in (directory, *sorted(directory.glob("arms/*/seed-*"))):
-        named = _home_of(home)
-        if named is not None:
-            run, own = _read_run(home, *named, notes)
-            runs.append(run)
-            rows += own
-    covered = {(row["arm"], row["seed"]) for row in rows}
-    joined = read_jsonl(directory / "rows.jsonl", notes)
-    rows += [row for row in joined if (row.get("arm"), row.get("seed")) not in covered]
-    theory = read_jsonl(directory / "theory.jsonl", notes)
-    if not rows and not runs and not theory:
+    homes = [directory, *sorted(directory.glob("arms/*/seed-*"))]
+    runs = [run for home in homes if (run := _run(home)) is not None]
+    own = [_rows(run.home, arm=run.arm, seed=run.seed) for run in runs]
+    rows = pl.concat([rows_lib.frame("rows", []), *own])
+    joined = rows_lib.read("rows", directory / "rows.jsonl")
+    unnamed = joined["arm"].null_count()
+    named = joined.filter(pl.col("arm").is_not_null())
+    rows = pl.concat([rows, named.join(rows, on=["arm", "seed"], how="anti")])
+    theory = rows_lib.lines(directory / "theory.jsonl")
+    if joined.is_empty() and not runs and not theory:
         raise InputError(
             f"{str(directory)!r} has neither rows.jsonl nor a run, its own or under "
             "arms/; give a directory that `rfq compare` or `rfq train` wrote"
         )
-    unnamed = sum(text(row, "arm") is None for row in rows)
-    if unnamed:
-        notes.append(f"{unnamed} rows name no arm and were left out.")
-    return Results(
+    files = [directory / "rows.jsonl"]
+    files += [path for run in runs for path in sorted(run.home.rglob("*.jsonl"))]
+    notes = [
+        f"The last line of {path.name} is cut off and was left out; the command that "
+        "writes it was stopped or is still running."
+        for path in files
+        if path.is_file() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
+    ]
+    notes += [f"{unnamed} rows name no arm and were left out."] if unnamed else []
+    return _Part(
         directory=directory,
-        rows=tuple(row for row in rows if text(row, "arm") is not None),
-        runs=tuple(runs),
+        rows=rows,
+        runs=runs,
         context=read_json(directory / "context.json"),
         theory=theory,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=notes,
+    )
+
+
+def _run(home: pathlib.Path) -> Run | None:
+    """Read a run's single files; None where the directory is no run.
+
+    `arms/<arm>/seed-<s>` says arm and seed by its path, another one by its config.
+    """
+    described = read_json(home / "config.json")
+    experiment = described.get("experiment", {})
+    arm, seed = experiment.get("arm"), experiment.get("seed")
+    if home.parent.parent.name == "arms":
+        prefix, _, digits = home.name.rpartition("-")
+        named = home.is_dir() and prefix == "seed" and digits.isdigit()
+        arm, seed = (home.parent.name, int(digits)) if named else (None, None)
+    if arm is None or seed is None:
+        return None
+    return Run(
+        arm=arm,
+        seed=seed,
+        home=home,
+        described=described,
+        done=read_json(home / "done.json"),
+        failed=read_json(home / "failed.json"),
+        weights=read_json(home / "quantize" / "statistics.json").get("weights", {}),
+    )
+
+
+def _rows(home: pathlib.Path, **fixed: str | int) -> pl.DataFrame:
+    return rows_lib.read("rows", home / "quantize" / "rows.jsonl", **fixed)
+
+
+def _merge(ours: _Part, theirs: _Part) -> _Part:
+    data = [part.data() for part in (ours, theirs)]
+    if None not in data and data[0] != data[1]:
+        raise InputError(
+            f"{theirs.directory} was trained on other data than {ours.directory}; "
+            "losses on them cannot be compared"
+        )
+    held: dict[tuple[str | None, int], str] = {
+        (fingerprint, seed): arm
+        for (arm, seed), fingerprint in ours.fingerprints().items()
+        if fingerprint is not None
+    }
+    taken, configs = ours.configs(), theirs.configs()
+    names: dict[Home, str] = {}
+    again = []
+    for (arm, seed), fingerprint in theirs.fingerprints().items():
+        twin = held.get((fingerprint, seed))
+        if twin is None:
+            names[arm, seed] = _name(arm, configs[arm], taken, theirs.directory)
+        else:
+            again.append(f"{arm} (seed {seed}) is {twin}")
+    notes = [*ours.notes, *theirs.notes]
+    if again:
+        notes.append(
+            f"These runs of {theirs.directory} were given before and count once: "
+            f"{', '.join(again)}."
+        )
+    renamed = pl.DataFrame(
+        [(arm, seed, name) for (arm, seed), name in names.items()],
+        schema={"arm": pl.String, "seed": pl.Int64, "name": pl.String},
+        orient="row",
+    )
+    kept = theirs.rows.join(renamed, on=["arm", "seed"], maintain_order="left")
+    runs = [
+        dataclasses.replace(run, arm=names[run.arm, run.seed])
+        for run in theirs.runs
+        if (run.arm, run.seed) in names
+    ]
+    return dataclasses.replace(
+        ours,
+        rows=pl.concat([ours.rows, kept.with_columns(arm="name").drop("name")]),
+        runs=[*ours.runs, *runs],
+        context=_context(ours.context, theirs.context, configs, names),
+        theory=ours.theory or theirs.theory,
+        notes=notes,
+    )
+
+
+def _name(
+    arm: str, config: Record, taken: Mapping[str, Record], where: pathlib.Path
+) -> str:
+    if arm not in taken or (config and config == taken[arm]):
+        return arm
+    changed = experiment_lib.differences(dict(taken[arm]), dict(config))
+    parts = [arm, *(f"{path.split('.')[-1]}_{new}" for path, _, new in changed)]
+    name = "_".join(parts)
+    if not config or not taken[arm] or taken.get(name, config) != config:
+        raise InputError(
+            f"arm {arm!r} in {where} has the name of another config, and config.json "
+            "does not tell them apart; give one another --arm"
+        )
+    return name
+
+
+def _context(
+    ours: Record, theirs: Record, configs: Record, names: Mapping[Home, str]
+) -> Record:
+    planned = [*ours.get("arms", ()), *names.values()]
+    planned += [arm for arm in theirs.get("arms", ()) if arm not in configs]
+    seconds = [context.get("seconds") for context in (ours, theirs)]
+    return {
+        **theirs,
+        **ours,
+        "arms": list(dict.fromkeys(planned)),
+        "seconds": sum(x or 0.0 for x in seconds) if None not in seconds else None,
+    }
+
+
+def _results(part: _Part, out: pathlib.Path) -> Results:
+    """Read the frames of all runs, under their settled names."""
+    frames = {
+        kind: [rows_lib.frame(kind, [], arm="", seed=0)]
+        for kind in ("losses", "tasks", "sites", "metrics", "measures")
+    }
+    histograms = [_histograms(None, None, {}, "", 0)]
+    statistics = pl.DataFrame(
+        schema={"arm": pl.String, "seed": pl.Int64, "sites": pl.String}
+    )
+    for run in part.runs:
+        named = {"arm": run.arm, "seed": run.seed}
+        for kind in ("losses", "tasks", "sites"):
+            path = run.home / "quantize" / f"{kind}.jsonl"
+            frames[kind].append(rows_lib.read(kind, path, **named))
+        for kind in ("metrics", "measures"):
+            found = rows_lib.read(kind, run.home / f"{kind}.jsonl", **named)
+            # A step that is written twice, by a resumed run, counts as it was last.
+            frames[kind].append(found.unique("step", keep="last").sort("step"))
+        at_end = read_json(run.home / "quantize" / "statistics.json")
+        sites = at_end.get("sites", {})
+        text = pl.DataFrame({**named, "sites": json.dumps(sites)})
+        statistics = statistics.vstack(text.select(statistics.columns))
+        measured = frames["measures"][-1].select("step", "edges", "sites").rows()
+        histograms += [
+            _histograms(step, edges, json.loads(found or "{}"), run.arm, run.seed)
+            for step, edges, found in measured
+        ]
+        histograms.append(
+            _histograms(None, at_end.get("edges"), sites, run.arm, run.seed)
+        )
+    whole = {kind: pl.concat(found) for kind, found in frames.items()}
+    return Results(
+        directory=out,
+        rows=part.rows,
+        runs=part.runs,
+        losses=whole["losses"],
+        tasks=rows_lib.by_task(whole["tasks"]),
+        sites=rows_lib.by_layer(whole["sites"]),
+        metrics=whole["metrics"],
+        measures=rows_lib.by_layer(whole["measures"].drop("edges")),
+        statistics=rows_lib.by_layer(statistics),
+        histograms=pl.concat(histograms),
+        context=part.context,
+        theory=part.theory,
+        notes=list(dict.fromkeys(part.notes)),
+    )
+
+
+def _histograms(
+    step: int | None, edges: Any, sites: Record, arm: str, seed: int
+) -> pl.DataFrame:
+    return rows_lib.histograms(edges, sites).with_columns(
+        arm=pl.lit(arm), seed=pl.lit(seed, pl.Int64), step=pl.lit(step, pl.Int64)
     )

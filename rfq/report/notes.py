@@ -1,157 +1,140 @@
-"""Sentences computed from the rows: what to know before and beside the numbers.
+"""Sentences computed from the rows: the answer, what to know, and the limits."""
 
-No number is typed in; verdicts on the paper's claims are `claims`'.
-"""
+import collections
+import itertools
+from collections.abc import Mapping
 
-import dataclasses
-from collections.abc import Sequence
+import polars as pl
 
-from rfq.report import load, tables, view
-from rfq.report.paper import Paper
-from rfq.report.view import Estimate, Precision, View
-
-# Nats below which an increase of loss does not matter to a reader.
-NEGLIGIBLE = 0.01
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Alert:
-    """Something a reader must know before any number."""
-
-    arm: str | None
-    text: str
+from rfq.report import judges, tables, view
+from rfq.report.claims import Judged
+from rfq.report.evidence import Evidence, NotTestable
+from rfq.report.tables import GLANCE_SPECS, count_text, signed
+from rfq.report.view import View
 
 
-def _names(arms: Sequence[str]) -> str:
-    labels = [view.arm_label(arm) for arm in arms]
-    if len(labels) < 2:
-        return "".join(labels)
-    return ", ".join(labels[:-1]) + " and " + labels[-1]
+def answer(evidence: Evidence) -> str:
+    """Answer the question of the page for these runs, in one sentence."""
+    try:
+        evidence.sides()
+    except NotTestable as error:
+        return f"These runs cannot say: they lack {' and '.join(error.missing)}."
+    cells = [
+        cell
+        for name, stream in itertools.product(GLANCE_SPECS, view.PLACEMENTS)
+        if (cell := judges.compare_sides(
+            evidence, name, stream, evidence.increase, "nats", judges.NEGLIGIBLE
+        ))
+    ]  # fmt: skip
+    if not cells:
+        return "These runs cannot say: no arm of either kind was quantized to few bits."
+    won, lost = (sum(side == winner for side, _ in cells) for winner in (1, -1))
+    verdict = "It depends in these runs" if won and lost else "Yes in these runs"
+    if not won:
+        verdict = "No in these runs" if lost else "These runs show no difference"
+    return (
+        f"{verdict}: where the best residual and the best residual-free arm are "
+        f"compared at {', '.join(GLANCE_SPECS)} and both placements of the stream's "
+        f"quantizer, the residual-free arm loses less in {won} of {len(cells)} "
+        f"comparisons, the residual arm in {lost}, and {len(cells) - won - lost} show "
+        "no clear difference or lose nothing that matters."
+    )
 
 
-def _trained(shown: View, skip: str) -> list[str]:
-    return [
-        arm
-        for arm in shown.arms
-        if shown.skip(arm) == skip and shown.status(arm) in ("ok", "above bigram")
-    ]
+TALLY: Mapping[str, str] = {
+    judges.HOLDS: "hold",
+    judges.CORRECTED: "hold with a correction",
+    judges.FAILS: "do not hold",
+    judges.TOO_SMALL: "need larger runs",
+    judges.UNTESTABLE: "need other arms or numbers",
+}
 
 
-def _valued(found: dict[str, Estimate]) -> dict[str, float]:
-    return {arm: e.value for arm, e in found.items() if e.value is not None}
+def tally(judged: list[Judged]) -> list[tuple[int, str, str]]:
+    """Count the verdicts: how many, in words, and the verdict."""
+    counts = collections.Counter(one.judgement.verdict for one in judged)
+    return [(counts[v], words, v) for v, words in TALLY.items() if counts[v]]
 
 
-def _kurt(value: float) -> str:
-    return tables.kurtosis_text(value)
-
-
-def alerts(shown: View) -> list[Alert]:
-    """Arms that are missing, not finite, stuck or unfinished, and lost files."""
+def alerts(shown: View) -> list[str]:
+    """Say what a reader must know before any number: lost arms and lost files."""
     found = []
     unigram = shown.floor("unigram")
+    broken = shown.results.rows.filter(pl.col("loss").is_nan())
     for arm in shown.arms:
         label, status = view.arm_label(arm), shown.status(arm)
         loss = shown.full_loss(arm).value
         if status == "missing":
-            found.append(Alert(arm=arm, text=f"{label}: missing; no rows and no run."))
+            found.append(f"{label}: missing; no rows and no run.")
         elif status == "unfinished":
-            found.append(
-                Alert(arm=arm, text=f"{label}: unfinished; it has no rows yet.")
-            )
+            found.append(f"{label}: unfinished; it has no rows yet.")
         elif status == "not finite":
-            found.append(Alert(arm=arm, text=f"{label}: {_why_broken(shown, arm)}."))
-        elif status == "stuck" and loss is not None and unigram is not None:
-            text = (
+            said = [run.failed.get("message") for run in shown.runs(arm)]
+            default = "the loss is not finite; its numbers mean nothing"
+            found.append(f"{label}: {next(filter(None, said), default)}.")
+        elif status == "stuck" and loss is not None:
+            found.append(
                 f"{label}: collapsed; its held-out loss {loss:.2f} is near the unigram "
                 f"floor {unigram:.2f}, so it learnt little but word frequencies and "
                 "its robustness to quantization means nothing."
             )
-            found.append(Alert(arm=arm, text=text))
         if status in ("ok", "above bigram", "stuck"):
-            bad = sorted(
-                {
-                    f"{row.get('spec')}"
-                    for row in shown.results.rows
-                    if row.get("arm") == arm and load.nonfinite(row, "loss")
-                }
-            )
-            if bad:
-                text = f"{label}: the loss is not finite at {', '.join(bad)}."
-                found.append(Alert(arm=arm, text=text))
-            if not shown.rows(arm, shown.reference):
-                found.append(Alert(arm=arm, text=f"{label}: quantized rows missing."))
-    found += _unequal_placements(shown)
-    if unigram is None or shown.floor("bigram") is None:
-        text = "The n-gram floors are missing, so a collapsed arm cannot be told."
-        found.append(Alert(arm=None, text=text))
-    found += [Alert(arm=None, text=note) for note in shown.results.notes]
-    return found
-
-
-def _why_broken(shown: View, arm: str) -> str:
-    """What the run itself said when it diverged, or that its loss is not finite."""
-    said = [load.text(run.failed, "message") for run in shown.runs(arm)]
-    message = next((text for text in said if text), None)
-    return message or "the loss is not finite; its numbers mean nothing"
-
-
-def _unequal_placements(shown: View) -> list[Alert]:
-    """Residual-free arms whose two placements differ, which would be a bug of ours."""
-    found = []
-    for arm in shown.arms:
-        if shown.skip(arm) != "residual_free":
-            continue
-        worst = 0.0
-        for precision in shown.precisions:
-            both = [shown.increase(arm, precision, s).value for s in view.STREAMS]
-            if both[0] is not None and both[1] is not None:
-                worst = max(worst, abs(both[0] - both[1]))
+            if bad := sorted(set(broken.filter(arm=arm)["spec"])):
+                found.append(f"{label}: the loss is not finite at {', '.join(bad)}.")
+            if not shown.rows.place(arm, shown.reference, None):
+                found.append(f"{label}: quantized rows missing.")
+        worst = _unequal(shown, arm)
         if worst > 1e-4:
-            text = (
-                f"{view.arm_label(arm)}: the two placements differ by up to "
-                f"{worst:.4f} nats, but have to be equal; distrust these rows."
+            found.append(
+                f"{label}: the two placements differ by up to {worst:.4f} nats, but "
+                "have to be equal; distrust these rows."
             )
-            found.append(Alert(arm=arm, text=text))
-    return found
-
-
-def _rank(shown: View, precision: Precision, stream: str) -> list[str]:
-    found = _valued(
-        {
-            arm: shown.increase(arm, precision, stream)
-            for arm in (*_trained(shown, "residual"), *_trained(shown, "residual_free"))
-        }
-    )
-    return sorted(found, key=lambda arm: found[arm])
-
-
-def _common(shown: View, field: str) -> float | None:
-    values = [
-        value
-        for row in shown.results.rows
-        if (value := load.number(row, field)) is not None
-    ]
-    return max(values, default=None)
-
-
-def _size(shown: View, paper: Paper) -> str:
-    params, steps = _common(shown, "num_params"), _common(shown, "num_steps")
-    tokens = _common(shown, "tokens_seen")
-    parts = []
-    if params is not None:
-        parts.append(
-            f"{tables.count_text(params)} parameters, "
-            f"1/{paper.num_params / params:,.0f} of the paper's"
+    if unigram is None or shown.floor("bigram") is None:
+        found.append(
+            "The n-gram floors are missing, so a collapsed arm cannot be told."
         )
-    if steps is not None:
+    return [*found, *shown.results.notes]
+
+
+def _unequal(shown: View, arm: str) -> float:
+    """Return how far the placements of a residual-free arm differ: a bug of ours."""
+    if shown.skip(arm) != "residual_free":
+        return 0.0
+    both = [
+        [shown.increase(arm, p, stream).value for stream in view.PLACEMENTS]
+        for p in shown.precisions
+    ]
+    gaps = (abs(a - b) for a, b in both if a is not None and b is not None)
+    return max(gaps, default=0.0)
+
+
+def limits(evidence: Evidence) -> list[str]:
+    """Say what runs of this size can and cannot show, computed from them."""
+    return [
+        _size(evidence),
+        _eight_bits(evidence.shown),
+        _placement(evidence.shown),
+        _seeds(evidence.shown),
+        "Held-out loss here and zero-shot accuracy in the paper are different units: "
+        "compare orders and where curves bend, not sizes.",
+    ]
+
+
+def _size(evidence: Evidence) -> str:
+    shown, paper = evidence.shown, evidence.paper
+    fields = ("num_params", "num_steps", "tokens_seen")
+    params, steps, tokens = shown.results.rows.select(pl.col(fields).max()).row(0)
+    parts = []
+    if params:
+        share = f"1/{paper.num_params / params:,.0f} of the paper's"
+        parts.append(f"{count_text(params)} parameters, {share}")
+    if steps:
         parts.append(f"{steps:,.0f} steps, the paper {paper.num_steps:,}")
-    if tokens is not None:
-        parts.append(f"{tables.count_text(tokens)} tokens seen")
-    size = "; ".join(parts) or f"size {tables.MISSING}"
+    if tokens:
+        parts.append(f"{count_text(tokens)} tokens seen")
+    size = "; ".join(parts) or tables.MISSING
     peaks = {
-        arm: k
-        for arm in shown.arms
-        if (k := shown.block_kurtosis(arm).value) is not None
+        a: k for a in shown.arms if (k := shown.block_kurtosis(a).value) is not None
     }
     if not peaks:
         return f"Size: {size}. Kurtosis: {tables.MISSING}."
@@ -163,88 +146,64 @@ def _size(shown: View, paper: Paper) -> str:
         if peaks[arm] < theirs / 10
         else "the same order of magnitude"
     )
+    largest = tables.write(peaks[arm], "kurtosis")
     return (
-        f"Size: {size}. The largest block kurtosis here is {_kurt(peaks[arm])} "
+        f"Size: {size}. The largest block kurtosis here is {largest} "
         f"({view.arm_label(arm)}); the paper states up to {theirs:,.0f}: {reach}."
     )
 
 
 def _eight_bits(shown: View) -> str:
-    found = {}
-    for name in ("A8", "W8A8"):
-        precision = shown.precision(name)
-        for arm in shown.arms:
-            for stream in view.STREAMS:
-                value = shown.increase(arm, precision, stream).value
-                if value is not None:
-                    found[(name, arm, stream)] = value
+    found = {
+        f"{name}, {view.arm_label(arm)}, {place}": value
+        for name in ("A8", "W8A8")
+        for arm in shown.arms
+        for stream, place in view.PLACEMENTS.items()
+        if (value := shown.increase(arm, shown.precision(name), stream).value)
+        is not None
+    }
     if not found:
         return "Eight activation bits: missing."
-    key = max(found, key=lambda k: found[k])
-    worst = found[key]
-    where = f"{key[0]}, {view.arm_label(key[1])}, {view.STREAMS[key[2]]}"
-    if worst <= NEGLIGIBLE:
+    where = max(found, key=lambda key: found[key])
+    cost = f"{signed(found[where])} nats here ({where})"
+    if found[where] <= judges.NEGLIGIBLE:
         return (
-            f"Eight activation bits cost at most {tables.signed(worst)} nats here "
-            f"({where}): every arm passes, so read the rows at 6 and 4 bits."
+            f"Eight activation bits cost at most {cost}: every arm passes, so read the "
+            "rows at 6 and 4 bits."
         )
     return (
-        f"Eight activation bits already cost up to {tables.signed(worst)} nats here "
-        f"({where}), so the rows at 8 bits tell arms apart."
+        f"Eight activation bits already cost up to {cost}, so the rows at 8 bits tell "
+        "arms apart."
     )
 
 
 def _placement(shown: View) -> str:
     for name in ("W8A4", "A4", "W8A6", "A6"):
-        precision = shown.precision(name)
-        if precision is None:
-            continue
-        ranks = [_rank(shown, precision, stream) for stream in view.STREAMS]
-        if all(len(rank) > 1 for rank in ranks) and sorted(ranks[0]) == sorted(
-            ranks[1]
-        ):
+        ranks = []
+        for stream in view.PLACEMENTS:
+            found = {
+                arm: value
+                for arm in filter(shown.trained, shown.arms)
+                if (value := shown.increase(arm, shown.precision(name), stream).value)
+                is not None
+            }
+            ranks.append(sorted(found, key=lambda arm, found=found: found[arm]))
+        if len(ranks[0]) > 1 and sorted(ranks[0]) == sorted(ranks[1]):
             branch, in_place = (view.arm_label(rank[0]) for rank in ranks)
-            if ranks[0] != ranks[1]:
-                lead = (
-                    f"{branch} loses least with branch, {in_place} with in place"
-                    if branch != in_place
-                    else f"{branch} loses least in both, the order behind it changes"
-                )
-                return (
-                    "Where the stream's quantizer stands decides the ranking at "
-                    f"{name}: {lead}. The paper does not say which it used, so both "
-                    "are shown."
-                )
-            return (
-                f"Where the stream's quantizer stands does not change the ranking at "
-                f"{name}: {branch} loses least either way."
-            )
+            where = f"Where the stream's quantizer stands decides the ranking at {name}"
+            if ranks[0] == ranks[1]:
+                where = where.replace("decides", "does not change")
+                return f"{where}: {branch} loses least either way."
+            lead = f"{branch} loses least in both, and the order behind it changes"
+            if branch != in_place:
+                lead = f"{branch} loses least with branch, {in_place} with in place"
+            return f"{where}: {lead}. The paper does not say which it used."
     return "Placement of the stream's quantizer: both are not in the rows; missing."
-
-
-def _matched(shown: View) -> str:
-    target = tables.matched_loss(shown)
-    if target is None:
-        return "Matched loss: held-out losses over training are missing."
-    parts = []
-    for arm in shown.arms:
-        point = tables.matched_point(shown, arm, target)
-        peak = None if point is None else view.peak_kurtosis(point, ("attn_norm_in",))
-        step = None if point is None else load.number(point, "step")
-        if peak is not None and step is not None:
-            parts.append(f"{view.arm_label(arm)} {_kurt(peak)} (step {step:,.0f})")
-    return (
-        "Compare at matched loss: an arm that learnt less has lighter tails and less "
-        f"to lose. When each first reached {target:.2f} nats, block kurtosis was "
-        f"{', '.join(parts) or tables.MISSING}. The increases above are at equal steps."
-    )
 
 
 def _seeds(shown: View) -> str:
     found = {arm: shown.full_loss(arm) for arm in shown.arms}
     counts = {e.num_seeds for e in found.values() if e.value is not None}
-    if not counts:
-        return "Seeds: missing."
     spreads = {arm: e.spread for arm, e in found.items() if e.spread is not None}
     if not spreads:
         return (
@@ -259,56 +218,3 @@ def _seeds(shown: View) -> str:
         f"nats (standard deviation, {view.arm_label(arm)}), so smaller differences "
         "between arms are not told apart."
     )
-
-
-def _floors(shown: View) -> str:
-    unigram, bigram = shown.floor("unigram"), shown.floor("bigram")
-    if unigram is None or bigram is None:
-        return "Floors: missing."
-    below = [arm for arm in shown.arms if shown.status(arm) == "ok"]
-    above = [arm for arm in shown.arms if shown.status(arm) == "above bigram"]
-    text = f"Floors: unigram {unigram:.3f} nats, bigram {bigram:.3f}."
-    if below:
-        text += f" Below the bigram floor, so using context: {_names(below)}."
-    if above:
-        text += (
-            f" Above it: {_names(above)}; a model that does not yet beat the previous "
-            "token alone says little about what its architecture costs."
-        )
-    return text
-
-
-def _final_norm(shown: View) -> str:
-    pairs = {
-        arm: (block, final)
-        for arm in shown.arms
-        if (block := shown.block_kurtosis(arm).value) is not None
-        and (final := shown.final_kurtosis(arm).value) is not None
-    }
-    if not pairs:
-        return "Final norm's input: missing."
-    parts = [
-        f"{view.arm_label(arm)} {_kurt(final)} (blocks {_kurt(block)})"
-        for arm, (block, final) in pairs.items()
-    ]
-    return (
-        "The final norm's input is kept apart because it is measured, not quantized, "
-        f"and behaves differently: {', '.join(parts)}."
-    )
-
-
-def limits(shown: View, paper: Paper) -> list[str]:
-    """What runs of this size can and cannot show, computed from them."""
-    return [
-        _size(shown, paper),
-        _eight_bits(shown),
-        _placement(shown),
-        _matched(shown),
-        _floors(shown),
-        _final_norm(shown),
-        _seeds(shown),
-        (
-            "Held-out loss here and zero-shot accuracy in the paper are different "
-            "units: compare orders and where curves bend, not sizes."
-        ),
-    ]

@@ -1,10 +1,11 @@
-"""The paper's own numbers, and nothing computed from them but differences."""
+"""The paper's own numbers and the words of the report, which are data files."""
 
 import functools
 import importlib.resources
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class PaperKurtosis(NamedTuple):
@@ -17,14 +18,12 @@ class PaperKurtosis(NamedTuple):
 
 
 class PaperRow(NamedTuple):
-    """One row of Tables 1 to 4: accuracies are fractions, `scores` in task order."""
+    """One row of Tables 1 to 4: accuracies are fractions by task, with "avg"."""
 
     arm: str
     spec: str
-    weight_bits: int | None
     act_bits: int | None
-    scores: tuple[float, ...]
-    avg: float
+    scores: Mapping[str, float]
 
 
 class PaperCost(NamedTuple):
@@ -58,65 +57,35 @@ class Paper(NamedTuple):
         parts = (*self.tables.values(), self.kurtosis, self.costs)
         return tuple(dict.fromkeys(entry.arm for part in parts for entry in part))
 
-    def accuracy(self, table: str, arm: str, spec: str) -> float | None:
-        """The average accuracy of a row, or None where the paper has no such row."""
-        rows = self.tables[table]
-        return next((r.avg for r in rows if (r.arm, r.spec) == (arm, spec)), None)
+    def scores(
+        self, arm: str | None, spec: str, table: str = ""
+    ) -> Mapping[str, float]:
+        """Return the accuracies of a row; empty where the paper has no such row."""
+        tables = [self.tables[table]] if table else self.tables.values()
+        rows = (row for found in tables for row in found)
+        kept = (row.scores for row in rows if (row.arm, row.spec) == (arm, spec))
+        return next(kept, {})
 
 
-class Item(NamedTuple):
-    """A table or figure of the paper, or a part of one, that a report may show.
-
-    Attributes:
-        shows: what it is of.
-        needs: what a report lacks that does not show it.
-    """
-
-    shows: str
-    needs: str
+def _text(name: str) -> str:
+    return importlib.resources.files("rfq.report").joinpath(name).read_text("utf-8")
 
 
-_BITS = "over two activation widths"
-ITEMS: Mapping[str, Item] = {
-    "Table 1": Item("accuracy, main text", "rows at 8-bit weights"),
-    "Table 2": Item("accuracy, 8-bit weights", "rows at 8-bit weights"),
-    "Table 3": Item("accuracy, 16-bit weights", "rows at 16-bit weights"),
-    "Table 4": Item("accuracy, activations alone", "rows of activations alone"),
-    "Figure 1 left": Item("accuracy, 8-bit weights", f"rows at W8, {_BITS}"),
-    "Figure 1 middle": Item("SQNR", f"rows at W8, {_BITS}"),
-    "Figure 1 right": Item("kurtosis by layer", "a finished run's measures"),
-    "Figure 3 left": Item("loss by optimizer", "metrics.jsonl"),
-    "Figure 3 middle": Item("attention temperature", "arms that differ in β alone"),
-    "Figure 3 right": Item("kurtosis over training", "measures.jsonl"),
-    "Figure 4": Item("histograms, layer 16", "statistics.json"),
-    "Figure 5": Item("kurtosis, negentropy by optimizer", "measures.jsonl"),
-    "Figure 6": Item("histograms by optimizer", "counts in measures.jsonl"),
-    "Figure 7": Item("histograms, layer 8", "counts in measures.jsonl"),
-    "Figure 8": Item("histograms, layer 16", "counts in measures.jsonl"),
-    "Figure 9": Item("histograms, layer 22", "counts in measures.jsonl"),
-    "Figure 10": Item("accuracy, 8-bit weights", f"rows at W8, {_BITS}"),
-    "Figure 11 left": Item("distortion, 8-bit weights", f"rows at W8, {_BITS}"),
-    "Figure 11 right": Item("kurtosis, negentropy by layer", "a finished run"),
-    "Figure 12": Item("accuracy, 16-bit weights", f"rows at W16, {_BITS}"),
-    "Figure 13 left": Item("distortion, 16-bit weights", f"rows at W16, {_BITS}"),
-    "Figure 13 right": Item("kurtosis, negentropy by layer", "a finished run"),
-    "Figure 14": Item("accuracy, activations alone", f"rows of A, {_BITS}"),
-    "Figure 15 left": Item("distortion, activations alone", f"rows of A, {_BITS}"),
-    "Figure 15 right": Item("kurtosis, negentropy by layer", "a finished run"),
-}
+@functools.cache
+def words() -> Mapping[str, Any]:
+    """Read texts.toml: the words of claims, tables, figures and the paper's items."""
+    return tomllib.loads(_text("texts.toml"))
 
 
 @functools.cache
 def load() -> Paper:
-    """Reads the numbers that ship with the package (arXiv:2605.25880, CC BY 4.0)."""
-    source = importlib.resources.files("rfq.report").joinpath("paper_tables.json")
-    data = json.loads(source.read_text(encoding="utf-8"))
-    tasks = tuple(data["tasks"])
+    """Read the numbers that ship with the package (arXiv:2605.25880, CC BY 4.0)."""
+    data = json.loads(_text("paper_tables.json"))
+    names = (*data["tasks"], "avg")
 
-    def row(r: dict) -> PaperRow:
-        scores = tuple(r[task] for task in tasks)
-        bits = (r["weight_bits"], r["act_bits"])
-        return PaperRow(r["arm"], r["spec"], *bits, scores, r["avg"])
+    def row(r: Mapping[str, Any]) -> PaperRow:
+        scores = {name: r[name] for name in names}
+        return PaperRow(r["arm"], r["spec"], r["act_bits"], scores)
 
     return Paper(
         source=data["source"],
@@ -126,7 +95,7 @@ def load() -> Paper:
         num_params=data["setting"]["num_params"],
         num_layers=data["setting"]["num_layers"],
         num_steps=data["setting"]["num_steps"],
-        tasks=tasks,
+        tasks=tuple(data["tasks"]),
         chance=data["chance"]["avg"],
         kurtosis=tuple(PaperKurtosis(**entry) for entry in data["kurtosis"]),
         costs=tuple(PaperCost(**entry) for entry in data["costs"]),

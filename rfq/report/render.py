@@ -1,132 +1,156 @@
-"""Draws panels: to files for papers, and to SVG whose ink follows the page."""
+"""Draw panels: to files for papers, and to SVG inside the page."""
 
-import html
+import base64
+import dataclasses
 import io
-import json
 import pathlib
-import re
-from collections.abc import Mapping
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
 
 from rfq import files
 from rfq.report import style
-from rfq.report.figures import Figure, Panel
+from rfq.report.style import Look
 
-PANEL_INCHES = (4.5, 2.9)
+PANEL_INCHES = (4.2, 2.7)
 COLUMNS = 2
-# Left, right, bottom, top, in inches: ticks and titles, names of arms, ticks, title.
-LEFT, LABELS, BOTTOM, TITLE, EDGE = 0.66, 1.2, 0.48, 0.34, 0.1
+# Around the axes of a panel, in inches: left, bottom, right, and top without a title
+# and with one. A layout that measures its texts would draw every panel twice.
+LEFT, BOTTOM, EDGE, TITLE = 0.68, 0.46, 0.1, 0.3
+
+_SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+ET.register_namespace("", _SVG)
+ET.register_namespace("xlink", _LINK)
 
 
-def _axes(
-    canvas: Canvas, panel: Panel, corner: tuple[float, float], top: float
-) -> Axes:
-    """Axes of one panel whose lower left corner is at `corner` inches."""
+class Panel(NamedTuple):
+    """One axes: the renderer sets `title`, `draw` does the rest."""
+
+    name: str
+    title: str
+    draw: Callable[[Axes], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure: `name` is its file's name, `guide` one line on how to read it.
+
+    Attributes:
+        missing: What a figure without panels lacks.
+        legend: Label -> the look that it explains.
+        stands_for: What of the paper's it shows.
+        is_printed: Whether the numbers are the paper's and not ours.
+    """
+
+    name: str
+    title: str
+    guide: str
+    panels: Sequence[Panel]
+    missing: str = ""
+    legend: Mapping[str, Look] = dataclasses.field(default_factory=dict)
+    stands_for: Sequence[str] = ()
+    is_printed: bool = False
+
+
+def _place(canvas: Canvas, lines: int, columns: int, top: float, legend: float) -> None:
+    """Set the margins of a grid of panels with a legend below it."""
     width, height = canvas.get_size_inches()
-    right = LABELS if panel.labelled else EDGE
-    return canvas.add_axes(
-        (
-            (corner[0] + LEFT) / width,
-            (corner[1] + BOTTOM) / height,
-            (PANEL_INCHES[0] - LEFT - right) / width,
-            (PANEL_INCHES[1] - BOTTOM - top) / height,
-        )
+    inside = PANEL_INCHES[0] - LEFT - EDGE, PANEL_INCHES[1] - BOTTOM - top
+    canvas.subplots_adjust(
+        left=LEFT / width,
+        right=1 - EDGE / width,
+        bottom=(BOTTOM + legend) / height,
+        top=1 - top / height,
+        wspace=(LEFT + EDGE) / inside[0],
+        hspace=(BOTTOM + top) / inside[1],
     )
 
 
-def _svg(canvas: Canvas) -> str:
-    buffer = io.StringIO()
+def _svg(canvas: Canvas) -> bytes:
+    buffer = io.BytesIO()
     canvas.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 
-def panel_svg(panel: Panel, prefix: str, looks: Mapping[str, style.Look]) -> str:
-    """One panel as an inline SVG element.
+def panel_svg(panel: Panel, prefix: str) -> str:
+    """Draw one panel as an SVG element of a page.
 
-    Ids get `prefix`, so that several drawings share a page; an artist marked
-    `arm:<name>` becomes `data-arm`; the light colors become CSS variables that a dark
-    page redefines; the size is left to the page.
+    The id of an artist that begins with "arm-" becomes its class, by which the page
+    hides an arm; other ids get `prefix`, so that several drawings share a page.
     """
-    with matplotlib.rc_context(style.RC):
+    with matplotlib.rc_context({**style.RC, "savefig.transparent": True}):
         canvas = Canvas(figsize=PANEL_INCHES)
-        # The page sets the title in its own type, so that it wraps on a phone.
-        ax = _axes(canvas, panel, (0.0, 0.0), EDGE)
-        panel.draw(ax)
-        source = _svg(canvas)
-        points = json.dumps(_points(canvas, ax), separators=(",", ":"))
-    source = source[source.index("<svg") :]
-    source = re.sub(r"<metadata>.*?</metadata>", "", source, flags=re.DOTALL)
-    source = re.sub(r'\bid="arm:([^"]*)"', r'data-arm="\1"', source)
-    source = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', source)
-    source = re.sub(r"url\(#", rf"url(#{prefix}-", source)
-    source = re.sub(r'href="#', rf'href="#{prefix}-', source)
-    source = re.sub(r'^<svg ([^>]*?)width="[^"]*"', r"<svg \1", source, count=1)
-    source = re.sub(r'^<svg ([^>]*?)height="[^"]*"', r"<svg \1", source, count=1)
-    source = re.sub(r' version="1.1"| xmlns(:xlink)?="[^"]*"', "", source)
-    source = source.replace("xlink:href", "href")
-    for name, color in style.INK.items():
-        source = source.replace(color, f"var(--{name})")
-    for index, look in enumerate(looks.values()):
-        source = source.replace(look.light, f"var(--arm-{index})")
-    label = html.escape(panel.title, quote=True)
-    attributes = f'role="img" aria-label="{label}" data-points="{html.escape(points)}"'
-    return source.replace("<svg ", f"<svg {attributes} ", 1)
+        _place(canvas, 1, 1, EDGE, 0.0)
+        panel.draw(canvas.add_subplot())
+        root = ET.fromstring(_svg(canvas))
+    for child in root.findall(f"{{{_SVG}}}metadata"):
+        root.remove(child)
+    for name in ("width", "height", "version"):
+        del root.attrib[name]
+    root.attrib |= {"role": "img", "aria-label": panel.title}
+    for element in root.iter():
+        for name, value in list(element.attrib.items()):
+            if name == "id":
+                arm = value.startswith("arm-")
+                del element.attrib[name]
+                element.set(*(("class", value) if arm else ("id", prefix + value)))
+            elif name == f"{{{_LINK}}}href":
+                element.set(name, f"#{prefix}{value.removeprefix('#')}")
+            else:
+                element.set(name, value.replace("url(#", f"url(#{prefix}"))
+    return ET.tostring(root, encoding="unicode")
 
 
-# Points of one line that a pointer finds; longer lines are thinned.
-MAX_POINTS = 80
-
-
-def _points(canvas: Canvas, ax: Axes) -> dict[str, list]:
-    """What a pointer can read: {arm: [[x, y of the drawing, what to say], ...]}.
-
-    In the SVG's units, points from its upper left corner.
-    """
-    unit = 72.0 / canvas.dpi
-    height = 72.0 * canvas.get_size_inches()[1]
-    found: dict[str, list] = {}
-    for line in ax.get_lines():
-        arm = (line.get_gid() or "").removeprefix("arm:")
-        # Thin lines are the raw batches behind a running mean.
-        if arm and line.get_transform() == ax.transData and line.get_alpha() is None:
-            data = np.asarray(line.get_xydata(), np.float64)
-            data = data[:: -(-len(data) // MAX_POINTS)]
-            places = unit * ax.transData.transform(data)
-            found.setdefault(arm, []).extend(
-                [round(px, 1), round(height - py, 1), _say(x, y)]
-                for (px, py), (x, y) in zip(places, data, strict=True)
-                if np.isfinite([px, py]).all()
-            )
-    return found
-
-
-def _say(x: float, y: float) -> str:
-    return f"{x:.6g}: {y:.4g}".replace("-", "−")
+def swatch(look: Look) -> str:
+    """Draw a short sample of a line and its marker as an address of CSS."""
+    with matplotlib.rc_context({**style.RC, "savefig.transparent": True}):
+        canvas = Canvas(figsize=(0.45, 0.16))
+        line = Line2D([0.05, 0.5, 0.95], [0.5, 0.5, 0.5], markevery=[1])
+        line.set(color=look.color, linestyle=look.line, marker=look.marker)
+        canvas.add_artist(line)
+        return f"data:image/svg+xml;base64,{base64.b64encode(_svg(canvas)).decode()}"
 
 
 def write_files(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes all panels of a figure side by side, as PNG and SVG on white."""
+    """Write all panels of a figure side by side, as PNG and SVG on white."""
     if not figure.panels:
         return []
     columns = min(COLUMNS, len(figure.panels))
     lines = -(-len(figure.panels) // columns)
-    with matplotlib.rc_context({**style.RC, "savefig.facecolor": "white"}):
-        canvas = Canvas(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines))
-        FigureCanvasAgg(canvas)
-        for index, panel in enumerate(figure.panels):
-            line, column = divmod(index, columns)
-            x, y = PANEL_INCHES[0] * column, PANEL_INCHES[1] * (lines - 1 - line)
-            ax = _axes(canvas, panel, (x, y), TITLE)
+    legend = 0.2 * -(-len(figure.legend) // columns)
+    with matplotlib.rc_context(style.RC):
+        size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines + legend)
+        canvas = Canvas(figsize=size)
+        _place(canvas, lines, columns, TITLE, legend)
+        axes = canvas.subplots(lines, columns, squeeze=False).flat
+        for ax, panel in zip(axes, figure.panels, strict=False):
             panel.draw(ax)
-            ax.set_title(panel.title)
+            # A name may hold a dollar sign, which begins a formula otherwise.
+            ax.set_title(panel.title, parse_math=False)
+        for ax in list(axes)[len(figure.panels) :]:
+            ax.set_axis_off()
+        handles = [
+            Line2D([], [], color=look.color, linestyle=look.line, marker=look.marker)
+            for look in figure.legend.values()
+        ]
+        if handles:
+            made = canvas.legend(
+                handles,
+                list(figure.legend),
+                loc="lower left",
+                ncols=columns,
+                frameon=False,
+            )
+            for text in made.get_texts():
+                text.set_parse_math(False)
         paths = [folder / f"{figure.name}.{kind}" for kind in ("png", "svg")]
         drawn = io.BytesIO()
-        canvas.savefig(drawn, dpi=160, format="png")
+        canvas.savefig(drawn, dpi=150, format="png")
         files.replace(paths[0], drawn.getvalue())
         files.replace(paths[1], _svg(canvas))
     return paths

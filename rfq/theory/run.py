@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from rfq import metrics
-from rfq.report import figures, render, style
+from rfq.report import render, style
 from rfq.theory import (
     activations,
     attention,
@@ -211,7 +211,7 @@ _AXES: Mapping[str, tuple[str, str, str, str, str]] = {
 }
 
 
-def _panel(name: str, curves: list[Curve]) -> figures.Panel:
+def _panel(name: str, curves: list[Curve]) -> render.Panel:
     title, x_label, y_label, x_scale, y_scale = _AXES[name]
 
     def draw(ax: Axes) -> None:
@@ -225,13 +225,13 @@ def _panel(name: str, curves: list[Curve]) -> figures.Panel:
             label, look = _LOOKS[curve.name]
             y = [estimate.value for estimate in curve.y]
             if curve.is_predicted:
-                ax.plot(curve.x, y, color=look.light, linestyle=look.line)
+                ax.plot(curve.x, y, color=look.color, linestyle=look.line)
                 continue
             ax.errorbar(
                 curve.x,
                 y,
                 yerr=[estimate.standard_error for estimate in curve.y],
-                color=look.light,
+                color=look.color,
                 linestyle="none" if len(measured) < len(curves) else look.line,
                 marker=look.marker,
                 markersize=4.0,
@@ -241,7 +241,7 @@ def _panel(name: str, curves: list[Curve]) -> figures.Panel:
         ax.set_ylabel(y_label)
         ax.legend(frameon=False, fontsize=8)
 
-    return figures.Panel(name=name, title=title, draw=draw, labelled=False)
+    return render.Panel(name=name, title=title, draw=draw)
 
 
 def _draw(out: pathlib.Path) -> list[pathlib.Path]:
@@ -262,7 +262,7 @@ def _draw(out: pathlib.Path) -> list[pathlib.Path]:
             for x, y in zip(curve.x, curve.y, strict=True)
         ],
     )
-    figure = figures.Figure(
+    figure = render.Figure(
         name="mechanisms",
         title="Mixing against adding",
         guide="Markers are measured, with standard errors; lines are predicted.",

@@ -1,42 +1,38 @@
+"""The page: one file, safe whatever names say, with what is there and what is not."""
+
+import csv
 import dataclasses
 import html.parser
 import json
 import re
 
-import matplotlib
 import pytest
 
 from rfq import errors, report
-from rfq.report import claims, load, paper, view
-from rfq.report import page as page_lib
-from tests.report.conftest import ACT_BITS
+from rfq.report import claims, figures, load, page, paper, tables, view
+from tests.report.made import ADAMW, KL, MUON, STORY, Made, story, write
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
+EVIL = "<script>alert(1)</script>"
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that tags are balanced, and collects ids, links and text."""
+    """Checks that tags are balanced, and collects tags, ids and links."""
 
     def __init__(self, source: str):
         super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[tuple[str, str, str]] = []
-        self.tags: list[str] = []
-        self.points: list[tuple[str, str]] = []
+        self.open: list = []
+        self.ids: list = []
+        self.tags: list = []
+        self.links: list = []
         self.feed(source)
+        assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-        for name, value in attrs:
-            if name == "data-points":
-                self.points.append((tag, value))
-            if name == "id":
-                self.ids.append(value)
-            if name in ("src", "href", "srcset", "action", "data", "poster"):
-                self.links.append((tag, name, value or ""))
+        self.open += [] if tag in VOID else [tag]
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.links += [v for name, v in attrs if name in ("src", "href", "xlink:href")]
 
     def handle_startendtag(self, tag, attrs):
         self.handle_starttag(tag, attrs)
@@ -49,170 +45,179 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def source(rendered):
-    return (rendered / "report.html").read_text(encoding="utf-8")
+def home(tmp_path_factory):
+    """A directory with its report written; one arm and one task have evil names."""
+    folder = tmp_path_factory.mktemp("page")
+    arms = {**STORY, f"residual_adamw_{EVIL}": Made(), "=HYPERLINK(1)_adamw": Made()}
+    # A path cannot hold a slash: the evil run is one of rows alone.
+    evil = {name: arms.pop(name) for name in list(arms) if name not in STORY}
+    write(folder, arms)
+    from tests.report import made
+
+    rows = [row for name, arm in evil.items() for row in made._rows(name, arm)]
+    with (folder / "rows.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    report.run(load.read([folder], folder))
+    return folder
 
 
-def test_every_table_and_figure_is_a_file(rendered):
-    tables = {path.name for path in (rendered / "tables").iterdir()}
-    names = {
-        "claims",
-        "claims_numbers",
-        "glance",
-        "main",
-        "arms",
-        "beside_the_paper_w8",
-        "beside_the_paper_a",
-    }
-    names |= {"kurtosis", "kurtosis_other", "matched_loss", "paper_kurtosis"}
-    names |= {"structure", "noise", "weights_cost", "weights"}
-    names |= {"equal_cost", "ranges", "costs", "calibrators"}
-    names |= {f"paper_table{i}" for i in (1, 2, 3, 4)}
-    assert tables == {f"{name}.{kind}" for name in names for kind in ("md", "csv")}
-    figures = {path.name for path in (rendered / "figures").iterdir()}
-    names = {"loss_increase", "paper_accuracy", "sqnr", "training", "histograms"}
-    names |= {"kurtosis_training", "kurtosis_layers", "kurtosis_layers_other"}
-    names |= {"negentropy_layers", "ranges", "histograms_training", "errors"}
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+@pytest.fixture(scope="module")
+def source(home):
+    return (home / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_is_one_file_that_asks_nothing_of_the_network(source):
-    page = Page(source)
-    assert page.open == []
-    outside = [
-        (tag, name, value)
-        for tag, name, value in page.links
-        if not value.startswith(("#", "data:"))
-    ]
+    found = Page(source)
+    outside = {link for link in found.links if not link.startswith(("#", "data:"))}
     # The one citation, which a reader may click and nothing loads.
-    assert outside == [("a", "href", "https://arxiv.org/abs/2605.25880")]
-    assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest", source)
-    assert not {"iframe", "object", "embed"} & set(page.tags)
+    assert outside == {"https://arxiv.org/abs/2605.25880"}
+    assert not re.search(r"@import|url\((?![#\"])", source)
+    assert not {"script", "iframe", "object", "embed"} & set(found.tags)
+    assert len(found.ids) == len(set(found.ids))
+    anchors = {link[1:] for link in found.links if link.startswith("#")}
+    assert anchors <= set(found.ids)
 
 
-def test_ids_are_unique_though_many_drawings_share_the_page(source):
-    ids = Page(source).ids
-    assert len(ids) == len(set(ids))
-    assert set(re.findall(r"url\(#([^)]*)\)", source)) <= set(ids)
+def test_names_do_nothing_but_name(home, source):
+    assert EVIL not in source
+    assert "&lt;script&gt;" in source
+    for path in (home / "tables").glob("*.csv"):
+        with path.open(newline="") as file:
+            cells = [cell for line in csv.reader(file) for cell in line]
+        assert not [c for c in cells if c.startswith(("=", "+", "@"))], path
+    assert EVIL not in (home / "tables/glance.md").read_text()
 
 
-def test_ink_and_arms_follow_a_dark_page(source):
-    drawings = re.findall(r'<svg role="img".*?</svg>', source, flags=re.DOTALL)
-    assert len(drawings) > 15
-    for drawing in drawings:
-        # Literal colors would stay dark on dark; markers' and texts' are variables.
-        assert not re.search(r"#[0-9a-f]{6}", drawing)
-        assert "data-arm=" in drawing
-    assert "prefers-color-scheme:dark" in source
-
-
-def test_the_page_is_complete_without_javascript(source):
-    # What scripts hide or show is an option; no table or figure waits for one.
-    assert source.index("<script>") > source.index("<footer>")
-    assert "innerHTML" not in source
-
-
-def test_a_pointer_finds_what_is_drawn(source):
-    page = Page(source)
-    drawings = [json.loads(v) for tag, v in page.points if tag == "svg"]
-    assert sum(any(drawn.values()) for drawn in drawings) > 20
-    # The panels of increases at 8-bit weights: six widths an arm.
-    assert {len(points) for points in drawings[0].values()} == {len(ACT_BITS)}
-    for drawn in drawings:
-        for points in drawn.values():
-            for x, y, said in points:
-                # Inside PANEL_INCHES at 72 points an inch.
-                assert 0 <= x <= 324
-                assert 0 <= y <= 209
-                assert re.fullmatch(r"[−0-9.e+]+: [−0-9.e+]+", said)
-
-
-def test_the_index_leads_to_all_of_the_papers_tables_and_figures(source, rendered):
-    page = Page(source)
-    start = source.index('class="index"')
-    lines = re.findall(r"<li>(.*?)</li>", source[start:], flags=re.DOTALL)
-    found = {
-        re.sub(r"<b>(.*?)</b>.*", r"\1", line, flags=re.DOTALL).strip(): line
-        for line in lines[: len(paper.ITEMS)]
-    }
-    assert list(found) == list(paper.ITEMS)
-    numbers = {re.sub(r" (left|middle|right)", "", name) for name in found}
-    assert numbers == {f"Table {i}" for i in (1, 2, 3, 4)} | {
-        f"Figure {i}" for i in (1, *range(3, 16))
-    }
-    # Neither weights of 16 bit nor pairs of temperatures are in the rows.
-    missing = {name for name, line in found.items() if "missing: no" in line}
-    assert missing == {"Table 3", "Figure 3 middle", "Figure 12", "Figure 13 left"}
-    for line in found.values():
-        anchors = re.findall(r'href="#([^"]*)"', line)
-        assert set(anchors) <= set(page.ids)
-        assert anchors or "missing" in line
-    assert "The paper's Table 2, as printed." in source
-    assert "The paper's Figure 1 middle, Figure 11 left, Figure 15 left." in source
-
-
-def test_every_claim_has_a_verdict_on_the_page(source):
-    for name in claims.CLAIMS:
-        card = source[source.index(f'id="claim-{name}"') :]
-        said = re.search(r'<span class="verdict[^>]*>([^<]*)<', card)
-        assert said is not None
-        assert said[1].startswith((f"{name} holds", f"{name} does not", f"{name} not"))
-
-
-def test_the_page_holds_the_numbers_of_the_tables(rendered, source):
-    rows = [json.loads(s) for s in (rendered / "rows.jsonl").read_text().splitlines()]
-    losses = [
-        r["loss"] for r in rows if r["arm"] == "residual_adamw" and r["spec"] == "A4"
+def test_the_page_goes_from_the_answer_to_the_papers_own_numbers(source):
+    order = [
+        "Does the residual connection",
+        'class="answer"',
+        'class="tally"',
+        'id="table-glance"',
+        'id="figure-loss_increase"',
+        'id="claims"',
+        ">Training<",
+        ">Tails<",
+        ">Rounding error<",
+        ">What it costs<",
+        "cannot decide",
+        'class="index"',
+        "own numbers<",
     ]
-    assert f"{sum(losses[::2]) / 2:.3f} ±" in source
-    for printed in ("0.449", "0.402", "73,998", "0.259"):
-        assert printed in source
-    for floor in ("unigram 5.301", "bigram 3.702"):
-        assert floor in source
+    places = [source.index(part) for part in order]
+    assert places == sorted(places)
+    undecided = source.index("cannot decide")
+    for name in claims.CLAIMS:
+        at = source.index(f'id="claim-{name}"')
+        folded = source.rfind("<", 0, at)
+        assert (at > undecided) == source.startswith("<details", folded)
 
 
-def test_provenance_is_at_the_foot(source):
-    foot = source[source.index("Where the numbers come from") :]
-    for part in ("29eb8e0", "cpu", "jax 0.10.2", "embedded-512", "CC BY 4.0"):
-        assert part in foot
+def test_every_arm_has_a_box_and_the_index_every_item(source):
+    for arm in (*STORY, f"residual_adamw_{EVIL}"):
+        assert source.count(f'id="show-{page.style.tag(arm)}"') == 1
+        assert f":has(#show-{page.style.tag(arm)}:not(:checked))" in source
+        assert f'class="{page.style.tag(arm)}"' in source
+    for item in paper.words()["items"]:
+        assert f"<b>{item}</b>" in source
 
 
-def test_one_arm_alone_makes_a_page_that_says_what_is_missing(make, arms):
-    directory = make(arms={"residual_adamw": arms["residual_adamw"]})
-    shown, printed = view.of(load.load(directory)), paper.load()
-    made = page_lib.all_figures(shown, printed)
-    judged = claims.judge(shown, printed)
-    written = page_lib.all_tables(shown, printed, judged)
-    page = page_lib.html_page(shown, made, written, judged)
-    assert "residual KL-Shampoo: missing" in page
-    assert "not testable from these rows" in page
-    Page(page)
+def test_every_table_and_figure_is_a_file(home):
+    made = page.make(load.read([home], home))
+    names = {path.name for path in (home / "tables").iterdir()}
+    assert names == {f"{name}.{kind}" for name in made.tables for kind in ("md", "csv")}
+    drawn = {name for name, each in made.figures.items() if each.panels}
+    files = {path.name for path in (home / "figures").iterdir()}
+    assert files == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
+    assert {"loss_increase", "training", "kurtosis_training", "sqnr"} <= drawn
+
+
+def test_bits_fall_to_the_right_in_every_figure(home):
+    shown = view.of(load.read([home], home))
+    made = [
+        figures.increase(shown),
+        figures.sqnr(shown),
+        figures.printed_accuracy(
+            view.with_arms(shown, paper.load().arms), paper.load()
+        ),
+    ]
+    for figure in made:
+        for panel in figure.panels:
+            axes = page.render.Canvas().add_subplot()
+            panel.draw(axes)
+            assert axes.get_xlabel() != "activation bits" or axes.xaxis_inverted()
+
+
+def test_a_statistic_that_the_report_does_not_know_is_shown(tmp_path):
+    write(tmp_path, STORY)
+    path = tmp_path / "arms" / KL / "seed-0" / "measures.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["sites"]["attn_in"]["of_tomorrow"] = [0.125, 0.25, 0.5, 1.0]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = page.make(load.read([tmp_path], tmp_path))
+    (line,) = made.tables["statistics"].lines
+    assert (line["statistic"], line["site"], line["arm"]) == (
+        "of_tomorrow",
+        "attn_in",
+        KL,
+    )
+    texts = [cell.text for cell in made.tables["statistics"].cells(line)]
+    assert texts[-4:] == ["0.125", "0.25", "0.5", "1"]
+    assert "of_tomorrow" in page.html_page(made)
 
 
 def test_almost_nothing_still_makes_a_page(tmp_path):
     row = {"arm": "<b>odd</b>", "spec": "W8A8"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    before = dict(matplotlib.rcParams)
-    page = report.run(load.load(tmp_path)).read_text(encoding="utf-8")
-    # Drawing leaves a notebook's own matplotlib style alone.
-    assert dict(matplotlib.rcParams) == before
-    assert page.count("missing") > 20
-    assert "<b>odd</b>" not in page
-    Page(page)
+    found = report.run(load.read([tmp_path], tmp_path)).read_text(encoding="utf-8")
+    assert found.count("missing") > 20
+    assert "<b>odd</b>" not in found
+    assert "These runs cannot say" in found
+    Page(found)
 
 
 def test_a_directory_without_results_is_refused(tmp_path):
     with pytest.raises(errors.InputError, match="neither rows"):
-        report.run(load.load(tmp_path))
+        load.read([tmp_path], tmp_path)
 
 
-def test_the_summary_is_the_main_result_in_100_columns(make, arms):
-    del arms["residual_free_muon"]
-    arms["residual_adamw"] = dataclasses.replace(arms["residual_adamw"], loss=5.3)
-    text = report.summary(load.load(make(arms=arms)))
+def test_the_checks_of_the_paper_and_of_our_corrections_are_counted_apart(tmp_path):
+    theory = [
+        {"claim": "Lemma 1", "verdict": "holds"},
+        {"claim": "F1", "verdict": "holds"},
+        {"claim": "Skips dilute", "verdict": "does not hold", "source": "correction"},
+    ]
+    made = tables.theory(view.of(story(tmp_path, theory)))
+    counts = [(line["source"], line["checks"], line["holds"]) for line in made.lines]
+    assert counts == [("the paper's statements", 1, 1), ("our corrections", 2, 1)]
+
+
+def test_the_summary_is_the_main_result_in_100_columns(tmp_path):
+    text = report.summary(story(tmp_path, **{MUON: {"loss": 5.29}}))
     assert max(map(len, text.splitlines())) <= 100
     assert "residual-free KL-Shampoo" in text
-    assert "+0.420 / +0.420" in text
-    assert "! residual AdamW: collapsed" in text
-    assert "! residual-free Muon: missing" in text
-    assert "bigram 3.702" in text
+    assert "! residual-free Muon: collapsed" in text
+
+
+def test_a_run_that_two_directories_hold_counts_once(tmp_path):
+    first = write(tmp_path / "a", STORY)
+    second = write(tmp_path / "b", {ADAMW: STORY[ADAMW]})
+    for home in (first, second):
+        path = home / "arms" / ADAMW / "seed-0" / "config.json"
+        path.write_text(
+            json.dumps({**json.loads(path.read_text()), "fingerprint": "f"})
+        )
+    alone, both = (load.read(given, tmp_path) for given in ([first], [first, second]))
+    assert both.rows.equals(alone.rows)
+    assert any("count once" in note for note in both.notes)
+
+
+def test_another_config_of_the_name_takes_what_differs_into_its_own(tmp_path):
+    first = write(tmp_path / "a", STORY)
+    deep = dataclasses.replace(STORY[ADAMW], layers=12)
+    second = write(tmp_path / "b", {ADAMW: deep})
+    both = load.read([first, second], tmp_path)
+    name = f"{ADAMW}_num_layers_12"
+    assert name in {run.arm for run in both.runs}
+    assert len(both.rows.filter(arm=name)) == len(both.rows.filter(arm=ADAMW))

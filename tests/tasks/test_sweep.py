@@ -9,7 +9,7 @@ import pytest
 
 from rfq import cli, metrics, ptq, tasks
 from rfq.errors import Preempted
-from rfq.report import accuracy, load, paper, view
+from rfq.report import evidence, load, paper, tables, view
 from rfq.tasks import commonsense
 from rfq.tasks import task as task_lib
 from tests import tiny
@@ -147,13 +147,14 @@ def test_the_report_sets_accuracies_beside_the_papers(asked, tmp_path):
     _, run_dir, rows, _ = asked
     home = tmp_path / "arms" / "residual_adamw" / "seed-0"
     shutil.copytree(run_dir, home)
-    shown = view.of(load.load(tmp_path))
-    (table,) = accuracy.accuracy_tables(shown, paper.load())
+    shown = view.of(load.read([tmp_path], tmp_path))
+    found = evidence.Evidence(shown=shown, paper=paper.load())
+    (table,) = tables.tasks(found)
     # Other tests may have asked the run for settings of their own.
-    shown_rows = [line for line in table.lines if line.arm]
+    shown_rows = [line for line in table.lines if isinstance(line["arm"], str)]
     assert len(shown_rows) == len(tiny.lines(home / "quantize" / "tasks.jsonl"))
     first = {}
-    for cell in table.lines[0].cells:
+    for cell in table.cells(table.lines[0]):
         first |= cell.data
     assert first["precision"] == "FP, float32"
     assert first["avg"] == rows[0]["avg"]
