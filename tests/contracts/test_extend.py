@@ -1,7 +1,8 @@
 """What README.md's "Extend it" says of each line, done in a copy of the package.
 
-One file and one line make a row, and the contract of its table holds for it: tests that
-take their cases from the tables run in the copy, those about the new rows alone.
+One file and one row make an extension, and the contract of its table holds for it:
+tests that take their cases from the tables run in the copy, those about the new rows
+alone.
 """
 
 import os
@@ -162,6 +163,19 @@ EXTENSIONS = {
         after="NORMS",
         row='"newcomer": Norm(newcomer_norm),',
     ),
+    "attention kind": Extension(
+        file="rfq/model/layers.py",
+        code="""
+        def newcomer_attention(attend, q_BTHK, v_BTHK):
+            return 0.5 * (attend(q_BTHK, None) + v_BTHK)
+
+
+        """,
+        before="class AttentionKind(",
+        table="rfq/model/layers.py",
+        after="ATTENTION_KINDS",
+        row='"newcomer": AttentionKind(newcomer_attention),',
+    ),
     "initialization": Extension(
         file="rfq/model/init.py",
         code="""
@@ -248,19 +262,24 @@ CONTRACTS = (
 
 
 def test_the_table_in_the_readme_has_these_lines():
+    """Each names the file of the code, and the table with its file."""
     text = (ROOT / "README.md").read_text()
     table = text.split("## Extend it")[1].split("##")[0]
-    named = [
-        name
-        for line in table.splitlines()[4:]
-        if line.startswith("|")
-        for name in line.split("|")[1].strip().split(", ")
-    ]
+    lines = [line for line in table.splitlines() if line.startswith("|")][2:]
+    named = []
+    for new, code, row in (line.strip("|").split("|") for line in lines):
+        for name in new.strip().split(", "):
+            named.append(name)
+            extension = EXTENSIONS[name]
+            assert f"`{extension.file.replace(NEW, 'NAME')}`" in code
+            assert f"`{extension.after}`" in row
+            place = "there" if extension.table == extension.file else extension.table
+            assert place in row
     assert named == list(EXTENSIONS)
 
 
 @pytest.mark.slow
-def test_one_file_and_one_line_make_a_row(tmp_path, one_device_env):
+def test_one_file_and_one_row_make_an_extension(tmp_path, one_device_env):
     _extended(tmp_path)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(

@@ -38,13 +38,18 @@ def make_params(seed: int = 0):
     )
 
 
+def fields(name: str) -> set[str]:
+    """The fields of a row's config."""
+    return {field.name for field in dataclasses.fields(optim.OPTIMIZERS[name])}
+
+
 def make(name: str) -> optax.GradientTransformation:
-    fields = {"learning_rate": 0.05, "weight_decay": 0.01}
-    if name.startswith("kl_"):
+    given = {"learning_rate": 0.05, "weight_decay": 0.01}
+    if "init_factor" in fields(name):
         # Near the RMS of the gradients, so that 45 steps are not all slow start.
-        fields["init_factor"] = 1.0
+        given["init_factor"] = 1.0
     return build.build(
-        optim.OPTIMIZERS[name](**fields),
+        optim.OPTIMIZERS[name](**given),
         schedule.ScheduleConfig(kind="constant", warmup_steps=0),
         1_000,
         axes=AXES,
@@ -136,14 +141,13 @@ def test_a_bad_gradient_never_poisons_the_state(name, bad):
     params, state = run(name, spoiled, 5)
     before = params
     params, state = run(name, spoiled, 1, params, state, start=5)
-    if name not in ("sign_gd", "spectral_gd") or not np.isfinite(bad):
-        chex.assert_trees_all_equal(params["gain"], before["gain"])
+    chex.assert_trees_all_equal(params["gain"], before["gain"])
     moved = jnp.abs(params["blocks"]["w"] - before["blocks"]["w"]).max(axis=(1, 2))
-    # Matrix optimizers throw away one matrix, AdamW the leaf, sign descent nothing.
-    if name not in ("adamw", "sign_gd"):
-        assert moved[1] == 0 and moved[0] > 0 and moved[2] > 0
-        skips = optim.diagnostics(state)["nonfinite_skips"]
-        assert skips == 2
+    # Where matrices are told apart one of them sits out, elsewhere the whole leaf.
+    by_matrix = issubclass(optim.OPTIMIZERS[name], build.MatrixConfig)
+    np.testing.assert_array_equal(moved > 0, [by_matrix, False, by_matrix])
+    if by_matrix:
+        assert optim.diagnostics(state)["nonfinite_skips"] == 2
     params, state = run(name, spoiled, 20, params, state, start=6)
     chex.assert_tree_all_finite((params, state))
     after, _ = run(name, quadratic, 26)
@@ -182,8 +186,8 @@ def test_diagnostics_are_finite_scalars(name):
     for value in numbers.values():
         assert value.shape == () and value.dtype == jnp.float32
         assert np.isfinite(value)
-    if name in ("kl_shampoo", "kl_soap", "soap"):
-        assert numbers["basis_error"] < 1e-5
+    assert numbers.get("basis_error", 0.0) < 1e-5
+    if "eigenvalue_max" in numbers:
         assert 0 <= numbers["eigenvalue_min"] < numbers["eigenvalue_max"]
 
 
@@ -237,15 +241,18 @@ def test_rates_multiply_the_rate_of_the_leaves_that_they_fit(name):
     assert not updates["frozen"]["gain"].any() and updates["none"]["gain"].any()
 
 
-@rows
+IMPOSSIBLE = {"learning_rate": -1.0, "weight_decay": -1.0, "decay": "after", "b1": 1.0}
+
+
 @pytest.mark.parametrize(
-    "bad",
-    [{"learning_rate": -1.0}, {"weight_decay": -1.0}, {"decay": "after"}, {"b1": 1.0}],
+    ("name", "field"),
+    [
+        (name, field)
+        for name in sorted(optim.OPTIMIZERS)
+        for field in IMPOSSIBLE
+        if field in fields(name)
+    ],
 )
-def test_impossible_fields_are_refused_by_name(name, bad):
-    (field,) = bad
-    config = optim.OPTIMIZERS[name]
-    if field not in {f.name for f in dataclasses.fields(config)}:
-        pytest.skip("no such field")
+def test_impossible_fields_are_refused_by_name(name, field):
     with pytest.raises(InputError, match=f"optimizer.{field}="):
-        config(**bad)
+        optim.OPTIMIZERS[name](**{field: IMPOSSIBLE[field]})
