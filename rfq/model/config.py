@@ -159,7 +159,7 @@ def site_width(config: ModelConfig, site: str) -> int:
 
 
 def num_params(config: ModelConfig) -> int:
-    """Number of trained parameters: 12 D^2 L + V D at F = 4 D, plus the norm gains.
+    """Count the trained parameters: 12 D^2 L + V D at F = 4 D, plus the norm gains.
 
     A gate adds H D a layer, a projected embedding 2 D^2, shaped attention 3 H a layer.
     """
@@ -173,7 +173,7 @@ def num_params(config: ModelConfig) -> int:
 
 
 def flops_per_token(config: ModelConfig) -> int:
-    """Floating-point operations per trained token, forward and backward.
+    """Count floating-point operations per trained token, forward and backward.
 
     6 N for the N weights that multiply (head included, lookup free) plus the causal
     half of attention, 6 L T D.

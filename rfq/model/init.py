@@ -34,7 +34,7 @@ Pair = Callable[["InitConfig", ModelConfig, Array], tuple[Array, Array]]
 def _orthogonal_recipe(
     config: "InitConfig", model: ModelConfig, key: Array
 ) -> dict[str, Array]:
-    """Semi-orthogonal everywhere (Saxe et al. 2014), tied as section 4 (i) says.
+    """Draw semi-orthogonal matrices (Saxe et al. 2014), tied as section 4 (i) says.
 
     Per layer, and per head for the first line:
         W_Q = W_K = sqrt(alpha_qk) S,    S^T S = I_K   so W_Q^T W_K = alpha_qk I_K,
@@ -71,14 +71,14 @@ SOFT_LAYERS: Mapping[str, Callable[[int], Sequence[int]]] = {
 
 
 def soft_heads(config: "InitConfig", model: ModelConfig) -> np.ndarray:
-    """Which heads start soft, bool [L, H]."""
+    """Choose which heads start soft, bool [L, H]."""
     soft_LH = np.zeros((model.num_layers, model.num_heads), bool)
     soft_LH[list(SOFT_LAYERS[config.soft_layers](model.num_layers)), 0] = True
     return soft_LH
 
 
 def head_scales(config: "InitConfig", model: ModelConfig) -> np.ndarray:
-    """alpha_qk of every head, float64 [L, H]: sharp, but for the soft heads.
+    """Return alpha_qk of every head, float64 [L, H]: sharp but for the soft heads.
 
     A diagonal logit g is alpha_qk sqrt(K), see `alpha_qk_for`; `check` has seen that
     `config.sharpness` fits.
@@ -93,7 +93,7 @@ def head_scales(config: "InitConfig", model: ModelConfig) -> np.ndarray:
 
 
 def _tied(config: "InitConfig", model: ModelConfig, key: Array) -> tuple[Array, Array]:
-    """W_Q = W_K = S per head, S^T S = I_K, every head drawn on its own.
+    """Draw W_Q = W_K = S per head, S^T S = I_K, every head on its own.
 
     The squared singular values of the whole W_Q [D, D] are not all 1: they reach 3.3.
     """
@@ -110,7 +110,7 @@ def _tied(config: "InitConfig", model: ModelConfig, key: Array) -> tuple[Array, 
 def _tied_haar(
     config: "InitConfig", model: ModelConfig, key: Array
 ) -> tuple[Array, Array]:
-    """As tied, the heads cut from one Haar matrix: the whole W_Q is an isometry.
+    """Draw as `_tied`, but cut the heads from one Haar matrix: W_Q is an isometry.
 
     That is the premise of lemma 4.
     """
@@ -121,7 +121,7 @@ def _tied_haar(
 
 
 def _svd(config: "InitConfig", model: ModelConfig, key: Array) -> tuple[Array, Array]:
-    """W_Q = U sqrt(S), W_K = V sqrt(S), the K largest of Z + b I = U S V^T per head.
+    """Set W_Q = U sqrt(S), W_K = V sqrt(S) of the K largest of Z + b I = U S V^T.
 
     Z is uniform of variance 1 / D and b is `qk_identity`: the code of the paper's
     predecessor (arXiv 2510.00345), which has 2 Z + .6 I. W_Q W_K^T is the best
@@ -145,7 +145,7 @@ QK_PAIRS: Mapping[str, Pair] = {"tied": _tied, "tied_haar": _tied_haar, "svd": _
 
 
 def _square(name: str, model: ModelConfig, key: Array) -> Array:
-    """A Haar matrix for each layer, [L, D, D]."""
+    """Draw a Haar matrix for each layer, [L, D, D]."""
     D = model.width
     return _per_layer(name, model, key, lambda k: orthonormal_columns(D, D, key=k))
 
@@ -153,7 +153,7 @@ def _square(name: str, model: ModelConfig, key: Array) -> Array:
 def _transposes(
     config: "InitConfig", model: ModelConfig, key: Array
 ) -> tuple[Array, Array]:
-    """V = U, O = U^T for a Haar matrix U: V O = I (section 4 i)."""
+    """Set V = U, O = U^T for a Haar matrix U: V O = I (section 4 i)."""
     del config
     v = _square("w_v", model, key)
     return v, v.swapaxes(1, 2)
@@ -162,7 +162,7 @@ def _transposes(
 def _independent(
     config: "InitConfig", model: ModelConfig, key: Array
 ) -> tuple[Array, Array]:
-    """Two Haar matrices (D22; arXiv 2510.00345): V O is one, too."""
+    """Draw two Haar matrices (D22; arXiv 2510.00345): V O is one, too."""
     del config
     return _square("w_v", model, key), _square("w_o", model, key)
 
@@ -186,7 +186,7 @@ def _up_and_down(
 
 
 def _plain(config: "InitConfig", model: ModelConfig, key: Array) -> tuple[Array, Array]:
-    """Independent, with orthonormal rows and with orthonormal columns."""
+    """Draw both independently, with orthonormal rows and with orthonormal columns."""
     del config
     return _up_and_down(model, key, center=False)
 
@@ -194,7 +194,7 @@ def _plain(config: "InitConfig", model: ModelConfig, key: Array) -> tuple[Array,
 def _centered(
     config: "InitConfig", model: ModelConfig, key: Array
 ) -> tuple[Array, Array]:
-    """As plain, and the columns of W_D sum to 0 (D20)."""
+    """Draw as `_plain`, but make the columns of W_D sum to 0 (D20)."""
     del config
     return _up_and_down(model, key, center=True)
 
@@ -202,7 +202,7 @@ def _centered(
 def _looks_linear(
     config: "InitConfig", model: ModelConfig, key: Array
 ) -> tuple[Array, Array]:
-    """[A, -A] and [A^T; -A^T], both over sqrt(2), with A A^T = I_D.
+    """Draw [A, -A] and [A^T; -A^T], both over sqrt(2), with A A^T = I_D.
 
     GELU(z) - GELU(-z) = z, so that the MLP starts as (alpha_u alpha_d)^(1/2) / 2 times
     the identity (Balduzzi et al., arXiv 1702.08591; here with A^T and Gram matrices of
@@ -236,7 +236,7 @@ MLP_SCALES: Mapping[str, Callable[[float, float], float]] = {
 
 
 def mlp_gram(config: "InitConfig", model: ModelConfig) -> tuple[float, float]:
-    """The scalars g_u, g_d of W_U W_U^T = g_u I and W_D^T W_D = g_d I (D14, D15).
+    """Return g_u, g_d of W_U W_U^T = g_u I and W_D^T W_D = g_d I (D14, D15).
 
     "gram" takes the paper's equation at its word, g = alpha. "suo_sqrt" and "suo" scale
     SUO (Martens et al. 2021: a Haar matrix times max(1, sqrt(out / in))) by sqrt(alpha)
@@ -251,7 +251,7 @@ def mlp_gram(config: "InitConfig", model: ModelConfig) -> tuple[float, float]:
 def orthonormal_columns(
     rows: int, columns: int, *, key: Array, center: bool = False
 ) -> Array:
-    """A Haar matrix Q [rows, columns] with Q^T Q = I; rows >= columns.
+    """Draw a Haar matrix Q [rows, columns] with Q^T Q = I; rows >= columns.
 
     QR of a Gaussian matrix with the signs of R's diagonal removed, which makes the law
     exactly uniform (Mezzadri 2007). With `center`, each Gaussian column first loses its
@@ -270,7 +270,7 @@ def orthonormal_columns(
 def _gpt2_recipe(
     config: "InitConfig", model: ModelConfig, key: Array
 ) -> dict[str, Array]:
-    """N(0, 0.02^2); W_O and W_D, which write to the stream, over sqrt(2 L) (D16)."""
+    """Draw N(0, 0.02^2); W_O and W_D write to the stream and go over sqrt(2 L) (D16)."""
     del config
     into_stream = {"w_o", "w_down"}
     return _gaussian_matrices(
@@ -285,7 +285,7 @@ def _gpt2_recipe(
 def _xavier_recipe(
     config: "InitConfig", model: ModelConfig, key: Array
 ) -> dict[str, Array]:
-    """N(0, 2 / (fan_in + fan_out)), appendix B.3."""
+    """Draw N(0, 2 / (fan_in + fan_out)), appendix B.3."""
     del config
     return _gaussian_matrices(
         model, key, lambda name, fan_in, fan_out: math.sqrt(2 / (fan_in + fan_out))
@@ -295,7 +295,7 @@ def _xavier_recipe(
 def _kaiming_recipe(
     config: "InitConfig", model: ModelConfig, key: Array
 ) -> dict[str, Array]:
-    """N(0, 2 / fan_in), appendix B.3."""
+    """Draw N(0, 2 / fan_in), appendix B.3."""
     del config
     return _gaussian_matrices(
         model, key, lambda name, fan_in, fan_out: math.sqrt(2 / fan_in)
@@ -313,7 +313,7 @@ RECIPES: Mapping[str, Recipe] = {
 def _gaussian_matrices(
     model: ModelConfig, key: Array, std: Callable[[str, int, int], float]
 ) -> dict[str, Array]:
-    """Every hidden matrix iid normal with the given std(name, fan_in, fan_out)."""
+    """Draw every hidden matrix iid normal with the given std(name, fan_in, fan_out)."""
     blocks = transformer.shapes(model)["blocks"]
     drawn = {}
     for name, leaf in blocks.items():
@@ -409,7 +409,7 @@ def check(config: InitConfig, model: ModelConfig) -> None:
 
 
 def alpha_qk_for(diagonal_logit: float, head_width: int) -> float:
-    """The alpha_qk at which a token's attention logit with itself starts at this value.
+    """Return the alpha_qk that starts a token's logit with itself at this value.
 
     With |h|^2 = D and W_Q = W_K = sqrt(alpha) S, S^T S = I_K, the diagonal logit is
     h W_Q W_K^T h^T / sqrt(K) = alpha sqrt(K) on average (0.9 at K = 64: 7.2).

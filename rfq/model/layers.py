@@ -57,7 +57,7 @@ def matmul(x: Array, w: Array, name: str, state: SiteState) -> Array:
 
 
 def dequantized_matmul(x: Array, w: Array, name: str, state: grid.Grid | None) -> Array:
-    """`matmul` with a weight that is stored as integer codes and was rounded alone.
+    """Do `matmul` with a weight that is stored as integer codes and rounded alone.
 
     Args:
         x: As for `matmul`.
@@ -73,7 +73,7 @@ def dequantized_matmul(x: Array, w: Array, name: str, state: grid.Grid | None) -
 def integer_matmul(
     x: Array, w: Array, name: str, state: integer.Operands | None
 ) -> Array:
-    """`matmul` on integers, int8 x int8 -> int32; one rounding, of the result.
+    """Do `matmul` on integers, int8 x int8 -> int32, and round the result once.
 
     Args:
         x: Float32 on the grid of its site, where a tap has put it: encoding it again
@@ -94,7 +94,7 @@ def integer_matmul(
 
 
 def _as_matrices(x: Array, w: Array, name: str) -> tuple[Array, Array, tuple[int, ...]]:
-    """Batch and position, inputs and outputs as one axis each; the product's shape.
+    """Reshape to one axis each for rows, inputs and outputs; give the product's shape.
 
     XLA's CPU backend is a third faster on 2-D products.
     """
@@ -108,14 +108,14 @@ def _as_matrices(x: Array, w: Array, name: str) -> tuple[Array, Array, tuple[int
 
 
 def rms_norm(x: Array, gain: Array) -> Array:
-    """x / sqrt(mean(x^2) + 1e-6) * gain over the last axis, in float32."""
+    """Compute x / sqrt(mean(x^2) + 1e-6) * gain over the last axis, in float32."""
     x32 = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + _EPS)
     return (x32 * scale * _as_row(gain, x)).astype(x.dtype)
 
 
 def layer_norm(x: Array, gain: Array) -> Array:
-    """(x - mean) / sqrt(var + 1e-6) * gain over the last axis, in float32; no bias."""
+    """Compute (x - mean) / sqrt(var + 1e-6) * gain over the last axis; no bias."""
     x32 = x.astype(jnp.float32)
     return rms_norm(x32 - jnp.mean(x32, axis=-1, keepdims=True), gain).astype(x.dtype)
 
@@ -125,29 +125,29 @@ def _as_row(gain: Array, x: Array) -> Array:
 
 
 def residual(x: Array, update: Array) -> Array:
-    """Equation 1: the sublayer is added to the stream."""
+    """Add the sublayer to the stream (equation 1)."""
     return x + update
 
 
 def residual_free(x: Array, update: Array) -> Array:
-    """Equation 2: the sublayer replaces the stream."""
+    """Replace the stream by the sublayer (equation 2)."""
     del x
     return update
 
 
 def weighted(x: Array, update: Array, weight: Array) -> Array:
-    """weight * x + update; the weight is data, one of each layer."""
+    """Compute weight * x + update; the weight is data, one of each layer."""
     return weight.astype(x.dtype) * x + update
 
 
 def branch(clean: Array, tapped: Array) -> Array:
-    """The tap serves the norm alone; the skip path carries the clean stream."""
+    """Return the clean stream for the skip path: the tap serves the norm alone."""
     del tapped
     return clean
 
 
 def in_place(clean: Array, tapped: Array) -> Array:
-    """The tap's output replaces the stream, for the norm and the skip path alike."""
+    """Return the tapped stream, which then serves the norm and the skip path alike."""
     del clean
     return tapped
 
@@ -209,7 +209,7 @@ class Cache(NamedTuple):
 
 
 def positions(num_tokens: int, cache: Cache | None) -> Array:
-    """Where the tokens of a call stand, float32 [1, T]; [B, T] behind a cache."""
+    """Say where the tokens of a call stand, float32 [1, T]; [B, T] behind a cache."""
     new_1T = jnp.arange(num_tokens, dtype=jnp.float32)[None, :]
     if cache is None:
         return new_1T
@@ -217,7 +217,7 @@ def positions(num_tokens: int, cache: Cache | None) -> Array:
 
 
 def rope(x_BTHK: Array, base: float, positions_BT: Array) -> Array:
-    """Rotary position embedding (Su et al., arXiv 2104.09864), half-split pairs.
+    """Embed positions by rotation (Su et al., arXiv 2104.09864), half-split pairs.
 
     Coordinates k and k + K/2 of position t turn by the angle t * base^(-2k/K).
     """
@@ -238,9 +238,10 @@ def causal_attention(
     implementation: Literal["xla", "cudnn"],
     slope_H: Array | None = None,
 ) -> Array:
-    """softmax(scale * q.k, over earlier and own positions) v, per head (section 3.1).
+    """Compute softmax(scale * q.k, over earlier and own positions) v, per head.
 
-    With slopes m, the logits are scale * q.k - m (t - s) for query t and key s.
+    This is the attention of section 3.1. With slopes m, the logits are
+    scale * q.k - m (t - s) for query t and key s.
 
     Args:
         q_BTHK: Queries, keys and values have the same shape.
@@ -264,7 +265,7 @@ def causal_attention(
 
 
 def _distance_bias(slope_H: Array | None, num_keys: int) -> Array | None:
-    """-m (t - s) up to what all keys s of a query share, which softmax takes out: m s.
+    """Compute -m (t - s) but for m t, which all keys share and softmax removes: m s.
 
     Float32 [1, H, 1, S], exact up to 2^24 where m is an integer.
     """
@@ -275,7 +276,7 @@ def _distance_bias(slope_H: Array | None, num_keys: int) -> Array | None:
 
 
 def extended(cache: Cache, k_BTHK: Array, v_BTHK: Array) -> Cache:
-    """The cache with the keys and values of new tokens in it."""
+    """Return the cache with the keys and values of new tokens in it."""
 
     def put(slots_SHK: Array, new_THK: Array, start: Array) -> Array:
         zero = jnp.int32(0)
@@ -289,7 +290,9 @@ def extended(cache: Cache, k_BTHK: Array, v_BTHK: Array) -> Cache:
 def cached_attention(
     q_BTHK: Array, cache: Cache, scale: Array, slope_H: Array | None = None
 ) -> Array:
-    """`causal_attention` of a cache's last T tokens over themselves and all before.
+    """Attend from a cache's last T tokens to themselves and to all before.
+
+    This is `causal_attention` with a cache.
 
     Returns:
         The heads' mixes [B, T, H, K].
@@ -314,7 +317,7 @@ Attend = Callable[[Array, Array | None], Array]
 
 
 def plain_attention(attend: Attend, q_BTHK: Array, v_BTHK: Array) -> Array:
-    """Y = A V with A = softmax(scale * q.k)."""
+    """Compute Y = A V with A = softmax(scale * q.k)."""
     del v_BTHK
     return attend(q_BTHK, None)
 
@@ -322,7 +325,7 @@ def plain_attention(attend: Attend, q_BTHK: Array, v_BTHK: Array) -> Array:
 def decaying_attention(
     attend: Attend, q_BTHK: Array, v_BTHK: Array, slope_H: Array
 ) -> Array:
-    """Y = A V with A = softmax(scale * q.k - m (t - s)), m a constant of each head.
+    """Compute Y = A V, A = softmax(scale * q.k - m (t - s)), m constant in each head.
 
     The linear bias of ALiBi (Press et al., arXiv 2108.12409). A head with W_Q = 0 is a
     decaying kernel, as E-SPA has it at the start (He et al., arXiv 2302.10322); a head
@@ -340,7 +343,7 @@ def shaped_attention(
     softmax_H: Array,
     uniform_H: Array,
 ) -> Array:
-    """Y = (alpha I + beta A - gamma C) V, C the softmax of zero logits; a skip inside.
+    """Compute Y = (alpha I + beta A - gamma C) V, C the softmax of zero logits.
 
     Shaped attention (Noci et al., arXiv 2306.17759; He and Hofmann, arXiv 2311.01906),
     with alpha, beta and gamma of each head trained from 1. With W_Q = 0 at the start
@@ -380,7 +383,7 @@ ATTENTION_KINDS: Mapping[str, AttentionKind] = {
 
 
 def head_gate(heads_BTHK: Array, logits_BTH: Array) -> Array:
-    """Y' = Y * sigmoid(X W_gate), one gate for each token and head.
+    """Compute Y' = Y * sigmoid(X W_gate), one gate for each token and head.
 
     The head-wise form of the gate behind scaled dot-product attention (G1 of Qiu et
     al., arXiv 2505.06708; for each head also in Bondarenko et al., arXiv 2306.12929),
@@ -397,7 +400,7 @@ def head_gate(heads_BTHK: Array, logits_BTH: Array) -> Array:
 def token_cross_entropy(
     h_BTD: Array, targets_BT: Array, num_chunks: int, head: Callable[[Array], Array]
 ) -> Array:
-    """Next-token loss -log softmax(head(h))[target] at every position, in nats.
+    """Compute -log softmax(head(h))[target] at every position, in nats.
 
     The sequence is cut in `num_chunks` slices whose logits are formed, reduced and
     dropped one after the other (and again in the backward pass), so that at most
@@ -431,7 +434,7 @@ def token_cross_entropy(
 def target_log_probs(
     h_GPD: Array, targets_GP: Array, chunk: int, head: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
-    """log softmax(head(h))[target] at some positions, and whether it is the largest.
+    """Compute log softmax(head(h))[target] at some positions, and say if it is largest.
 
     Args:
         h_GPD: Features of P positions in each of G groups.

@@ -21,7 +21,7 @@ from rfq.types import Array, Params, Record, SiteState
 
 
 def _declare(module: nn.Module, name: str, *shape: int) -> Array:
-    """A float32 parameter; its values come from `rfq.model.init`, not from here."""
+    """Declare a float32 parameter; `rfq.model.init` gives its values."""
     leaf = module.param(name, nn.initializers.zeros, shape, jnp.float32)
     is_constant = params_lib.TABLE[name].kind == "constant"
     return jax.lax.stop_gradient(leaf) if is_constant else leaf
@@ -92,7 +92,7 @@ class _Block(nn.Module):
         place = self.seams.placing.activation
 
         def dot(x: Array, w: Array, name: str, *axes: str) -> Array:
-            """A product whose result has these axes behind batch and position."""
+            """Multiply; the result has these axes behind batch and position."""
             logical = params_lib.TABLE[name].logical[1:]
             w = _in_use(w, logical, self.seams, c.compute_dtype)
             y = self.seams.dot(x, w, name, states.get(name))
@@ -189,7 +189,7 @@ class _Transformer(nn.Module):
 
 
 def shapes(config: ModelConfig) -> Params:
-    """The parameter tree as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+    """Return the parameter tree as `jax.ShapeDtypeStruct`s; allocate nothing."""
     model = _Transformer(config, PLAIN)
     tokens_BT = jax.ShapeDtypeStruct((1, config.seq_len), jnp.int32)
     init = lambda tokens: model.init(jax.random.key(0), tokens, {})["params"]  # noqa: E731
@@ -203,7 +203,7 @@ def features(
     seams: Seams = PLAIN,
     states: Mapping[str, SiteState] | None = None,
 ) -> tuple[Array, dict[str, Record]]:
-    """Everything but the head.
+    """Compute everything but the head.
 
     Args:
         params: As `shapes` declares.
@@ -228,7 +228,7 @@ def apply(
     seams: Seams = PLAIN,
     states: Mapping[str, SiteState] | None = None,
 ) -> tuple[Array, dict[str, Record]]:
-    """Logits in float32 [B, T, V], and the taps' records; arguments as `features`."""
+    """Compute logits in float32 [B, T, V] and the taps' records; see `features`."""
     h_BTD, records = features(params, tokens_BT, config, seams, states)
     logits_BTV = head(params, config, seams, states)(h_BTD)
     return logits_BTV.astype(jnp.float32), records
@@ -241,7 +241,7 @@ def token_losses(
     seams: Seams = PLAIN,
     states: Mapping[str, SiteState] | None = None,
 ) -> tuple[Array, dict[str, Record]]:
-    """Next-token loss of each target [B, T] in nats, float32, and the taps' records.
+    """Compute each target's loss [B, T] in nats, float32, and the taps' records.
 
     `batch` holds token ids [B, T + 1]; the other arguments are `features`'.
     """
@@ -261,7 +261,7 @@ def target_log_probs(
     seams: Seams = PLAIN,
     states: Mapping[str, SiteState] | None = None,
 ) -> tuple[Array, Array]:
-    """Log-probabilities of some next tokens, and which of them are the likeliest.
+    """Compute log-probabilities of some next tokens, and say which are the likeliest.
 
     The head sees those positions alone.
 
@@ -293,7 +293,7 @@ def head(
     seams: Seams,
     states: Mapping[str, SiteState] | None,
 ) -> Callable[[Array], Array]:
-    """The head h -> h E^T, or h W_unembed E^T where the embedding is projected.
+    """Return the head h -> h E^T, or h W_unembed E^T where the embedding is projected.
 
     The embedding is transposed once for all slices.
     Each share of the batch multiplies with a copy of its own, so that the gradients of
@@ -331,7 +331,7 @@ def head(
 def _project(
     x_BTD: Array, params: Params, name: str, seams: Seams, config: ModelConfig
 ) -> Array:
-    """x times a projection, which is never quantized: it folds into the embedding."""
+    """Multiply by a projection, never quantized because it folds into the embedding."""
     logical = params_lib.TABLE[name].logical
     w_DD = _in_use(params[name], logical, seams, config.compute_dtype)
     y_BTD = seams.dot(x_BTD, w_DD, name, None)
@@ -339,7 +339,7 @@ def _project(
 
 
 def _in_use(w: Array, logical: tuple[str, ...], seams: Seams, dtype: str) -> Array:
-    """A weight as products see it; cast before it travels. Codes stay codes."""
+    """Cast a weight for its products, before it travels; leave codes as they are."""
     if jnp.issubdtype(w.dtype, jnp.floating):
         w = w.astype(dtype)
     return seams.placing.weight(w, logical)

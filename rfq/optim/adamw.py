@@ -43,7 +43,7 @@ class AdamWConfig(build.OptimizerConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WithAdamW(build.MatrixConfig):
-    """What a matrix optimizer has that leaves embeddings, gains and so on to AdamW.
+    """The fields of a matrix optimizer that leaves embeddings, gains etc. to AdamW.
 
     Attributes:
         adam_b1: b1 of AdamW on the other leaves.
@@ -56,7 +56,7 @@ class WithAdamW(build.MatrixConfig):
     adam_eps: float = 1e-8
 
     def other(self) -> optax.GradientTransformation:
-        """AdamW's direction."""
+        """Return AdamW's direction."""
         return adam_direction(self.adam_b1, self.adam_b2, self.adam_eps)
 
 
@@ -69,5 +69,5 @@ class AdamState(NamedTuple):
 
 
 def adam_direction(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam's direction in float32, by optax; a leaf that is not finite sits out."""
+    """Give Adam's direction in float32, by optax; skip a leaf that is not finite."""
     return build.guarded(optax.scale_by_adam(b1, b2, eps), AdamState)

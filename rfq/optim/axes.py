@@ -5,7 +5,7 @@ A leaf `[batch..., in..., out...]`, its axes in any order, is a batch of matrice
 descent, to sign descent).
 
 Trees may have holes: `None` where Equinox keeps what is no array, and
-`optax.MaskedNode` where `optax.masked` or `optax.multi_transform` hide a leaf from an
+`optax.MaskedNode` where `optax.masked` or `optax.multi_transform` hides a leaf from an
 optimizer. A hole has no state and stays as it is.
 """
 
@@ -77,7 +77,7 @@ def paths(tree: Any) -> list[str]:
 def at_leaves(tree: Any, given: Any, what: str) -> list:
     """List what `given` has at each leaf of `tree`; it need not have the same holes.
 
-    It may be a function of `tree`, which an Equinox module is not, though it is called.
+    It may be a function of `tree`. An Equinox module can be called too, but is a tree.
 
     Raises:
         InputError: `given` has another structure; `what` is its name.

@@ -1,8 +1,8 @@
 """From a direction to an optimizer: clip, partition, weight decay, schedule, sign.
 
 A *direction* is an optax transform that turns gradients into what should be subtracted
-at learning rate 1: `scale_by_kl_shampoo`, or any of optax's. Nothing else is asked of
-it. What all optimizers share is added here, once: leaves are routed to a direction,
+at learning rate 1: `scale_by_kl_shampoo`, or any of optax's. Nothing else is required
+of it. What all optimizers share is added here, once: leaves are routed to a direction,
 gradients that are not finite are thrown away, rates and decay are applied.
 
 A direction may say in its state, field `active` (booleans that broadcast against the
@@ -42,7 +42,7 @@ _FRACTION = (lambda x: (x >= 0) & (x < 1), "in [0, 1)")
 _POSITIVE = (lambda x: x > 0, "> 0")
 _NOT_NEGATIVE = (lambda x: x >= 0, ">= 0")
 
-# What a number may be, by the name of its field in any config.
+# The numbers that a field accepts, by its name in any config.
 _RANGES: Mapping[str, tuple[Callable, str]] = {
     "adam_b1": _FRACTION,
     "adam_b2": _FRACTION,
@@ -67,7 +67,7 @@ _RANGES: Mapping[str, tuple[Callable, str]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """What every optimizer has.
+    """The fields that every optimizer has.
 
     Attributes:
         learning_rate: peak rate a.
@@ -101,13 +101,13 @@ class OptimizerConfig:
         return self.learning_rate, self.learning_rate
 
     def directions(self, axes: Axes, placement: matrix.Placement) -> Directions:
-        """The two directions; `axes` covers at least the matrix leaves."""
+        """Return the two directions; `axes` covers at least the matrix leaves."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatrixConfig(OptimizerConfig):
-    """What every optimizer has that treats matrices and other leaves differently.
+    """The fields of every optimizer that treats matrices and other leaves differently.
 
     Attributes:
         other_learning_rate: peak rate of the other leaves; None is `learning_rate`.
@@ -123,11 +123,11 @@ class MatrixConfig(OptimizerConfig):
         return self.learning_rate, self.other_learning_rate
 
     def rule(self) -> matrix.Rule:
-        """What is done to a stack of matrices."""
+        """Return the rule for a stack of matrices."""
         raise NotImplementedError
 
     def other(self) -> optax.GradientTransformation:
-        """The direction of the other leaves."""
+        """Return the direction of the other leaves."""
         raise NotImplementedError
 
     def directions(self, axes: Axes, placement: matrix.Placement) -> Directions:
@@ -139,7 +139,7 @@ class MatrixConfig(OptimizerConfig):
 def require(holds: bool | Array, field: str, value: object, accepted: str) -> None:
     """Raise an InputError that names the field of an optimizer unless `holds`.
 
-    A number that is only known when the program runs is believed.
+    A number that is only known when the program runs is not checked.
     """
     if not isinstance(holds, jax.core.Tracer) and not holds:
         raise InputError(f"optimizer.{field}={value!r} must be {accepted}")
@@ -280,8 +280,8 @@ def partition(
 ) -> optax.GradientTransformation:
     """Send each leaf to the branch that its label names.
 
-    As `optax.partition`, and with its state, but for trees that can be called, such as
-    Equinox modules, which optax takes for functions.
+    This is `optax.partition`, with the same state, for trees that can be called too:
+    optax takes an Equinox module for a function.
     """
 
     def masked(tree: optax.Params, name: str) -> optax.Params:
@@ -322,9 +322,9 @@ def partition(
 def clip_finite_norm(max_norm: float) -> optax.GradientTransformation:
     """Scale gradients so that their global norm is at most `max_norm`.
 
-    As `optax.clip_by_global_norm`, but leaves that hold a NaN or an infinity are left
-    out of the norm: otherwise one bad layer would turn every gradient into NaN or zero
-    before the directions' own guards can throw away only the bad one.
+    This is `optax.clip_by_global_norm` with a norm that leaves out the leaves that hold
+    a NaN or an infinity. Otherwise one bad layer would turn every gradient into NaN or
+    zero before the directions' own guards can throw away only the bad one.
     """
 
     def update(updates, state, params=None):

@@ -1,8 +1,8 @@
 """Dealing the matrices of a stack to the devices of a mesh, whole matrices to each.
 
 State, step and refresh of a matrix live on one device. No device ever holds more than
-its matrices and its parts of leaves: where leaves are cut, gradients enter and
-directions leave by one all-to-all each, and only to copies are directions gathered.
+its matrices and its parts of leaves. Where leaves are cut, gradients enter and
+directions leave by one all-to-all each; directions are gathered only for copies.
 """
 
 import math
@@ -37,12 +37,12 @@ class Deal(NamedTuple):
     """How the matrices of a group travel between the parts of leaves and a stack.
 
     A device has a part of every matrix of a leaf that is cut along its matrix axes, and
-    all of it where it has a copy. Of the stack it has `num` / devices whole matrices.
+    all of it where it has a copy. It has `num` / devices whole matrices of the stack.
 
     Attributes:
         mesh: all devices.
-        specs: of each member's leaf.
-        cuts: of each member, by axis of [rows..., cols...], the mesh axes that cut it.
+        specs: the partition of each member's leaf.
+        cuts: for each member, by axis of [rows..., cols...], the mesh axes that cut it.
         copied: mesh axes along which devices have copies; slower than `cut`.
         cut: mesh axes along which they have parts.
         num: N, padded to a multiple of the devices.
@@ -68,7 +68,7 @@ class Deal(NamedTuple):
         state: Any,
         count: Array,
     ) -> tuple[list[Array], Array, Any]:
-        """Does what `stacks.together` does, for parts of leaves and a dealt stack."""
+        """Do what `stacks.together` does, for parts of leaves and a dealt stack."""
 
         def local(leaves: list[Array], state: Any, count: Array):
             parts = [
@@ -95,7 +95,7 @@ class Deal(NamedTuple):
         )(leaves, state, count)
 
     def _enter(self, parts: list[Array], members: tuple[Member, ...]) -> Array:
-        """Parts of all matrices -> this device's whole ones, [num / devices, m, n]."""
+        """Turn parts of all matrices into whole ones here, [num / devices, m, n]."""
         flat = [part.reshape(part.shape[0], -1) for part in parts]
         x = jnp.concatenate(flat)
         x = jnp.pad(x, ((0, self.num - x.shape[0]), (0, 0)))
@@ -111,7 +111,7 @@ class Deal(NamedTuple):
     def _leave(
         self, stack: Array, members: tuple[Member, ...], like: list[Array]
     ) -> list[Array]:
-        """The inverse of `_enter`; `like` has the shapes of the parts."""
+        """Invert `_enter`; `like` has the shapes of the parts."""
         made = lambda kind: self._parted(stack, members[kind], kind, like[kind])  # noqa: E731
         x = self._select(made, members)
         if self.cut:
@@ -124,13 +124,13 @@ class Deal(NamedTuple):
         ]
 
     def _joined(self, x: Array, member: Member, kind: int, part: Array) -> Array:
-        """[n, devices of `cut` * part] -> [n, m, n]."""
+        """Join the parts: [n, devices of `cut` * part] -> [n, m, n]."""
         sizes = [self.mesh.shape[axis] for axis in self.cut]
         x = x.reshape((x.shape[0], *sizes, *part.shape[1:]))
         return stacked(x.transpose(self._order(kind)), member)
 
     def _parted(self, x: Array, member: Member, kind: int, part: Array) -> Array:
-        """The inverse of `_joined`."""
+        """Invert `_joined`."""
         sizes = []
         for axes, size in zip(self.cuts[kind], part.shape[1:], strict=True):
             sizes += [*(self.mesh.shape[axis] for axis in axes), size]
@@ -138,7 +138,7 @@ class Deal(NamedTuple):
         return x.transpose(np.argsort(self._order(kind))).reshape(x.shape[0], -1)
 
     def _order(self, kind: int) -> tuple[int, ...]:
-        """From [n, cut..., part...] to [n, (its mesh axes, part) by axis]."""
+        """Reorder [n, cut..., part...] to [n, (its mesh axes, part) by axis]."""
         order = [0]
         for index, axes in enumerate(self.cuts[kind]):
             order += [1 + self.cut.index(axis) for axis in axes]
@@ -148,7 +148,7 @@ class Deal(NamedTuple):
     def _select(
         self, made: Callable[[int], Array], members: tuple[Member, ...]
     ) -> Array:
-        """For each of this device's matrices, what was made of it in its own way.
+        """Choose for each matrix here what was made of it in its own way.
 
         `made` is called once for each way in which parts make up a matrix, with the
         first member that has it.
@@ -173,7 +173,7 @@ class Deal(NamedTuple):
 
 
 def deal(group: Group, tree: optax.Params, placement: Placement) -> Deal | None:
-    """How a group of a tree that lives there is dealt, None for one program."""
+    """Say how a group of a tree on these devices is dealt; None for one program."""
     if placement is None:
         return None
     leaves = jax.tree.leaves(tree)

@@ -18,7 +18,7 @@ class Treatment(NamedTuple):
 
     Attributes:
         path: its keys joined by "/".
-        shape: of the leaf.
+        shape: its shape.
         treatment: "matrix", or "other" for what goes to AdamW (spectral descent: to
             sign descent).
         num_matrices: how many matrices it holds; 0 for other leaves.

@@ -2,7 +2,7 @@
 
 KL-Shampoo, KL-SOAP and SOAP track two factors S_L (m x m) and S_R (n x n) of a
 gradient's second moments and slowly turning orthonormal bases Q_L, Q_R of their
-eigenvectors. Stored are the bases and S~ = Q^T S Q. A gradient enters as
+eigenvectors. The state holds the bases and S~ = Q^T S Q. A gradient enters as
 H = Q_L^T G Q_R, from which both the update and the increments of S~ follow, and one
 step of orthogonal iteration is a decomposition of S~ alone:
 
@@ -27,21 +27,21 @@ Decomposition = Literal["auto", "cholesky", "householder"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EigenbasisConfig(WithAdamW):
-    """What every optimizer has that works in eigenbases of its factors.
+    """The fields of every optimizer that works in eigenbases of its factors.
 
     Attributes:
         precondition_frequency: k, steps between two refreshes of the bases.
-        max_precondition_dim: longer sides are not rotated: they have no basis and no
-            factor, and keep what the optimizer does entry by entry; None rotates all.
+        max_precondition_dim: longer sides are not rotated; they have no basis and no
+            factor, and the optimizer works on them entry by entry. None rotates all.
         rms_target: rescale every direction to this RMS (the references'
             `normalize_grads` is 1), before SOAP's bias correction; None does not.
-        decomposition: of a refresh. "householder" is exact, but goes matrix after
+        decomposition: the decomposition of a refresh. "householder" is exact, but goes matrix after
             matrix; "cholesky" batches on accelerators, with Householder for the
             matrices where it fails; "auto" is Householder on CPU, where LAPACK is
             faster, and Cholesky elsewhere.
         stagger: refresh 1/k of the matrices every step instead of all every k steps:
             the same work without its peak, but other refresh times than the reference.
-        precision: of the large products; refreshes are always exact.
+        precision: precision of the large products; refreshes are always exact.
         mu_dtype: storage type of the momentum; None keeps it at least float32.
         basis_dtype: storage type of the bases, likewise.
     """
@@ -95,7 +95,7 @@ class Turn(NamedTuple):
 
 
 def zeros(num: int, m: int, n: int, dtype: jnp.dtype, max_side: int | None) -> Factors:
-    """The state before the first gradient; sides longer than `max_side` get none."""
+    """Make the state before the first gradient; sides beyond `max_side` get none."""
 
     def side(size: int) -> Array | None:
         rotated = max_side is None or size <= max_side
@@ -108,7 +108,7 @@ def zeros(num: int, m: int, n: int, dtype: jnp.dtype, max_side: int | None) -> F
 def from_gradient(
     g: Array, scale_l: float, scale_r: float, *, max_side: int | None
 ) -> Factors:
-    """Factors of one first gradient: S_L = scale_l G G^T, S_R = scale_r G^T G.
+    """Make factors of a first gradient: S_L = scale_l G G^T, S_R = scale_r G^T G.
 
     The bases are their eigenvectors by descending eigenvalue.
     """
@@ -126,14 +126,14 @@ def from_gradient(
 
 
 def project(x: Array, f: Factors, precision: Precision) -> Array:
-    """Q_L^T X Q_R: from the parameters' coordinates to the eigenbasis."""
+    """Compute Q_L^T X Q_R: from the parameters' coordinates to the eigenbasis."""
     if f.basis_l is not None:
         x = linalg.dot(f.basis_l.mT, x, precision)
     return x if f.basis_r is None else linalg.dot(x, f.basis_r, precision)
 
 
 def back(x: Array, f: Factors, precision: Precision) -> Array:
-    """Q_L X Q_R^T: from the eigenbasis to the parameters' coordinates."""
+    """Compute Q_L X Q_R^T: from the eigenbasis to the parameters' coordinates."""
     if f.basis_l is not None:
         x = linalg.dot(f.basis_l, x, precision)
     return x if f.basis_r is None else linalg.dot(x, f.basis_r.mT, precision)
@@ -148,7 +148,7 @@ def accumulate(
     scale_r: float,
     precision: Precision,
 ) -> Factors:
-    """S~_L <- keep S~_L + scale_l A A^T, S~_R <- keep S~_R + scale_r B^T B."""
+    """Set S~_L to keep S~_L + scale_l A A^T and S~_R to keep S~_R + scale_r B^T B."""
     if f.factor_l is not None:
         gram = linalg.dot(for_l, for_l.mT, precision)
         f = f._replace(factor_l=keep * f.factor_l + scale_l * gram)
@@ -159,7 +159,7 @@ def accumulate(
 
 
 def refresh(f: Factors, decomposition: Decomposition) -> tuple[Factors, Turn]:
-    """One step of orthogonal iteration on both sides of a stack [N, ...].
+    """Take one step of orthogonal iteration on both sides of a stack [N, ...].
 
     Returns the new factors, and the change of basis for whatever else is kept in it.
     """
@@ -196,35 +196,35 @@ def permute(f: Factors, order_l: Array | None, order_r: Array | None) -> Factors
 
 
 def permute_rows(x: Array, order: Array | None) -> Array:
-    """x[b, order[b, i], j] of a stack x [N, m, n]; None leaves x alone."""
+    """Return x[b, order[b, i], j] of a stack x [N, m, n]; None leaves x alone."""
     if order is None:
         return x
     return jnp.take_along_axis(x, order[:, :, None], axis=1)
 
 
 def permute_cols(x: Array, order: Array | None) -> Array:
-    """x[b, i, order[b, j]] of a stack x [N, m, n]; None leaves x alone."""
+    """Return x[b, i, order[b, j]] of a stack x [N, m, n]; None leaves x alone."""
     if order is None:
         return x
     return jnp.take_along_axis(x, order[:, None, :], axis=2)
 
 
 def descending(factor: Array | None) -> Array | None:
-    """The order [N, side] of a stack of rotated factors by descending diagonal."""
+    """Order a stack of rotated factors by descending diagonal: indices [N, side]."""
     if factor is None:
         return None
     return jnp.argsort(-jnp.diagonal(factor, axis1=1, axis2=2), axis=-1)
 
 
 def rotate(x: Array, by: Turn) -> Array:
-    """Z_L^T X Z_R: what is kept in the eigenbasis follows a change of basis."""
+    """Compute Z_L^T X Z_R, so that X in the eigenbasis follows a change of basis."""
     if by.left is not None:
         x = linalg.dot(by.left.mT, x, linalg.EXACT)
     return x if by.right is None else linalg.dot(x, by.right, linalg.EXACT)
 
 
 def numbers(f: Factors) -> dict[str, Array]:
-    """Per-matrix diagnostics of a stack, see `rfq.optim.matrix.diagnostics`."""
+    """Return per-matrix diagnostics of a stack, see `rfq.optim.matrix.diagnostics`."""
     errors = [
         jax.vmap(linalg.eye_error)(q) for q in (f.basis_l, f.basis_r) if q is not None
     ]
@@ -233,7 +233,7 @@ def numbers(f: Factors) -> dict[str, Array]:
 
 
 def _iterate(factor: Array, decomposition: Decomposition) -> tuple[Array, Array, Array]:
-    """Z = QR(S~).Q and Z^T S~ Z of a stack, and where Cholesky failed, int32 [N]."""
+    """Return Z = QR(S~).Q, Z^T S~ Z, and where Cholesky failed, int32 [N]."""
 
     def householder(factor: Array) -> tuple[Array, Array, Array]:
         z, turned = jax.vmap(_safe_householder)(factor)
@@ -264,7 +264,7 @@ def _iterate(factor: Array, decomposition: Decomposition) -> tuple[Array, Array,
 
 
 def _safe_householder(factor: Array) -> tuple[Array, Array]:
-    """One iteration, or none where it is not finite."""
+    """Do one iteration, or none where its result is not finite."""
     z, turned = linalg.householder_iteration(factor)
     sound = jnp.all(jnp.isfinite(z)) & jnp.all(jnp.isfinite(turned))
     eye = jnp.eye(factor.shape[-1], dtype=factor.dtype)

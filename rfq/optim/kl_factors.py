@@ -72,7 +72,7 @@ class KLFactors(NamedTuple):
 
 
 def zeros(num: int, m: int, n: int, dtype: jnp.dtype, config: KLConfig) -> KLFactors:
-    """The state of a stack before the first gradient."""
+    """Make the state of a stack before the first gradient."""
     side = config.max_precondition_dim
     return KLFactors(
         eigenbasis.zeros(num, m, n, dtype, max_side=side),
@@ -83,7 +83,7 @@ def zeros(num: int, m: int, n: int, dtype: jnp.dtype, config: KLConfig) -> KLFac
 
 
 def first(g: Array, config: KLConfig) -> KLFactors:
-    """The state of one matrix after its first gradient.
+    """Make the state of one matrix after its first gradient.
 
     S_L = (1 - b2)/n G G^T, S_R = (1 - b2)/m G^T G, their eigenvectors, and the same
     s = init_factor^(-1/2) for all of them.
@@ -135,13 +135,13 @@ def update_roots(h: Array, kl: KLFactors, config: KLConfig) -> KLFactors:
 
 
 def whiten(x: Array, kl: KLFactors, eps: float) -> Array:
-    """X * D / (1 + eps D) with D_ij = s_L,i s_R,j, in the eigenbasis."""
+    """Compute X * D / (1 + eps D) with D_ij = s_L,i s_R,j, in the eigenbasis."""
     d = kl.root_l[:, None] * kl.root_r[None, :]
     return x * d / (1.0 + eps * d)
 
 
 def numbers(kl: KLFactors) -> dict[str, Array]:
-    """Per-matrix diagnostics of a stack, see `rfq.optim.matrix.diagnostics`."""
+    """Return per-matrix diagnostics of a stack, see `rfq.optim.matrix.diagnostics`."""
     roots = jnp.concatenate([kl.root_l, kl.root_r], axis=1)
     known = roots > 0
     return {

@@ -36,7 +36,7 @@ class KLShampooConfig(KLConfig):
     """KL-Shampoo on the matrices."""
 
     def rule(self) -> matrix.Rule:
-        """Momentum, whitened in the eigenbases of KL's factors."""
+        """Return the rule: momentum, whitened in the eigenbases of KL's factors."""
 
         def init(num: int, m: int, n: int, dtype: jnp.dtype) -> KLShampooStack:
             momentum = jnp.zeros((num, m, n), dtype)

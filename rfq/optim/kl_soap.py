@@ -25,7 +25,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KLSoapConfig(KLConfig):
-    """KL-SOAP on the matrices; the other fields are explained in `KLConfig`.
+    """KL-SOAP on the matrices; `KLConfig` explains the other fields.
 
     Attributes:
         factor_b2: average of the factors and eigenvalues; None is b2.
@@ -39,7 +39,7 @@ class KLSoapConfig(KLConfig):
         return self.b2 if self.factor_b2 is None else self.factor_b2
 
     def rule(self) -> matrix.Rule:
-        """Adam in the eigenbases of KL's factors."""
+        """Return the rule: Adam in the eigenbases of KL's factors."""
 
         def init(num: int, m: int, n: int, dtype: jnp.dtype) -> KLSoapStack:
             return KLSoapStack(

@@ -18,12 +18,12 @@ EXACT = jax.lax.Precision.HIGHEST
 
 
 def dot(a: Array, b: Array, precision: jax.lax.Precision) -> Array:
-    """Matrix product at a stated precision."""
+    """Multiply matrices at a stated precision."""
     return jnp.matmul(a, b, precision=precision)
 
 
 def eigenvectors(factor: Array) -> Array:
-    """Eigenvectors of a symmetric matrix, by descending eigenvalue.
+    """Return the eigenvectors of a symmetric matrix, by descending eigenvalue.
 
     The reference adds 1e-30 I, which makes the zero matrix legal.
     """
@@ -33,15 +33,15 @@ def eigenvectors(factor: Array) -> Array:
 
 
 def householder_q(a: Array) -> Array:
-    """The orthogonal factor of A = Q R, by Householder reflections."""
+    """Return the orthogonal factor of A = Q R, by Householder reflections."""
     return factorize.qr(a)[0]
 
 
 def householder_iteration(factor: Array) -> tuple[Array, Array]:
-    """Z and Z^T S Z of a symmetric S = Z R, by Householder reflections.
+    """Return Z and Z^T S Z of a symmetric S = Z R, by Householder reflections.
 
-    Z^T S Z = R Z costs one product, and rows of R keep the relative accuracy of small
-    eigenvalues that Z^T (S Z) would drown in the rounding of large ones.
+    Z^T S Z = R Z costs one product. The rows of R keep small eigenvalues accurate;
+    Z^T (S Z) would lose them in the rounding of large ones.
     """
     z, r = factorize.qr(factor)
     turned = dot(r, z, EXACT)
@@ -49,7 +49,7 @@ def householder_iteration(factor: Array) -> tuple[Array, Array]:
 
 
 def cholesky_iteration(factor: Array) -> tuple[Array, Array, Array]:
-    """Z and Z^T S Z of a positive semidefinite S = Z R, and whether they are sound.
+    """Return Z and Z^T S Z of a semidefinite S = Z R, and whether they are sound.
 
     With S = C C^T, C^T is upper triangular with a positive diagonal, hence
     QR(S).Q = QR(C).Q, and C = Z R gives Z^T S Z = R R^T. Taking C of the matrix scaled
@@ -58,11 +58,11 @@ def cholesky_iteration(factor: Array) -> tuple[Array, Array, Array]:
     eigenbasis. Two passes of Cholesky QR then orthonormalize C. Every operation batches
     on accelerators, where Householder QR runs matrix after matrix.
 
-    The price: when S is far from diagonal and ill-conditioned a factor does not exist,
-    or the first pass leaves more than the second can mend; the third result says so.
+    This fails when S is far from diagonal and ill-conditioned: a factor does not exist,
+    or the second pass cannot correct the first. The third result says so.
     """
     dtype, eye = factor.dtype, jnp.eye(factor.shape[-1], dtype=factor.dtype)
-    # 3e-6 in float32: enough for rounding to leave the correlations definite.
+    # 3e-6 in float32, enough to keep the correlations definite despite rounding.
     jitter = 25.0 * jnp.finfo(dtype).eps
     d = jnp.sqrt(jnp.maximum(jnp.diagonal(factor), jnp.finfo(dtype).tiny))
     correlation = factor / d[:, None] / d[None, :]
@@ -73,14 +73,14 @@ def cholesky_iteration(factor: Array) -> tuple[Array, Array, Array]:
     gram = dot(once.T, once, EXACT)
     twice, lower_again = _cholesky_qr(once)
     r = dot(lower_again.T, lower.T, EXACT) * norms
-    # The second pass squares what the first left. A comparison with NaN is False.
+    # The second pass squares the first one's error. A comparison with NaN is False.
     sound = (jnp.max(jnp.abs(gram - eye)) < 0.01) & jnp.all(jnp.isfinite(twice))
     return twice, dot(r, r.T, EXACT), sound
 
 
 @factorize.per_matrix
 def _cholesky_qr(x: Array) -> tuple[Array, Array]:
-    """X L^-T and L, for the Cholesky factor L of X^T X = L L^T."""
+    """Return X L^-T and L, for the Cholesky factor L of X^T X = L L^T."""
     lower = factorize.cholesky(dot(x.T, x, EXACT))
     q = jax.lax.linalg.triangular_solve(
         lower, x, left_side=False, lower=True, transpose_a=True
@@ -89,19 +89,19 @@ def _cholesky_qr(x: Array) -> tuple[Array, Array]:
 
 
 def reorthonormalize(basis: Array) -> Array:
-    """One Newton-Schulz step Q (3 I - Q^T Q) / 2: squares the error of Q^T Q = I."""
+    """Do one Newton-Schulz step Q (3 I - Q^T Q) / 2 to square the error of Q^T Q."""
     gram = dot(basis.mT, basis, EXACT)
     return 1.5 * basis - 0.5 * dot(basis, gram, EXACT)
 
 
 def eye_error(basis: Array) -> Array:
-    """max |Q^T Q - I| of one basis: how far it is from orthonormal."""
+    """Measure max |Q^T Q - I| of one basis: how far it is from orthonormal."""
     gram = dot(basis.mT, basis, EXACT)
     return jnp.max(jnp.abs(gram - jnp.eye(basis.shape[-1], dtype=basis.dtype)))
 
 
 def inverse_root(a: Array, power: float, eps: Array | float) -> Array:
-    """(A + eps I)^(-power) of a symmetric A, by eigenvalues.
+    """Compute (A + eps I)^(-power) of a symmetric A, by eigenvalues.
 
     Where rounding leaves an eigenvalue of A + eps I below eps, all are shifted up by
     what is missing, as in Distributed Shampoo.
@@ -111,7 +111,7 @@ def inverse_root(a: Array, power: float, eps: Array | float) -> Array:
     return dot(vectors * values[None, :] ** -power, vectors.T, EXACT)
 
 
-# Of what is kept between calls; None keeps it in the gradients' type, float32 at least.
+# The type of what is kept between calls; None is the gradients' type, at least float32.
 StorageDtype = Literal["float32", "bfloat16"] | None
 
 PrecisionName = Literal["default", "high", "highest"]

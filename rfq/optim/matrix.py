@@ -32,7 +32,7 @@ class Inner(Protocol):
     """What a rule remembers of a stack: a NamedTuple of arrays [N, ...]."""
 
     def diagnostics(self) -> Mapping[str, Array]:
-        """Per-matrix numbers [N], named as in `AGGREGATES`."""
+        """Return per-matrix numbers [N], named as in `AGGREGATES`."""
         ...
 
 
@@ -165,7 +165,7 @@ def scale_by_rule(
 
 
 def _call(rule: Rule, g: Array, stack: Stack, count: Array):
-    """One call of a rule on one stack: (direction, active, stack)."""
+    """Call a rule once on one stack and return (direction, active, stack)."""
     norm2 = jnp.sum(g * g, axis=(1, 2))
     finite = jnp.isfinite(norm2 * HEADROOM) & (stack.age > 0)
     g = jnp.where(finite[:, None, None], g, 0.0)
@@ -242,7 +242,7 @@ def _stored_as(inner: Inner, dtypes: Mapping[str, str | jnp.dtype | None]) -> In
 
 
 def _select(keep: Array, new: Inner, old: Inner) -> Inner:
-    """Per matrix, `new` where keep [N] is True, else `old`."""
+    """Choose, per matrix, `new` where keep [N] is True, else `old`."""
 
     def pick(a: Array, b: Array) -> Array:
         return jnp.where(keep.reshape((-1, *(1,) * (a.ndim - 1))), a, b)
@@ -251,7 +251,7 @@ def _select(keep: Array, new: Inner, old: Inner) -> Inner:
 
 
 def is_state(node) -> bool:
-    """True at the state of a matrix optimizer, for walks over an optimizer state."""
+    """Return True at the state of a matrix optimizer, for walks over a state."""
     return isinstance(node, MatrixState)
 
 
@@ -279,7 +279,7 @@ def diagnostics(opt_state: optax.OptState) -> dict[str, Array]:
 
     The state may be anything that contains one, a `flax.nnx.Optimizer` for instance.
 
-    Over all matrices: `update_rms` (root mean square of the last directions, before the
+    The numbers are over all matrices: `update_rms` (root mean square of the last directions, before the
     learning rate), `nonfinite_skips` (gradients thrown away so far) and, where the
     optimizer has them, `clamped_fraction` (of inverse-root eigenvalues),
     `eigenvalue_min`, `eigenvalue_max`, `basis_error` (max |Q^T Q - I|) and

@@ -3,7 +3,7 @@
 M = EMA(G; b1), X = (1 - b1) G + b1 M (Nesterov), O = polar factor of X by a few
 Newton-Schulz steps, W <- W (1 - a wd) - a scale O.
 
-Not `optax.contrib.muon`: that one bias-corrects M and G by different powers before it
+This is not `optax.contrib.muon`, which bias-corrects M and G by different powers before it
 mixes them, so that its Nesterov direction differs from the reference's for the first
 steps (`tests/oracles` measures by how much).
 """
@@ -47,7 +47,7 @@ class MuonConfig(WithAdamW):
             that its rates transfer; "keller", sqrt(max(1, out / in)), wants a ~ 0.02.
         method: "newton_schulz", the quintic of the reference (singular values end in
             about [0.7, 1.2]); "polar_express", closer to the exact polar factor.
-        compute_dtype: of the Newton-Schulz products; "auto" is bfloat16 on accelerators
+        compute_dtype: type of the Newton-Schulz products; "auto" is bfloat16 on accelerators
             and "full", the type of the momentum, on CPU.
         mu_dtype: storage type of the momentum; None keeps it at least float32.
     """
@@ -60,7 +60,7 @@ class MuonConfig(WithAdamW):
     mu_dtype: linalg.StorageDtype = None
 
     def rule(self) -> matrix.Rule:
-        """Momentum and its polar factor."""
+        """Return the rule: momentum and its polar factor."""
 
         def init(num: int, m: int, n: int, dtype: jnp.dtype) -> MuonStack:
             return MuonStack(jnp.zeros((num, m, n), dtype))
@@ -94,7 +94,7 @@ class MuonStack(NamedTuple):
 
 
 def orthogonalize(x: Array, config: MuonConfig) -> Array:
-    """Approximate polar factor of each matrix of a stack [N, m, n], m <= n."""
+    """Approximate the polar factor of each matrix of a stack [N, m, n], m <= n."""
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + config.eps)
     if config.method == "polar_express":
         x = x / 1.02  # The safety margin that its coefficients assume.

@@ -1,4 +1,4 @@
-"""The configs as optax has its optimizers: functions with keyword arguments.
+"""The configs as functions with keyword arguments, in the manner of optax.
 
 `transform(MuonConfig)` is `rfq.optim.muon`, and `direction(MuonConfig)` is
 `rfq.optim.scale_by_muon`: their arguments, with types, defaults and explanations, are
@@ -45,7 +45,7 @@ _KINDS: Mapping[str, object] = {
 }
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
-_WORDS = ("auto", "full")  # That a field called ..._dtype may have beside types.
+_WORDS = ("auto", "full")  # What a field called ..._dtype may be besides a type.
 
 
 class _Fixed:
@@ -169,7 +169,7 @@ def _function(
 
 
 def _attributes(config: type) -> dict[str, str]:
-    """Explanations of a config's fields, from the docstrings of its classes."""
+    """Collect the explanations of a config's fields from its classes' docstrings."""
     found = {}
     for base in reversed(config.__mro__):
         _, _, section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")

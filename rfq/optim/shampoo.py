@@ -53,7 +53,7 @@ class ShampooConfig(WithAdamW):
     max_precondition_dim: int | None = 16_384
 
     def rule(self) -> matrix.Rule:
-        """Factors, their roots and a graft."""
+        """Return the rule: factors, their roots and a graft."""
 
         def init(num: int, m: int, n: int, dtype: jnp.dtype) -> ShampooStack:
             def side(size: int) -> Array | None:

@@ -42,7 +42,7 @@ class SoapConfig(eigenbasis.EigenbasisConfig):
     b2: float = 0.95
     factor_b2: float | None = None
     eps: float = 1e-8
-    max_precondition_dim: int | None = 10_000  # The reference's.
+    max_precondition_dim: int | None = 10_000  # The reference's default.
     bias_correction: bool = True
 
     @property
@@ -51,7 +51,7 @@ class SoapConfig(eigenbasis.EigenbasisConfig):
         return self.b2 if self.factor_b2 is None else self.factor_b2
 
     def rule(self) -> matrix.Rule:
-        """Adam in the eigenbases of Shampoo's factors."""
+        """Return the rule: Adam in the eigenbases of Shampoo's factors."""
         side = self.max_precondition_dim
 
         def init(num: int, m: int, n: int, dtype: jnp.dtype) -> SoapStack:

@@ -114,26 +114,26 @@ def together(
 
 
 def ordered(leaf: Array, member: Member) -> Array:
-    """[count, rows..., cols...] of a leaf, or of a part of it that has all matrices."""
+    """Reorder a leaf, or a part with all matrices, to [count, rows..., cols...]."""
     x = leaf.transpose(member.order)
     return x.reshape((member.count, *x.shape[len(member.batch) :]))
 
 
 def restore(x: Array, member: Member) -> Array:
-    """The inverse of `ordered`."""
+    """Invert `ordered`."""
     x = x.reshape((*member.batch, *x.shape[1:]))
     inverse = sorted(range(len(member.order)), key=lambda i: member.order[i])
     return x.transpose(inverse)
 
 
 def stacked(x: Array, member: Member) -> Array:
-    """[n, rows..., cols...] -> [n, m, n] with m <= n."""
+    """Reshape [n, rows..., cols...] to [n, m, n] with m <= n."""
     x = x.reshape((x.shape[0], math.prod(member.rows), math.prod(member.cols)))
     return x.mT if member.transposed else x
 
 
 def unstacked(stack: Array, member: Member) -> Array:
-    """The inverse of `stacked`."""
+    """Invert `stacked`."""
     x = stack.mT if member.transposed else stack
     return x.reshape((x.shape[0], *member.rows, *member.cols))
 

@@ -3,7 +3,7 @@
     sign:      W <- W - a sign(G)                    on every leaf
     spectral:  W <- W - a U V^T,  G = U S V^T        on matrices; sign on the others
 
-No momentum, no bias correction; decay only if asked for. They are the steepest descents
+They have no momentum, no bias correction, and decay only if asked for. They are the steepest descents
 under the largest entry and the largest singular value, and stand in for Adam and for
 KL-Shampoo, Muon and SOAP in lemma 4.
 """
@@ -47,7 +47,7 @@ class SpectralGDConfig(build.MatrixConfig):
     method: Method = "svd"
 
     def rule(self) -> matrix.Rule:
-        """The polar factor U V^T of each matrix."""
+        """Return the rule: the polar factor U V^T of each matrix."""
         polar = _svd if self.method == "svd" else _polar_express
         return matrix.Rule(
             init=lambda num, m, n, dtype: PolarStack(),
@@ -55,7 +55,7 @@ class SpectralGDConfig(build.MatrixConfig):
         )
 
     def other(self) -> optax.GradientTransformation:
-        """The sign."""
+        """Return the direction of the other leaves: the sign."""
         return sign_direction()
 
 
@@ -68,7 +68,7 @@ class SignState(NamedTuple):
 
 
 def sign_direction() -> optax.GradientTransformation:
-    """sign(G), by optax, zero on a leaf that is not finite."""
+    """Compute sign(G), by optax; it is zero on a leaf that is not finite."""
     return build.guarded(optax.scale_by_sign(), SignState)
 
 
@@ -81,7 +81,7 @@ class PolarStack(NamedTuple):
 
 
 def _svd(g: Array) -> Array:
-    """U V^T without the directions that rounding made up, s_i <= 1e-7 n s_1."""
+    """Compute U V^T without the directions that rounding made, s_i <= 1e-7 n s_1."""
     u, s, vt = factorize.svd(g)
     real = s > 1e-7 * g.shape[1] * s[0]
     return linalg.dot(u * real[None, :], vt, linalg.EXACT)

@@ -13,14 +13,14 @@ def paired_interval(
     num_resamples: int = 2000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap of mean(after - before) over pairs (Efron 1979).
+    """Bootstrap a percentile interval of mean(after - before) over pairs (Efron 1979).
 
     The same items stand on both sides, so that what makes an item hard cancels.
 
     Args:
         before: One number per item, float64 [N].
         after: The same items under another setting, [N].
-        seed: Of the resampling.
+        seed: Seed of the resampling.
         num_resamples: Draws of N pairs with replacement.
         level: Coverage in (0, 1).
 
@@ -54,14 +54,14 @@ def stratified_interval(
     num_resamples: int = 2000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap of the mean of several means, each resampled by itself.
+    """Bootstrap a percentile interval of the mean of means, each resampled by itself.
 
     For numbers of few distinct values, as differences of right and wrong are: how often
     each value is drawn is multinomial, so that no item is drawn by itself.
 
     Args:
         strata: Numbers per item, float64 [N_i], one array a stratum.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
         num_resamples: Draws of N_i items with replacement.
         level: Coverage in (0, 1).
 
