@@ -270,7 +270,7 @@ def orthonormal_columns(
 def _gpt2_recipe(
     config: "InitConfig", model: ModelConfig, key: Array
 ) -> dict[str, Array]:
-    """Draw N(0, 0.02^2); W_O and W_D write to the stream and go over sqrt(2 L) (D16)."""
+    """Draw N(0, 0.02^2); W_O and W_D feed the stream and go over sqrt(2 L) (D16)."""
     del config
     into_stream = {"w_o", "w_down"}
     return _gaussian_matrices(

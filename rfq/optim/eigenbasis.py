@@ -35,8 +35,8 @@ class EigenbasisConfig(WithAdamW):
             factor, and the optimizer works on them entry by entry. None rotates all.
         rms_target: rescale every direction to this RMS (the references'
             `normalize_grads` is 1), before SOAP's bias correction; None does not.
-        decomposition: the decomposition of a refresh. "householder" is exact, but goes matrix after
-            matrix; "cholesky" batches on accelerators, with Householder for the
+        decomposition: how a refresh decomposes. "householder" is exact, but goes matrix
+            after matrix; "cholesky" batches on accelerators, with Householder for the
             matrices where it fails; "auto" is Householder on CPU, where LAPACK is
             faster, and Cholesky elsewhere.
         stagger: refresh 1/k of the matrices every step instead of all every k steps:

@@ -279,11 +279,11 @@ def diagnostics(opt_state: optax.OptState) -> dict[str, Array]:
 
     The state may be anything that contains one, a `flax.nnx.Optimizer` for instance.
 
-    The numbers are over all matrices: `update_rms` (root mean square of the last directions, before the
-    learning rate), `nonfinite_skips` (gradients thrown away so far) and, where the
-    optimizer has them, `clamped_fraction` (of inverse-root eigenvalues),
-    `eigenvalue_min`, `eigenvalue_max`, `basis_error` (max |Q^T Q - I|) and
-    `refresh_failures` (so far).
+    The numbers are over all matrices: `update_rms` (root mean square of the last
+    directions, before the learning rate), `nonfinite_skips` (gradients thrown away so
+    far) and, where the optimizer has them, `clamped_fraction` (of inverse-root
+    eigenvalues), `eigenvalue_min`, `eigenvalue_max`, `basis_error` (max |Q^T Q - I|)
+    and `refresh_failures` (so far).
 
     Examples:
         >>> import jax.numpy as jnp

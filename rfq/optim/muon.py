@@ -3,8 +3,8 @@
 M = EMA(G; b1), X = (1 - b1) G + b1 M (Nesterov), O = polar factor of X by a few
 Newton-Schulz steps, W <- W (1 - a wd) - a scale O.
 
-This is not `optax.contrib.muon`, which bias-corrects M and G by different powers before it
-mixes them, so that its Nesterov direction differs from the reference's for the first
+This is not `optax.contrib.muon`, which bias-corrects M and G by different powers before
+it mixes them, so that its Nesterov direction differs from the reference's for the first
 steps (`tests/oracles` measures by how much).
 """
 
@@ -47,8 +47,8 @@ class MuonConfig(WithAdamW):
             that its rates transfer; "keller", sqrt(max(1, out / in)), wants a ~ 0.02.
         method: "newton_schulz", the quintic of the reference (singular values end in
             about [0.7, 1.2]); "polar_express", closer to the exact polar factor.
-        compute_dtype: type of the Newton-Schulz products; "auto" is bfloat16 on accelerators
-            and "full", the type of the momentum, on CPU.
+        compute_dtype: type of the Newton-Schulz products; "auto" is bfloat16 on
+            accelerators and "full", the type of the momentum, on CPU.
         mu_dtype: storage type of the momentum; None keeps it at least float32.
     """
 

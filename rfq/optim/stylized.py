@@ -3,9 +3,9 @@
     sign:      W <- W - a sign(G)                    on every leaf
     spectral:  W <- W - a U V^T,  G = U S V^T        on matrices; sign on the others
 
-They have no momentum, no bias correction, and decay only if asked for. They are the steepest descents
-under the largest entry and the largest singular value, and stand in for Adam and for
-KL-Shampoo, Muon and SOAP in lemma 4.
+They have neither momentum nor bias correction, and they decay only if asked to. They
+are the steepest descents under the largest entry and the largest singular value, and
+stand in for Adam and for KL-Shampoo, Muon and SOAP in lemma 4.
 """
 
 import dataclasses
