@@ -4,7 +4,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from rfq import __version__, distributed, interrupt, metrics, runs
+from rfq import __version__, config_files, distributed, interrupt, metrics, runs
 from rfq import experiment as experiment_lib
 from rfq.commands import (
     bench,
@@ -137,19 +137,19 @@ def _help(prog: str, kind: type, rest: Sequence[str]) -> None:
             run, _ = runs.load(pathlib.Path(word))
             parsing.show_help(f"{prog} {word}", type(run.quantize), run.quantize)
             return
-        if not word.startswith("-") and experiment_lib.exists(word):
+        if not word.startswith("-") and config_files.exists(word):
             _help_on_config(f"{prog} {word}", word, rest)
             return
 
 
 def _help_on_config(prog: str, name: str, rest: Sequence[str]) -> None:
     """Help on the fields of a config, or of the first arm of what it stands for."""
-    path, *more = experiment_lib.find(name)
+    path, *more = config_files.find(name)
     scale = None
-    if experiment_lib.is_family(path):
+    if config_files.is_family(path):
         words = [part for word in rest for part in given.split_equals(word)]
-        scales = [word for word in words if word in experiment_lib.SCALES]
-        scale = (*scales, *experiment_lib.SCALES)[0]
+        scales = [word for word in words if word in config_files.SCALES]
+        scale = (*scales, *config_files.SCALES)[0]
     experiment, *others = experiment_lib.load_arms(path, scale)
     parsing.show_help(prog, Experiment, experiment)
     names = [arm.arm for arm in (experiment, *others)] + [each.stem for each in more]

@@ -6,10 +6,11 @@ import pathlib
 import jax
 import pytest
 
+from rfq import config_files, sharding, steps
 from rfq import experiment as experiment_lib
-from rfq import sharding, steps
+from rfq.config_files import SCALES
 from rfq.errors import InputError
-from rfq.experiment import SCALES, fingerprint, from_dict, to_dict
+from rfq.experiment import fingerprint, from_dict, to_dict
 from rfq.model.config import num_params
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -174,7 +175,7 @@ def write(folder, text, name="family.py"):
 
 def test_a_users_own_family_works_like_ours(tmp_path):
     path = write(tmp_path, FAMILY.format(arms=TWO))
-    assert experiment_lib.is_family(path)
+    assert config_files.is_family(path)
     found = experiment_lib.load_arms(path, "small")
     assert [arm.arm for arm in found] == ["small", "other"]
 

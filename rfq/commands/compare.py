@@ -4,8 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from rfq import compare
-from rfq import experiment as experiment_lib
+from rfq import compare, config_files
 from rfq.commands import given, parsing, planned
 from rfq.errors import InputError
 
@@ -27,7 +26,7 @@ class Compare(planned.Options):
     # The directory for runs, rows and the report; with --dry-run it may be left out.
     out: pathlib.Path | None = None
     # Size of the families of arms: minutes on two cores, one GPU, the paper's.
-    scale: experiment_lib.Scale | None = None
+    scale: config_files.Scale | None = None
     # Train each arm once per seed; if left out, with the seed of its config.
     seeds: tuple[int, ...] = ()
 
@@ -42,7 +41,7 @@ def run(args: Compare, overrides: Sequence[str]) -> None:
     configs = [
         config
         for name in args.configs
-        for path in experiment_lib.find(name)
+        for path in config_files.find(name)
         for config in given.arms("rfq compare", path, overrides, args.scale)
     ]
     arms = [

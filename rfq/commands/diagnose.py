@@ -4,8 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from rfq import diagnose
-from rfq import experiment as experiment_lib
+from rfq import config_files, diagnose
 from rfq.commands import given, parsing
 
 
@@ -25,7 +24,7 @@ class Diagnose:
     # Directory for the table as diagnose.jsonl, and for its figure.
     out: pathlib.Path | None = None
     # Size of a family of arms, of which --arm names one.
-    scale: experiment_lib.Scale | None = None
+    scale: config_files.Scale | None = None
 
 
 def run(args: Diagnose, overrides: Sequence[str]) -> None:

@@ -5,8 +5,7 @@ import pathlib
 import shlex
 from collections.abc import Sequence
 
-from rfq import compare, metrics, train
-from rfq import experiment as experiment_lib
+from rfq import compare, config_files, metrics, train
 from rfq.commands import given, numbers, parsing, planned
 from rfq.errors import InputError
 from rfq.experiment import Experiment
@@ -30,7 +29,7 @@ class Train(planned.Options):
     # The run directory; with --dry-run it may be left out.
     out: pathlib.Path | None = None
     # Size of a family of arms: minutes on two cores, one GPU, the paper's.
-    scale: experiment_lib.Scale | None = None
+    scale: config_files.Scale | None = None
 
 
 def run(args: Train, overrides: Sequence[str]) -> None:
