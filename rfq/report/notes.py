@@ -33,11 +33,10 @@ def answer(evidence: Evidence) -> str:
     if not won:
         verdict = "No in these runs" if lost else "These runs show no difference"
     return (
-        f"{verdict}: where the best residual and the best residual-free arm are "
-        f"compared at {', '.join(GLANCE_SPECS)} and both placements of the stream's "
-        f"quantizer, the residual-free arm loses less in {won} of {len(cells)} "
-        f"comparisons, the residual arm in {lost}, and {len(cells) - won - lost} show "
-        "no clear difference or lose nothing that matters."
+        f"{verdict}: of {len(cells)} comparisons of the best residual with the best "
+        f"residual-free arm ({', '.join(GLANCE_SPECS)}, both placements of the "
+        f"stream's quantizer), the residual-free arm loses less in {won}, the residual "
+        f"arm in {lost}, and {len(cells) - won - lost} show no clear difference."
     )
 
 

@@ -209,7 +209,7 @@ def glance(shown: View) -> Table:
         texts = [each.text for each in both]
         same = mark and texts[0] == texts[1]
         data = {key: value for each in both for key, value in each.data.items()}
-        return Cell(texts[0] if same else " / ".join(texts), data, mark)
+        return Cell(texts[0] if same else " /\u00a0".join(texts), data, mark)
 
     floors = {
         name: MISSING if value is None else f"{value:.3f}"
