@@ -32,7 +32,7 @@ TAP_SETS: Mapping[str, tuple[str, ...]] = {
     "full": (*BLOCK_SITES, "head_in"),
 }
 
-# Sites behind a norm, and its gain: there the RMS is known without data.
+# Each site behind a norm, and the norm's gain: its RMS is known without data.
 NORMALIZED_SITES: Mapping[str, str] = {
     "attn_in": "attn_norm",
     "mlp_in": "mlp_norm",
@@ -60,36 +60,36 @@ class ModelConfig:
     only reading under which appendix D's sizes give its 194 M parameters.
     """
 
-    num_layers: int = 24  # L, blocks.
-    width: int = 768  # D, of the stream.
-    num_heads: int = 12  # H, each D / H wide.
-    mlp_ratio: int = 4  # F / D, hidden width of the MLP over the stream's.
-    vocab_size: int = 32_000  # V, must be the tokenizer's.
-    seq_len: int = 512  # T, must divide the window length of the data.
+    num_layers: int = 24  # L, the number of blocks.
+    width: int = 768  # D, the width of the stream.
+    num_heads: int = 12  # H heads, each D / H wide.
+    mlp_ratio: int = 4  # F / D, the MLP's hidden width over the stream's.
+    vocab_size: int = 32_000  # V, which must be the tokenizer's.
+    seq_len: int = 512  # T, which must divide the window length of the data.
     # How a sublayer joins the stream: "residual" adds to it (equation 1),
     # "residual_free" replaces it (equation 2), "weighted" adds to `init.skip_weight`
     # times it.
     skip: Literal[*layers.SKIPS] = "residual_free"  # pyright: ignore
-    # Gain, no bias; "single_scale_norm" is "rms_norm" with one gain for all channels
+    # A norm has a gain and no bias; "single_scale_norm" has one gain for all channels
     # (SSNorm of Outlier-Safe Pre-Training, arXiv 2506.19697).
     norm: Literal[*layers.NORMS] = "rms_norm"  # pyright: ignore
-    # Attention temperature tau_l = beta ** -l (section 4 iii).
+    # The attention temperature is tau_l = beta ** -l (section 4 iii).
     beta: float = 1.1
-    first_layer: Literal[0, 1] = 1  # Where l begins to count.
+    first_layer: Literal[0, 1] = 1  # The l of the first block.
     # q.k is divided by sqrt(K) per head ("head_width") or, as the paper writes it for
     # a single head, by sqrt(D) ("width").
     attention_scale: Literal["head_width", "width"] = "head_width"
-    # What a head makes of the values: "softmax", "decaying" (with a logit bias in the
-    # heads of `init.soft_layers`), "shaped" (a skip inside attention).
+    # How a head mixes the values: by "softmax", "decaying" (softmax with a logit bias
+    # in the heads of `init.soft_layers`) or "shaped" (with a skip inside attention).
     attention_kind: Literal[*layers.ATTENTION_KINDS] = "softmax"  # pyright: ignore
-    # "head": each head's mix is multiplied by a sigmoid of what attention reads, see
+    # "head" multiplies each head's mix by a sigmoid of what attention reads, see
     # `layers.head_gate`.
     attention_gate: Literal["none", "head"] = "none"
-    # "projected": a learned D x D matrix behind the lookup and one before the tied head
-    # (EmbProj of Outlier-Safe Pre-Training), which fold into the embedding.
+    # "projected" puts a learned D x D matrix behind the lookup and one before the tied
+    # head (EmbProj of Outlier-Safe Pre-Training); both fold into the embedding.
     embedding: Literal["plain", "projected"] = "plain"
     rope_base: float = 10_000.0  # Slowest rotation of RoPE, positions per radian.
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # Of the activations.
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # For activations.
     # "xla" runs anywhere; "cudnn" is flash attention on NVIDIA GPUs, bfloat16 only.
     attention: Literal["xla", "cudnn"] = "xla"
     # Recompute each block in the backward pass instead of keeping its activations.

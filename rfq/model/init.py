@@ -60,8 +60,8 @@ def _orthogonal_recipe(
     }
 
 
-# Name -> the layers, of L, whose first head is soft. "thirds" and "every_fourth" are
-# what a third prototype left to try: several layers that mix, well apart.
+# Name -> the layers, of L, whose first head is soft. "thirds" and "every_fourth" make
+# several layers mix, well apart from each other.
 SOFT_LAYERS: Mapping[str, Callable[[int], Sequence[int]]] = {
     "none": lambda num_layers: (),
     "first": lambda num_layers: (0,),
@@ -140,7 +140,7 @@ def _svd(config: "InitConfig", model: ModelConfig, key: Array) -> tuple[Array, A
     return both[:, 0], both[:, 1]
 
 
-# Of W_Q and W_K, each [L, D, H, K] and over the root of `head_scales`.
+# How W_Q and W_K are drawn, each [L, D, H, K] and over the root of `head_scales`.
 QK_PAIRS: Mapping[str, Pair] = {"tied": _tied, "tied_haar": _tied_haar, "svd": _svd}
 
 
@@ -167,7 +167,7 @@ def _independent(
     return _square("w_v", model, key), _square("w_o", model, key)
 
 
-# Of W_V and W_O, each over sqrt(alpha_vo).
+# How W_V and W_O are drawn, each over sqrt(alpha_vo).
 VO_PAIRS: Mapping[str, Pair] = {"transpose": _transposes, "independent": _independent}
 
 
@@ -219,7 +219,7 @@ def _looks_linear(
     return up, up.swapaxes(1, 2)
 
 
-# Of W_U and W_D, each over the square root of its `mlp_gram`.
+# How W_U and W_D are drawn, each over the square root of its `mlp_gram`.
 MLP_PAIRS: Mapping[str, Pair] = {
     "plain": _plain,
     "centered": _centered,
@@ -342,35 +342,38 @@ class InitConfig:
 
     # "orthogonal" is the paper's; the others are Gaussian controls.
     recipe: Literal[*RECIPES] = "orthogonal"  # pyright: ignore
-    embedding_std: float = 0.02  # Of the tied embedding, all recipes.
-    alpha_qk: float = 0.9  # W_Q^T W_K per head; diagonal logit alpha_qk sqrt(d_h).
-    alpha_vo: float = 3.0  # W_V W_O.
-    alpha_u: float = 1.5  # W_U W_U^T.
-    alpha_d: float = 1.5  # W_D^T W_D.
-    # W_O = W_V^T ("transpose": W_V W_O = alpha_vo I, the paper's equation) or drawn on
-    # its own ("independent": W_V W_O = alpha_vo times an orthogonal matrix).
+    embedding_std: float = 0.02  # Deviation of the tied embedding in all recipes.
+    alpha_qk: float = 0.9  # W_Q^T W_K = alpha_qk I per head; logit alpha_qk sqrt(d_h).
+    alpha_vo: float = 3.0  # The scale of W_V W_O.
+    alpha_u: float = 1.5  # The scale of W_U W_U^T.
+    alpha_d: float = 1.5  # The scale of W_D^T W_D.
+    # "transpose" makes W_O = W_V^T, so that W_V W_O = alpha_vo I as in the paper;
+    # "independent" draws W_O on its own: W_V W_O is alpha_vo times an orthogonal
+    # matrix.
     vo_pair: Literal[*VO_PAIRS] = "transpose"  # pyright: ignore
-    # Readings of the paper's MLP scale, see `mlp_gram`.
+    # How the paper's MLP scale is read, see `mlp_gram`.
     mlp_scale: Literal[*MLP_SCALES] = "gram"  # pyright: ignore
-    # W_U and W_D. "centered": the columns of W_D are also orthogonal to the all-ones
-    # vector, so that the mean of the hidden activations adds nothing (small nets of
-    # depth 12 need it). "looks_linear": W_U = [A, -A] and W_D = [A^T; -A^T], so that
-    # the MLP starts as a multiple of the identity.
+    # How W_U and W_D start. "centered" makes the columns of W_D orthogonal to the
+    # all-ones vector, so that the mean of the hidden activations adds nothing (small
+    # nets of depth 12 need it). "looks_linear" sets W_U = [A, -A] and W_D = [A^T;
+    # -A^T], so that the MLP starts as a multiple of the identity.
     w_down: Literal[*MLP_PAIRS] = "plain"  # pyright: ignore
 
-    # W_Q and W_K of a head. "tied": W_Q = W_K, each head drawn on its own; "tied_haar":
-    # the heads are cut from one Haar matrix; "svd": from that of Z + qk_identity I.
+    # How W_Q and W_K of a head start. "tied" draws W_Q = W_K for each head on its own,
+    # "tied_haar" cuts the heads from one Haar matrix, and "svd" takes them from the
+    # singular vectors of Z + qk_identity I.
     qk_pair: Literal[*QK_PAIRS] = "tied"  # pyright: ignore
-    qk_identity: float = 0.3  # Of "svd"; alpha_qk 2 is then its authors' scale.
-    # Diagonal logits in place of alpha_qk: one for each head, for all layers or layer
+    qk_identity: float = 0.3  # For "svd", whose authors' scale is alpha_qk 2.
+    # Diagonal logits that replace alpha_qk: one for each head, for all layers or layer
     # by layer.
     sharpness: tuple[float, ...] = ()
-    # Layers whose first head starts with soft_logit instead, so that it mixes tokens;
-    # with model.attention_kind "decaying", with W_Q = 0 and a slope of head_decay, too.
+    # In these layers the first head starts with soft_logit instead, so that it mixes
+    # tokens. With model.attention_kind "decaying" it starts with W_Q = 0 and a slope of
+    # head_decay, too.
     soft_layers: Literal[*SOFT_LAYERS] = "none"  # pyright: ignore
     soft_logit: float = 2.0
-    head_decay: float = 1.0  # Logits by which a decaying head falls a position.
-    # Of model.skip "weighted": what the stream is multiplied by.
+    head_decay: float = 1.0  # The logits that a decaying head loses at each position.
+    # With model.skip "weighted", the stream is multiplied by this.
     skip_weight: float = 1.0
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""The block's equations as free functions of arrays; no framework, no parameters.
+"""The block's equations as functions of arrays, without a framework or parameters.
 
 Shapes in names: B batch, T position, D width, H head, K head width, V vocabulary.
 Softmax, norms and the loss are computed in float32 whatever the carrier.
@@ -15,15 +15,15 @@ from rfq import params as params_lib
 from rfq.quant import grid, integer
 from rfq.types import Array, SiteState
 
-# y = x W. (x [..., *in], w [*in, *out], the parameter's name, what its products need
-# beside x and w) -> [..., *out].
+# A function for y = x W: (x [..., *in], w [*in, *out], the parameter's name, what its
+# products need beside x and w) -> [..., *out].
 Dot = Callable[[Array, Array, str, SiteState], Array]
 # (clean stream, the same after its tap) -> what the skip path carries.
 Stream = Callable[[Array, Array], Array]
 
 
 class Placing(NamedTuple):
-    """How arrays are spread over devices, told by the names of their axes.
+    """Functions that spread arrays over devices by the names of their axes.
 
     Attributes:
         activation: (x, its logical axes) -> x.
@@ -49,7 +49,7 @@ _EPS = 1e-6
 def matmul(x: Array, w: Array, name: str, state: SiteState) -> Array:
     """Contract x's last axes with the input axes of the weight called `name`.
 
-    The default `Dot`. The weight is cast to x's dtype.
+    This is the default `Dot`. The weight is cast to x's dtype.
     """
     del state
     rows, columns, shape = _as_matrices(x, w.astype(x.dtype), name)
@@ -188,7 +188,7 @@ class Connection(NamedTuple):
 SKIPS: Mapping[str, Connection] = {
     "residual": Connection(residual),
     "residual_free": Connection(residual_free),
-    # Between the two and beyond: 0 is residual-free, 1 is residual.
+    # A weight of 0 is residual-free and a weight of 1 is residual.
     "weighted": Connection(weighted, ("skip_weight",)),
 }
 STREAMS: Mapping[str, Stream] = {"branch": branch, "in_place": in_place}
@@ -329,7 +329,7 @@ def decaying_attention(
 
     The linear bias of ALiBi (Press et al., arXiv 2108.12409). A head with W_Q = 0 is a
     decaying kernel, as E-SPA has it at the start (He et al., arXiv 2302.10322); a head
-    with m = 0 is as it was.
+    with m = 0 has no bias.
     """
     del v_BTHK
     return attend(q_BTHK, slope_H)
@@ -385,9 +385,9 @@ ATTENTION_KINDS: Mapping[str, AttentionKind] = {
 def head_gate(heads_BTHK: Array, logits_BTH: Array) -> Array:
     """Compute Y' = Y * sigmoid(X W_gate), one gate for each token and head.
 
-    The head-wise form of the gate behind scaled dot-product attention (G1 of Qiu et
-    al., arXiv 2505.06708; for each head also in Bondarenko et al., arXiv 2306.12929),
-    without bias. X is what attention reads, behind its norm.
+    This is the head-wise form of the gate behind scaled dot-product attention (G1 of
+    Qiu et al., arXiv 2505.06708; for each head also in Bondarenko et al., arXiv
+    2306.12929), without bias. X is what attention reads, behind its norm.
 
     Args:
         heads_BTHK: Y, the heads' mixes.

@@ -1,6 +1,6 @@
 """The Linen shell: declares parameters, names sites, scans over stacked layers.
 
-The only file that knows flax.linen. Everything outside sees `shapes`, `features`,
+Only this file imports flax.linen. Everything outside sees `shapes`, `features`,
 `apply` and `token_losses`, pure functions of (params, tokens).
 """
 

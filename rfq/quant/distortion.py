@@ -103,7 +103,7 @@ def sqnr_db(reference: Array, quantized: Array) -> Array:
 def token_sqnr_db(reference: Array, quantized: Array) -> Array:
     """Return the SQNR of each vector along the last axis.
 
-    A tensor's SQNR is that of its few largest tokens; look at the median over tokens.
+    A few largest tokens decide a tensor's SQNR, so look at the median over tokens.
     """
     chex.assert_equal_shape((reference, quantized))
     x, x_hat = (a.astype(jnp.float32) for a in (reference, quantized))
@@ -113,10 +113,10 @@ def token_sqnr_db(reference: Array, quantized: Array) -> Array:
 
 
 class Usage(NamedTuple):
-    """How a grid is used: what it clips, what it kills, and what the bulk gets.
+    """How a grid is used: what it clips, what it sets to 0, and what the bulk gets.
 
-    Tells the three ways to lose accuracy apart: clipping (`clip_noise` is most of the
-    noise), dead values (`num_dead` is most of the count) and rounding (neither).
+    It tells the three ways to lose accuracy apart: clipping (`clip_noise` is most of
+    the noise), dead values (`num_dead` is most of the count) and rounding (neither).
     """
 
     count: Array
@@ -134,8 +134,8 @@ def usage(x: Array, grid: grid_lib.Grid, bulk_limit: Array) -> Usage:
     Args:
         x: any shape.
         grid: broadcasts against x.
-        bulk_limit: magnitude up to which a value belongs to the bulk, such as the .999
-            quantile of |x| in calibration; scalar.
+        bulk_limit: scalar, the magnitude up to which a value belongs to the bulk, such
+            as the .999 quantile of |x| in calibration.
 
     Examples:
         >>> import jax.numpy as jnp

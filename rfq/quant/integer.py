@@ -144,7 +144,7 @@ def _zero_point(codes: Codes) -> Array:
 
 
 def _placed(leaf: Array, shape: tuple[int, ...]) -> Array:
-    """Shape a leaf of a grid as it multiplies the result; scalars serve any shape."""
+    """Shape a leaf of a grid so that it multiplies the result; keep a scalar."""
     return leaf.reshape(shape) if leaf.ndim else leaf
 
 

@@ -26,7 +26,7 @@ class Layer(NamedTuple):
         rms: sqrt(E[x^2]).
         range_lo: The smallest finite value.
         range_hi: The largest.
-        sqnr_db: Of the array rounded to its own range, by number of bits.
+        sqnr_db: SQNR of the array rounded to its own range, by number of bits.
     """
 
     name: str

@@ -15,7 +15,7 @@ def paired_interval(
 ) -> tuple[float, float]:
     """Bootstrap a percentile interval of mean(after - before) over pairs (Efron 1979).
 
-    The same items stand on both sides, so that what makes an item hard cancels.
+    The same items are on both sides, so the difficulty of an item cancels.
 
     Args:
         before: One number per item, float64 [N].
@@ -56,8 +56,8 @@ def stratified_interval(
 ) -> tuple[float, float]:
     """Bootstrap a percentile interval of the mean of means, each resampled by itself.
 
-    For numbers of few distinct values, as differences of right and wrong are: how often
-    each value is drawn is multinomial, so that no item is drawn by itself.
+    It serves numbers of few distinct values, such as differences of right and wrong.
+    How often each value is drawn is multinomial, so no item is drawn on its own.
 
     Args:
         strata: Numbers per item, float64 [N_i], one array a stratum.

@@ -1,4 +1,4 @@
-"""What per-channel moments say beyond the pooled kurtosis: is it a channel or a token?
+"""Statistics per channel: does a channel or a token make the pooled kurtosis?
 
 A pooled excess kurtosis in the hundreds can be one channel that is large for every
 token, or a few tokens that are large in every channel. Every function reads `Moments`
@@ -44,7 +44,7 @@ def pooled(m: central.Moments) -> central.Moments:
 
 def mean_excess_kurtosis(m: central.Moments) -> Array:
     """Average the channels' excess kurtosis, leaving constant channels out."""
-    alive = m.m2 != 0.0  # NaN is alive, so that it is seen.
+    alive = m.m2 != 0.0  # NaN counts as alive, so that it is seen.
     m2 = m.m2 + ~alive
     gamma = (m.m4 / m2) / (m2 / m.count) - 3.0
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -24,7 +24,7 @@ _LOG_COSH_OF_GAUSSIAN = 0.374567207
 
 
 class Sample(NamedTuple):
-    """What the estimates need to know of a set of values."""
+    """The numbers of a set of values that the estimates need."""
 
     histogram: bins.Histogram
     moments: central.Moments
