@@ -325,6 +325,9 @@ def walk(users: Sequence[str], clone: pathlib.Path) -> int:
     for user in users:
         print(f"{user}:", flush=True)
         for step in USERS[user](clone):
+            if step.activated and not (clone / ".venv/bin/rfq").exists():
+                again = failure(Step(what="", command="bash launch/setup.sh"), clone)
+                print(f"  the environment is gone: {again or 'made again'}", flush=True)
             start = time.monotonic()
             reason = failure(step, clone)
             steps += 1
