@@ -108,7 +108,7 @@ class Step:
 def trainer(clone: pathlib.Path) -> Iterator[Step]:
     """Set up, train an arm and a text of one's own, and make mistakes."""
     yield Step(
-        what="set up, fresh shell", command="bash launch/setup.sh", says=["ready"]
+        what="set up, fresh shell", command="bash launch/setup.sh", says=["setup"]
     )
     yield Step(what="rfq --help", command=".venv/bin/rfq --help", says=["demo"])
     yield Step(
@@ -129,6 +129,7 @@ def trainer(clone: pathlib.Path) -> Iterator[Step]:
     sweep = (
         "bash launch/sweep.sh configs/demo/residual_adamw.py --out runs/rates "
         "--over optimizer.learning-rate 1e-3 -- --train.num-steps 4 "
+        "--schedule.warmup-steps 1 "
         "--model.num-layers 1"
     )
     (clone / "mine.py").write_text(CONFIG)
@@ -146,7 +147,8 @@ def trainer(clone: pathlib.Path) -> Iterator[Step]:
     )
     yield Step(
         what="train an arm of one's own",
-        command="rfq train mine.py --out runs/mine --train.num-steps 20",
+        command="rfq train mine.py --out runs/mine --train.num-steps 20 "
+        "--schedule.warmup-steps 2",
         activated=True,
         says=["loss", "rfq quantize runs/mine"],
     )
@@ -179,7 +181,9 @@ def trainer(clone: pathlib.Path) -> Iterator[Step]:
     yield Step(
         what="train on it, quantize and report",
         command="rfq train mine.py --out runs/text --train.num-steps 8 "
-        "--data.dir data/mine && rfq quantize runs/text --specs 'FP W8A8' && "
+        "--schedule.warmup-steps 2 "
+        "--data.dir data/mine --data.tokenizer mine.model "
+        "--model.vocab-size 300 && rfq quantize runs/text --specs 'FP W8A8' && "
         "rfq report runs/text --out runs/text-page",
         activated=True,
         says=["report.html"],
