@@ -158,7 +158,7 @@ def initialized_blocks(config):
             lambda layer, head: 2.0 if layer % 4 == head == 0 else 0.9 * math.sqrt(K),
         ),
     ],
-    ids=str,
+    ids=("plain", "by_head", "by_layer_and_head", "first", "thirds", "every_fourth"),
 )
 def test_every_head_starts_as_sharp_as_it_is_told(options, expected):
     # The diagonal logit of a unit token: sum of W_Q * W_K over D, over sqrt(K).
