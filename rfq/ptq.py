@@ -24,7 +24,7 @@ from rfq.errors import Preempted
 from rfq.experiment import Experiment
 from rfq.model import layers, transformer
 from rfq.model.config import BLOCK_SITES, NORMALIZED_SITES, TAP_SETS, num_params
-from rfq.quant import calibrate, distortion, grid
+from rfq.quant import calibrate, distortion, grid, propagation
 from rfq.quant.spec import QuantSpec
 from rfq.rows import Setting
 from rfq.stats import bootstrap, central
@@ -303,6 +303,7 @@ class Sweep:
         self._losses = functools.cache(self._score)
         self._effects = functools.cache(self._distort)
         self._divergence = functools.cache(self._diverge)
+        self._gains = functools.cache(self._propagate)
 
     def _batches(self, split: str, num_tokens: int, seed: int | None = None):
         return heldout.batches(
@@ -466,6 +467,30 @@ class Sweep:
             site: distortion.nmse_of(d) for site, d in jax.device_get(found).items()
         }
 
+    def _propagate(self, taps: str, stream: str) -> dict[str, dict[str, np.ndarray]]:
+        """How much of an error at one site arrives at another, in full precision."""
+        compiled = self._steps(taps)
+        return jax.device_get(compiled.propagate[stream](self._params, self.heldout[0]))
+
+    def _predict(self, spec: QuantSpec, setting: Setting) -> dict[str, np.ndarray]:
+        """Predict R_l from the sites' own errors and how far they travel.
+
+        R at 16 bits is measured: it is what rounding the weights does.
+        """
+        finest = dataclasses.replace(spec, act_bits=grid.MAX_BITS)
+
+        def own(spec: QuantSpec) -> dict[str, np.ndarray]:
+            effects = self._effects(spec, setting._replace(stream="branch"))
+            return {s: distortion.nmse_of(e.error) for s, e in effects.items()}
+
+        coarse, fine = own(spec), own(finest)
+        added = propagation.predict(
+            self._gains(setting.taps, setting.stream),
+            {site: coarse[site] - fine[site] for site in coarse},
+        )
+        measured = self._divergence(finest, setting)
+        return {site: np.atleast_1d(r) + added[site] for site, r in measured.items()}
+
     @functools.cached_property
     def _measured(self) -> dict[str, dict[str, Record]]:
         """What one pass tells of every full-precision site on the held-out tokens."""
@@ -501,6 +526,7 @@ class Sweep:
             "clip_fraction": None,
             "dead_fraction": None,
             "relative_error": None,
+            "predicted_error": None,
             "excess_kurtosis": float(np.max(gamma["attn_norm_in"])),
             "final_norm_excess_kurtosis": float(gamma["final_norm_in"]),
             "bits_per_byte": heldout.bits_per_byte(
@@ -515,8 +541,11 @@ class Sweep:
             site: heldout.as_lists(tap_lib.effect_numbers(effect))
             for site, effect in effects.items()
         }
+        predicted = self._predict(spec, setting)
         for site, error in relative.items():
-            sites.setdefault(site, {})["relative_error"] = np.atleast_1d(error).tolist()
+            of_site = sites.setdefault(site, {})
+            of_site["relative_error"] = np.atleast_1d(error).tolist()
+            of_site["predicted_error"] = predicted[site].tolist()
         for name in ("nmse", "clip_fraction", "dead_fraction", "bulk_sqnr_db"):
             everywhere = np.concatenate([sites[site][name] for site in effects])
             outcome[name] = float(np.mean(everywhere))
@@ -525,6 +554,7 @@ class Sweep:
         outcome["sqnr_db"] = float(summary.mean_sqnr_db)
         outcome["min_sqnr_db"] = float(summary.min_sqnr_db)
         outcome["relative_error"] = float(relative["head_in"])
+        outcome["predicted_error"] = float(predicted["head_in"][0])
         return outcome, sites, losses.tolist()
 
     def full(self, setting: Setting) -> Setting:

@@ -93,6 +93,7 @@ class Outcome(TypedDict):
     clip_fraction: float | None
     dead_fraction: float | None
     relative_error: float | None
+    predicted_error: float | None
     excess_kurtosis: float
     final_norm_excess_kurtosis: float
     bits_per_byte: float
@@ -194,6 +195,7 @@ DEFAULTS: Mapping[str, Any] = {
     "calibration_seed": 0,
     "granularity": "per_tensor",
     "scheme": "asymmetric",
+    "predicted_error": None,
 }
 
 # Fields that optimizers add to metrics and that readers use.

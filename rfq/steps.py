@@ -25,7 +25,7 @@ from rfq.model import init as init_lib
 from rfq.model import layers, transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.optim import build, schedule
-from rfq.quant import distortion, grid, weights
+from rfq.quant import distortion, grid, propagation, weights
 from rfq.stats import bins, central, isometry
 from rfq.tasks import scoring
 from rfq.types import Array, Batch, Params, Record, SiteState
@@ -42,6 +42,8 @@ class TrainState:
 
 # Where the outputs of all blocks but the last, and that of the last, are seen.
 BLOCK_OUTPUTS = ("attn_norm_in", "final_norm_in")
+# Tokens on which the gains of errors are measured, one run for each site and layer.
+_GAIN_TOKENS = 1024
 
 # {site: what it is rounded to}, leaves [L] or scalars; host numbers enter as data.
 Targets = Mapping[str, grid.Grid | grid.Dynamic]
@@ -200,6 +202,9 @@ class QuantSteps:
         diverge: stream -> (clean params, quantized params, batch, targets) ->
             {site: Distortion} of the clean model against the quantized one, at the
             taps' sites and at "head_in".
+        propagate: stream -> (params, batch) -> {source: {target: [L, L]}}, how much of
+            an error of the source arrives at the target (`quant.propagation`), at the
+            taps' sites and at "head_in".
         measure: (params, batch) -> {site: {statistic: record}} at every site: all that
             one pass can tell, and the binning for the next.
         histogram: (params, batch, {site: Binning}) -> {site: {"histogram": Sample}} of
@@ -217,6 +222,7 @@ class QuantSteps:
         str,
         Callable[[Params, Params, Batch, Targets], dict[str, distortion.Distortion]],
     ]
+    propagate: dict[str, Callable[[Params, Batch], dict[str, dict[str, Array]]]]
     measure: Callable[[Params, Batch], dict[str, Record]]
     histogram: Callable[[Params, Batch, Binnings], dict[str, Record]]
 
@@ -276,6 +282,27 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             return {"head_in": distortion.measure(*h_2BTD)} | first
 
         return compare
+
+    def propagate(stream: str):
+        perturbed = seams(taps.perturb, tapped, stream)
+
+        def enter(params: Params, tokens_BT: Array, errors: Mapping[str, Array]):
+            states = {s: e if s in BLOCK_SITES else e[0] for s, e in errors.items()}
+            with _matmul_precision(config):
+                h_BTD, records = transformer.features(
+                    params, tokens_BT, config, perturbed, states
+                )
+            entered = {"head_in": h_BTD} | records
+            return {s: x if s in BLOCK_SITES else x[None] for s, x in entered.items()}
+
+        def gains(params: Params, batch: Batch):
+            tokens_BT = batch[: max(1, _GAIN_TOKENS // batch.shape[1]), :-1]
+            entered = jax.eval_shape(enter, params, tokens_BT, {})
+            unmoved = {s: jnp.zeros(entered[s].shape, jnp.float32) for s in tapped}
+            run = functools.partial(enter, params, tokens_BT)
+            return propagation.gains(run, unmoved, key=jax.random.key(0))
+
+        return gains
 
     def measure(params: Params, batch: Batch):
         return records(params, batch, first_pass, SITES)
@@ -347,6 +374,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             )
             for stream in layers.STREAMS
         },
+        propagate={s: compiled(propagate(s)) for s in layers.STREAMS},
         measure=compiled(measure),
         histogram=compiled(histogram, everywhere),
     )

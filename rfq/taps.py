@@ -114,6 +114,11 @@ def measure_divergence(x: Array, state: SiteState) -> tuple[Array, Record]:
     return x_out, distortion.measure(clean, quantized)
 
 
+def perturb(x: Array, state: SiteState) -> tuple[Array, Record]:
+    """Add the site's error, if it has one, and record what came in."""
+    return (x if state is None else x + state), x
+
+
 def _require_grid(state: SiteState) -> None:
     # `grid.fake_quantize` takes None for full precision; here it can only be a site
     # that was forgotten, and would pass for one that quantization does not hurt.
