@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _said(status: int, text: str) -> int:
     """Tell why, once for all processes that end together."""
-    if distributed.is_main_process():
+    if metrics.is_writer():
         metrics.alarm(text)
     return status
 

@@ -123,11 +123,6 @@ class _Job:
 _job: _Job | None = None
 
 
-def is_main_process() -> bool:
-    """Return True on the process that speaks for all; asks no backend."""
-    return _job is None or _job.process_id == 0
-
-
 # --- Joining and leaving --------------------------------------------------------------
 
 
@@ -306,12 +301,10 @@ def agree(what: str, described: Mapping[str, Any]) -> None:
     """
     if _job is None:
         return
-    ours = json.dumps(described, sort_keys=True)
+    ours = json.loads(json.dumps(described))
     theirs = broadcast(what, lambda: ours)
-    if ours != theirs:
-        field, first, other = experiment_lib.differences(
-            json.loads(theirs), json.loads(ours)
-        )[0]
+    if found := experiment_lib.differences(theirs, ours):
+        field, first, other = found[0]
         raise InputError(
             f"the processes differ in {what}: {field} is {other!r} on "
             f"{_job.name(_job.process_id)} and {first!r} on {_job.name(0)}; give all "

@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
 import rich.console
 import rich.progress
+from jax._src import distributed as jax_distributed
 
 from rfq import files
 from rfq.errors import InputError
@@ -27,8 +27,8 @@ _console = rich.console.Console(highlight=False, soft_wrap=True)
 
 
 def is_writer() -> bool:
-    """True on the process that writes files and speaks."""
-    return jax.process_index() == 0
+    """Tell whether this process writes files and speaks for all; asks no backend."""
+    return jax_distributed.global_state.process_id == 0
 
 
 def say(text: str) -> None:

@@ -105,7 +105,7 @@ def alone_in(directory: pathlib.Path) -> Iterator[None]:
         InputError: the directory cannot be written, or another process is at work in
             it; see `files.locked`.
     """
-    if not distributed.is_main_process():
+    if not metrics.is_writer():
         yield
         return
     metrics.make_directory(directory)

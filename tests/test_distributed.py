@@ -2,7 +2,7 @@ import jax
 import pytest
 from jax._src import clusters
 
-from rfq import distributed
+from rfq import distributed, metrics
 from rfq.errors import InputError
 from tests.test_launcher import EXPLICIT, MPIRUN, SRUN
 
@@ -47,7 +47,7 @@ def test_jax_reads_where_process_0_is_from_the_launchers_variables(
 
 def test_one_process_needs_no_others():
     distributed.start()
-    assert distributed.is_main_process()
+    assert metrics.is_writer()
     distributed.agree("anything", {"a": 1})
     distributed.barrier("anywhere")
     assert distributed.broadcast("x", lambda: [1, 2]) == [1, 2]

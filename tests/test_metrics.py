@@ -3,10 +3,10 @@ import json
 import math
 
 import hypothesis
-import jax
 import pytest
 import rich.console
 from hypothesis import strategies as st
+from jax._src import distributed
 
 from rfq import metrics
 from rfq.errors import InputError
@@ -100,7 +100,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_only_process_0_writes_and_speaks(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(distributed.global_state, "process_id", 1)
     metrics.append(tmp_path / "rows.jsonl", {"a": 1})
     metrics.write_text(tmp_path / "done.json", "{}")
     metrics.make_directory(tmp_path / "new")

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-from rfq import cli, distributed
+from rfq import cli, distributed, metrics
 from rfq.errors import InputError, Preempted
 
 _ME = int(os.environ.get("RFQ_PROCESS_ID", "0"))
@@ -17,10 +17,11 @@ def _say(text: str) -> None:
 
 
 def _agree() -> None:
-    distributed.agree("it", {"a": {"b": 1}})
+    # 1 and 1.0 are the same number, as `experiment.differences` has it.
+    distributed.agree("it", {"a": {"b": 1 if _ME == 0 else 1.0}})
     _say(str(distributed.broadcast("x", lambda: [_ME, "zero"])))
     distributed.barrier("the end")
-    _say(f"speaks {distributed.is_main_process()}")
+    _say(f"speaks {metrics.is_writer()}")
 
 
 def _differ() -> None:
