@@ -1,7 +1,7 @@
 """DRIVER of `rfq bench`: what a step costs, measured on random tokens, without data.
 
-Everything that is compared runs in turn, step by step, so that what else the machine
-does hits all alike; ratios are taken within a turn.
+All programs that are compared run in turn, step by step, so that other work of the
+machine slows all of them alike; ratios are taken within a turn.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ Row = dict[str, Any]
 
 _BASELINE = "adamw"
 _MIB = 2**20
-# Calls before the clock runs: the first gradient is treated apart, the second is not.
+# Calls before the clock runs: optimizers treat the first gradient in its own way.
 _WARM_UP = 2
-# Sets of gradients that the update alone goes through, so that no factor stays singular
+# The update alone goes through so many sets of gradients: then no factor stays singular
 # on our 4:1 matrices.
 _GRADIENT_SETS = 4
 
@@ -43,8 +43,8 @@ class Work(NamedTuple):
     """Floating-point operations of one optimizer on one m x n matrix, m <= n.
 
     Attributes:
-        step: of every step: the products without which there is no update.
-        refresh: of every refresh, on top.
+        step: operations of the products that the update of every step needs.
+        refresh: operations that every refresh adds.
     """
 
     step: Callable[[int, int], float]
@@ -52,12 +52,12 @@ class Work(NamedTuple):
 
 
 def _rotated_step(m: int, n: int) -> float:
-    """H = Q_L^T G Q_R, the increments of both factors, and Q_L (.) Q_R^T."""
+    """Count H = Q_L^T G Q_R, the increments of both factors, and Q_L (.) Q_R^T."""
     return 6.0 * m * n * (m + n)
 
 
 def _rotated_refresh(m: int, n: int) -> float:
-    """By side s: Q and R of S~ (8/3 s^3), R Z, Q Z, Q (3 I - Q^T Q) / 2; then M~."""
+    """Count, per side s, Q and R of S~ (8/3 s^3), R Z, Q Z, Q (3 I - Q^T Q) / 2; M~."""
     return (8 / 3 + 2 + 2 + 4) * (m**3 + n**3) + 2.0 * m * n * (m + n)
 
 
@@ -67,7 +67,7 @@ WORK: Mapping[str, Work] = {
     "kl_shampoo": _ROTATED,
     "kl_soap": _ROTATED,
     "soap": _ROTATED,
-    # Five times: X X^T, its square, and their polynomial times X.
+    # X X^T, its square, and their polynomial times X, five times.
     "muon": Work(lambda m, n: 5.0 * (4 * m * m * n + 2 * m**3), lambda m, n: 0.0),
 }
 
@@ -94,9 +94,9 @@ def run_optim(
     Returns:
         A row for each optimizer and number of devices with "what": "step", and one for
         each optimizer in `WORK` with "what": "update". Units are in the names;
-        "median" and its like are over steps of "ms", "flops" and bytes are one
-        device's. The compiler counts the operations of a loop's body once and knows no
-        LAPACK call.
+        "median" and its like are over steps of "ms"; "flops" and bytes are one
+        device's. The compiler counts the operations of a loop's body once and does not
+        count LAPACK calls.
 
     Raises:
         InputError: an optimizer is unknown, or the batch does not divide.
@@ -189,7 +189,7 @@ _PLAIN = "score"
 def _quantizing(
     experiment: Experiment, taps: str, mesh: jax.sharding.Mesh, batch: Array
 ) -> dict[str, Callable[[], Any]]:
-    """The programs of a sweep over one tap set, with ranges of their own batch."""
+    """Build the programs of a sweep over one tap set; ranges are of their own batch."""
     compiled = steps.compile_quant(experiment, mesh, taps)
     params = init_lib.init(
         experiment.init, experiment.model, key=jax.random.key(experiment.seed)
@@ -283,7 +283,7 @@ def _train_steps(
 
 
 def _random_tokens(experiment: Experiment, batch_size: int) -> np.ndarray:
-    """This process's rows of a batch."""
+    """Draw this process's rows of a batch."""
     num_rows = batch_size // jax.process_count()
     return np.random.default_rng(experiment.seed).integers(
         experiment.model.vocab_size,
@@ -307,7 +307,7 @@ def _repeated(call: Callable[[Any], Any], state: Any) -> Iterator[None]:
 def _in_turn(
     calls: Mapping[str, Iterator[None]], num_rounds: int, title: str
 ) -> dict[str, np.ndarray]:
-    """Seconds [num_rounds] of each call, one of each per round, after a warm-up."""
+    """Time each call once per round after a warm-up: seconds [num_rounds] of each."""
     seconds = {name: np.zeros(num_rounds) for name in calls}
     with metrics.progress(title, num_rounds) as bar:
         for turn in range(-_WARM_UP, num_rounds):
@@ -326,10 +326,10 @@ def _in_turn(
 def _updates(
     experiment: Experiment, configs: Mapping[str, OptimizerConfig], num_steps: int
 ) -> list[Row]:
-    """The matrices' updates on one device beside the products they cannot do without.
+    """Time the matrices' updates on one device beside the products that they need.
 
-    One turn is a whole refresh period of one optimizer, or as many GEMMs as a step has:
-    G Q and Q^T G, float32, of every matrix.
+    One turn is a whole refresh period of one optimizer, or the GEMMs of a step: G Q and
+    Q^T G of every matrix in float32.
     """
     shapes = _matrices(experiment)
     axes = params_lib.matrix_axes(shapes)
@@ -376,7 +376,7 @@ def _updates(
 def _whole_period(
     update: Callable, gradients: Sequence[Params], num_calls: int
 ) -> Callable[[Any], Any]:
-    """state -> state after `num_calls` updates, going through the gradients."""
+    """Make state -> state after `num_calls` updates, going through the gradients."""
     compiled = jax.jit(update, donate_argnums=1)
 
     def advance(state: Any) -> Any:
@@ -388,7 +388,7 @@ def _whole_period(
 
 
 def _matrices(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves that matrix optimizers treat as matrices."""
+    """Return the leaves that matrix optimizers treat as matrices."""
     shapes = transformer.shapes(experiment.model)["blocks"]
     return {
         name: leaf
@@ -409,7 +409,7 @@ def _random_gradients(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> list[Params
 
 
 def _sizes(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[tuple[int, int], int]:
-    """(m, n) with m <= n -> how many matrices there are of that shape."""
+    """Count the matrices of each shape: (m, n) with m <= n -> how many there are."""
     found: dict[tuple[int, int], int] = {}
     for name, leaf in shapes.items():
         axes = params_lib.TABLE[name].matrix
@@ -422,7 +422,7 @@ def _sizes(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[tuple[int, int], 
 
 
 def _gemms(sizes: Mapping[tuple[int, int], int]) -> Iterator[None]:
-    """Batched products with random matrices of the optimizers' shapes."""
+    """Make batched products with random matrices of the optimizers' shapes."""
     rng = np.random.default_rng(0)
 
     def stack(num: int, m: int, n: int) -> Array:

@@ -22,9 +22,8 @@ class Collective(NamedTuple):
 
     Attributes:
         op: for example "all-gather".
-        num_bytes: of its result, on one device. What travels is less for an
-            all-gather, of whose result a device already holds its part, and more for a
-            reduce-scatter.
+        num_bytes: bytes of its result on one device. An all-gather sends less, because
+            a device already holds its part of the result; a reduce-scatter sends more.
         times: how often a run of the program executes it, as far as the compiler knows
             the trips of its loops; a branch counts as if it were taken.
         line: the instruction.
@@ -40,7 +39,7 @@ class Made(NamedTuple):
     """An array that an instruction makes.
 
     Attributes:
-        num_bytes: on one device.
+        num_bytes: its bytes on one device.
         shape: for example "f32[8,128]".
         op: the instruction.
     """
@@ -51,9 +50,9 @@ class Made(NamedTuple):
 
 
 def largest(text: str) -> Made:
-    """The largest array of a program on one device, arguments included.
+    """Find the largest array of a program on one device, arguments included.
 
-    What a fusion has inside is not counted, because it is never stored.
+    An array inside a fusion is not counted, because it is never stored.
     """
     best, fused = Made(0, "", ""), False
     for line in text.splitlines():
@@ -70,7 +69,7 @@ def largest(text: str) -> Made:
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of one device, which is what a partitioned program describes.
+    """List the collectives of one device, as a partitioned program describes them.
 
     Args:
         text: `Compiled.as_text()`.
@@ -104,7 +103,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def collective_bytes(text: str) -> dict[str, int]:
-    """Bytes of the results of each kind of collective that a program executes.
+    """Sum the bytes of the results of each kind of collective that a program runs.
 
     Returns:
         Operation, for example "all-gather", to bytes; only those that occur.
@@ -125,7 +124,7 @@ def _result(match: re.Match[str]) -> int:
 
 
 def _bytes(dtype: str, dims: str) -> int:
-    """Bytes of an array such as bf16[8,128]."""
+    """Count the bytes of an array such as bf16[8,128]."""
     if dtype not in _DTYPE_BITS:
         digits = re.search(r"[0-9]+", dtype)
         _DTYPE_BITS[dtype] = int(digits[0]) if digits else 0

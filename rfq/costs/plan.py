@@ -21,7 +21,7 @@ from rfq.optim import matrix
 
 _GIB, _MIB = 2**30, 2**20
 
-# FLOP/s of the model that one H100 gets done while this optimizer trains: steps a
+# FLOP/s of the model that one H100 reaches while this optimizer trains: steps a
 # second on four of them (appendix D, "Hardware"; the residual arm where there are two)
 # times `flops_per_token` of the paper's model and the 512 x 512 tokens of a step.
 H100_FLOPS: Mapping[str, float] = {
@@ -37,9 +37,9 @@ class Group(NamedTuple):
 
     Attributes:
         name: a parameter, a moment of the optimizer or a stack of its matrices.
-        axes: what its axes are and how long.
+        axes: the names and lengths of its axes.
         spec: the mesh axes that cut them.
-        num_bytes: on one device.
+        num_bytes: its bytes on one device.
         whole: every device holds all of it.
     """
 
@@ -51,20 +51,20 @@ class Group(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What one training step would take.
+    """The memory, traffic and time that one training step would take.
 
     Attributes:
         mesh: devices along each mesh axis.
         params: where the parameters are.
         opt_state: where the optimizer's state is.
         collectives: bytes per step of each kind, see `hlo.collective_bytes`.
-        argument_bytes: of parameters, optimizer state and batch on one device, as the
-            compiled program has it; None where the backend does not tell.
-        working_bytes: what it needs besides; likewise.
+        argument_bytes: bytes of parameters, optimizer state and batch on one device, as
+            the compiled program has it; None where the backend does not tell.
+        working_bytes: bytes that it needs besides; likewise.
         largest: the largest array on one device, by its line of the program.
-        checkpoint_bytes: of one checkpoint on disk, at most: parameters and optimizer
+        checkpoint_bytes: most bytes of one checkpoint on disk: parameters and optimizer
             state, the padding of stacks included, before Orbax compresses them.
-        compile_seconds: it took to compile.
+        compile_seconds: seconds that compiling took.
     """
 
     mesh: dict[str, int]
@@ -94,7 +94,7 @@ def pretend(num_devices: int) -> None:
 
 
 def device_bytes() -> int | None:
-    """Memory of one device; None where it is not known, or the devices are pretended.
+    """Return the memory of one device; None if it is unknown or devices are pretended.
 
     Devices of the CPU share the memory of the machine.
     """
@@ -152,11 +152,11 @@ def run(
     """Print what each arm costs, where its arrays live, and what all arms cost.
 
     Args:
-        arms: what would be trained.
-        num_seeds: how often each.
-        device_flops: FLOP/s of the model that a device gets done, for the hours; None
-            for what `H100_FLOPS` has of the arm's optimizer.
-        json_path: where a row an arm goes, one JSON object a line.
+        arms: the experiments that would be trained.
+        num_seeds: how often each would be trained.
+        device_flops: FLOP/s of the model that a device reaches, for the hours; None
+            takes the number of the arm's optimizer in `H100_FLOPS`.
+        json_path: the file that gets a row for each arm, one JSON object a line.
 
     Raises:
         InputError: as `make`; the FLOP/s are not positive.
@@ -178,11 +178,11 @@ def run(
 def as_row(
     experiment: Experiment, plan: Plan, device_flops: float | None
 ) -> dict[str, Any]:
-    """The numbers of a plan, for JSON: bytes are of one device, disk is of all.
+    """Return the numbers of a plan for JSON: bytes are of one device, disk is of all.
 
-    `hours` are FLOPs of the run / (devices * FLOP/s), None where nothing is known of
-    the optimizer; `disk_bytes` are those of the checkpoints that are kept and of the
-    one that is being written.
+    `hours` are FLOPs of the run / (devices * FLOP/s), or None for an optimizer of
+    unknown speed; `disk_bytes` count the checkpoints that are kept and the one that is
+    being written.
     """
     described = to_dict(experiment)
     optimizer = described["optimizer"]["name"]
@@ -280,7 +280,7 @@ def _hours(row: Mapping[str, Any]) -> str:
 
 
 def _say_all(rows: Sequence[Mapping[str, Any]], num_seeds: int) -> None:
-    """A line an arm, and what all take one after the other."""
+    """Print a line for each arm, and what all take one after the other."""
     lines = [
         (row["arm"], row["hours"], _memory(row), row["disk_bytes"]) for row in rows
     ]
@@ -301,7 +301,7 @@ def _say_all(rows: Sequence[Mapping[str, Any]], num_seeds: int) -> None:
 
 
 def _memory(row: Mapping[str, Any]) -> Any:
-    """Bytes of one device, None where the backend does not tell."""
+    """Return the bytes that one device needs, None where the backend does not tell."""
     if row["argument_bytes"] is None:
         return None
     return row["argument_bytes"] + row["working_bytes"]
@@ -322,7 +322,7 @@ def _fit(needed: int | None) -> str:
 
 
 def gib(num_bytes: int | None) -> str:
-    """Bytes as a person reads them."""
+    """Format bytes as a person reads them."""
     return (
         "not told by this backend"
         if num_bytes is None
@@ -359,7 +359,7 @@ def _params(params, shapes) -> list[Group]:
 
 
 def _opt_state(opt_state) -> Iterator[Group]:
-    """A line for each stack, for what AdamW has of each parameter, and for the rest."""
+    """Yield a group for each stack, AdamW's part of each parameter, and the rest."""
     found: dict[tuple[str, str], list[jax.ShapeDtypeStruct]] = {}
     for path, node in jax.tree_util.tree_leaves_with_path(
         opt_state, is_leaf=matrix.is_state
@@ -380,6 +380,6 @@ def _opt_state(opt_state) -> Iterator[Group]:
 
 
 def _owner(path: tuple) -> str:
-    """The parameter's part of a path in an optimizer's state."""
+    """Return the parameter's part of a path in an optimizer's state."""
     keys = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
     return "/".join(key for key in keys if key not in ("matrix", "other"))

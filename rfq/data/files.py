@@ -17,13 +17,14 @@ import pyarrow
 
 from rfq.errors import InputError
 
-# UTF-8 bytes of one document or one line, unpacked: the most that is held at once.
+# The most UTF-8 bytes of one unpacked document or line, which is held at once.
 MAX_DOCUMENT_BYTES = 1 << 26
 
-# Bytes of a file that is held whole, unpacked: a tokenizer, or the documents of a task.
+# The most unpacked bytes of a file that is held whole: a tokenizer, or a task's
+# documents.
 MAX_FILE_BYTES = 1 << 28
 
-# What unpacking xz may take: a dictionary of 256 MiB and the decoder's own memory.
+# The memory for unpacking xz: a dictionary of 256 MiB and the decoder's own memory.
 # `xz -9` makes dictionaries of 64 MiB. zstd itself stops at 128 MiB, zlib at 32 KiB.
 _XZ_BYTES = (1 << 28) + (1 << 20)
 _STEP_BYTES = 1 << 16
@@ -36,14 +37,14 @@ DAMAGED = (OSError, EOFError, lzma.LZMAError, zlib.error, pyarrow.ArrowException
 
 
 class _Xz(io.RawIOBase):
-    """As `lzma.LZMAFile` reads, which takes whatever memory a header asks for."""
+    """A stream like `lzma.LZMAFile`, which would take any memory a header asks for."""
 
     def __init__(self, raw: IO[bytes]):
         self._raw = raw
         self._decoder = _xz_decoder()
 
     def readable(self) -> bool:
-        """Say True: a `io.BufferedReader` asks."""
+        """Return True, because `io.BufferedReader` asks."""
         return True
 
     def readinto(self, buffer) -> int:
@@ -66,7 +67,7 @@ class _Xz(io.RawIOBase):
                 return len(data)
 
     def _after_stream(self) -> bytes:
-        """What follows a stream and the zeros that may pad it; empty at the end."""
+        """Return what follows a stream and its padding of zeros; empty at the end."""
         rest = self._decoder.unused_data.lstrip(b"\0")
         while not rest:
             read = self._raw.read(_STEP_BYTES)
@@ -131,7 +132,7 @@ def whole(
 
 
 def too_long(where: pathlib.Path | str, limit: int | None = None) -> InputError:
-    """What to say of more bytes than are held at once."""
+    """Make the error about more bytes than are held at once."""
     limit = MAX_DOCUMENT_BYTES if limit is None else limit
     return InputError(
         f"{where} unpacks to more than {limit // _MB} MiB, the most that is held in "
@@ -140,7 +141,7 @@ def too_long(where: pathlib.Path | str, limit: int | None = None) -> InputError:
 
 
 def not_utf8(where: str, error: UnicodeDecodeError) -> InputError:
-    """What to say of text in another encoding."""
+    """Make the error about text in another encoding."""
     return InputError(
         f"{where} is not UTF-8 text (byte 0x{error.object[error.start]:02x}); convert "
         "the file to UTF-8 first"
@@ -148,7 +149,7 @@ def not_utf8(where: str, error: UnicodeDecodeError) -> InputError:
 
 
 def damaged(where: pathlib.Path | str, error: Exception) -> InputError:
-    """What to say of a file that a reader refused."""
+    """Make the error about a file that a reader refused."""
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(
         f"{where} cannot be read ({first_line}); the file is damaged, protected or not "

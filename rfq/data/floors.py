@@ -11,7 +11,7 @@ from rfq.errors import InputError
 
 FILE_NAME = "floors.json"
 
-# Training tokens that are counted, and held-out tokens that are scored, at most.
+# At most so many training tokens are counted, and held-out tokens scored.
 _MAX_TOKENS = 1 << 24
 
 
@@ -30,7 +30,7 @@ def read(directory: str | pathlib.Path) -> dict[str, float] | None:
 def compute(directory: str | pathlib.Path) -> dict[str, float]:
     """Return `ngram.cross_entropies` of the training and held-out windows.
 
-    Of larger data, 16 M tokens of each count, in evenly spaced windows.
+    At most 16 M tokens of each are counted, in evenly spaced windows of larger data.
 
     Raises:
         InputError: as `manifest.load`.

@@ -20,12 +20,12 @@ def describe(
     tokenizer: Tokenizer | None = None,
     num_samples: int = 1,
 ) -> dict[str, Any]:
-    """Counts, lengths and some decoded windows of a prepared directory.
+    """Collect counts, lengths and some decoded windows of a prepared directory.
 
     Args:
         directory: the `out` of `prepare`.
-        tokenizer: decodes the samples; None takes the one that the manifest names, and
-            leaves the texts out where that is a file.
+        tokenizer: the tokenizer that decodes the samples; None takes the one that the
+            manifest names, and leaves the texts out where that is a file.
         num_samples: windows of each split, at random places, the same in every call.
 
     Returns:
@@ -91,7 +91,7 @@ def _samples(
 
 
 def render(row: dict[str, Any]) -> str:
-    """The same for a person: a few lines and a bar chart a split."""
+    """Write the same for a person: a few lines and a bar chart for each split."""
     recipe = row["recipe"]
     lines = [
         f"source {recipe['source']}, tokenizer {recipe['tokenizer']} "

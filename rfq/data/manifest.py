@@ -54,8 +54,9 @@ class Recipe:
     text_field: str = "text"
 
 
-# Fields that are younger than the first data of this format, at the values that make
-# what was made before: they are not written, so that such data keep their fingerprint.
+# Fields that the first data of this format lacked, with the values that reproduce those
+# data. Fields at these values are not written, so that such data keep their
+# fingerprint.
 _YOUNGER = {"documents": "file", "text_field": "text"}
 
 
@@ -74,9 +75,9 @@ class Split:
     """Totals of one split.
 
     Attributes:
-        num_tokens: of all documents, special ids included.
+        num_tokens: tokens of all documents, special ids included.
         num_bytes: UTF-8 bytes of the text of all documents.
-        num_dropped_tokens: at the end of the parts, too few to fill a window.
+        num_dropped_tokens: tokens at the end of the parts, too few to fill a window.
         lengths: documents by length: entry k counts those of 2^k .. 2^(k+1) - 1 tokens.
     """
 
@@ -96,12 +97,12 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What `prepare` made.
+    """The record of what `prepare` made.
 
     Attributes:
-        dtype: of the token ids in a record, a numpy name; little-endian.
-        num_empty_documents: skipped, and part of no split.
-        num_duplicates: the same.
+        dtype: type of the token ids in a record, a numpy name; little-endian.
+        num_empty_documents: documents that were skipped and are in no split.
+        num_duplicates: duplicates, which are skipped too.
         splits: one `Split` for each name of `split.SPLITS`.
     """
 
@@ -119,10 +120,10 @@ class Manifest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one part of a source gave.
+    """The record of what one part of a source gave.
 
     Attributes:
-        num_documents: read, those that are in no split included.
+        num_documents: documents that were read, in a split or not.
         is_last: whether its unit ends with it.
     """
 
@@ -134,7 +135,7 @@ class Part:
 
 
 def combine(recipe: Recipe, dtype: str, parts: Sequence[Part]) -> Manifest:
-    """The manifest of all parts of a source, in their order."""
+    """Make the manifest of all parts of a source, in their order."""
     return Manifest(
         recipe=recipe,
         dtype=dtype,
@@ -160,7 +161,7 @@ def _total(splits: Sequence[Split]) -> Split:
 
 
 def as_dict(record: Manifest | Recipe | Part) -> dict[str, Any]:
-    """What `to_json` renders."""
+    """Return what `to_json` renders."""
     row = dataclasses.asdict(record)
     recipe = row.get("recipe", row)
     for name, neutral in _YOUNGER.items():
@@ -267,12 +268,12 @@ def larger_fractions(
     """Advise larger shares, as options, for splits with fewer tokens than wanted.
 
     Args:
-        made: what was prepared, or would have been.
-        names: of the splits that are looked at.
-        wanted: tokens of each; no share above a quarter is advised.
+        made: the manifest of the data, or of data that could not be made.
+        names: the splits that are looked at.
+        wanted: tokens that each should have; no share above a quarter is advised.
 
     Returns:
-        Such as "--heldout-fraction 0.2"; empty where nothing larger can be advised.
+        Options such as "--heldout-fraction 0.2"; empty where none can be advised.
     """
     options = []
     for name in names:

@@ -13,7 +13,7 @@ class Mixture:
 
     Attributes:
         directories: at least one; each is gone through in epochs of its own.
-        weights: in any unit; () for the sizes of the sets.
+        weights: shares in any unit; () takes the sizes of the sets.
     """
 
     directories: tuple[str, ...]
@@ -29,6 +29,6 @@ class Mixture:
             raise InputError(f"data.weights={self.weights} must be positive numbers")
 
     def shares(self, sizes: Sequence[int]) -> list[float]:
-        """Shares that sum to 1, for sets of these sizes."""
+        """Return shares that sum to 1, for sets of these sizes."""
         weights = self.weights or sizes
         return [weight / sum(weights) for weight in weights]

@@ -41,7 +41,7 @@ def cross_entropies(
         vocab_size: V, at most 2^21; all ids are below it.
 
     Returns:
-        One of each of `NAMES`, mean negative log-likelihoods in nats per target.
+        {name: mean negative log-likelihood in nats per target} for `NAMES`.
     """
     models = _Models(train_windows, vocab_size)
     sums, num_targets = np.zeros(len(NAMES)), 0
@@ -70,7 +70,7 @@ def probabilities(
 
 @dataclasses.dataclass(frozen=True)
 class _Counts:
-    """What follows each context of one length, as sorted arrays.
+    """The tokens that follow each context of one length, as sorted arrays.
 
     Attributes:
         codes: h V + w of each (h, w) seen, the tokens of h read as digits.
@@ -103,13 +103,13 @@ def _count(codes: np.ndarray, vocab_size: int) -> _Counts:
         contexts=distinct[firsts] // vocab_size,
         totals=np.add.reduceat(counts, firsts) if len(counts) else counts,
         num_successors=np.diff(firsts, append=len(distinct)),
-        # Without (h, w) seen once the estimate is 0, and unseen ones impossible.
+        # If no (h, w) was seen once, the estimate is 0 and would exclude unseen ones.
         discount=once / (once + 2 * twice) if once else 0.5,
     )
 
 
 def _starts(ordered: np.ndarray) -> np.ndarray:
-    """Where each value of a sorted array begins."""
+    """Find where each value of a sorted array begins."""
     return np.flatnonzero(np.diff(ordered, prepend=-1))
 
 
@@ -126,7 +126,7 @@ class _Models:
         ]
 
     def score(self, rows: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """For the targets by how many tokens stand before them: p of each model."""
+        """Score targets by how many tokens stand before them: p of each model."""
         rows = rows.astype(np.int64)
         for n in range(2, len(NAMES)):
             if rows.shape[1] >= n:
@@ -138,7 +138,7 @@ class _Models:
             yield self.last(every.reshape(-1, longest))
 
     def last(self, rows: np.ndarray) -> list[np.ndarray]:
-        """p(last token | those before), of the shortest context first."""
+        """Compute p(last token | those before), of the shortest context first."""
         found = [self._unigram[rows[:, -1]]]
         for order, n in zip(self._orders, range(2, rows.shape[1] + 1), strict=False):
             codes = _codes(rows[:, -n:], n, self._vocab_size)
@@ -161,7 +161,7 @@ class _Models:
 
 
 def _codes(rows: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
-    """Every n neighbours of every row, read as digits: int64 [num]."""
+    """Read every n neighbours of every row as digits: int64 [num]."""
     length = max(rows.shape[1] - n + 1, 0)
     codes = np.zeros((len(rows), length), np.int64)
     for place in range(n):
@@ -171,7 +171,7 @@ def _codes(rows: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
 
 
 def _lookup(ordered: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where values stand in a sorted array, and whether they do."""
+    """Find where values stand in a sorted array, and whether they do."""
     place = np.searchsorted(ordered, wanted)
     place = np.minimum(place, len(ordered) - 1)
     return place, ordered[place] == wanted

@@ -18,9 +18,9 @@ BOUNDARIES: Mapping[str, tuple[bool, bool]] = {
     "bos_eos": (True, True),
 }
 
-# Text that is tokenized at once, UTF-8 bytes.
+# UTF-8 bytes of text that are tokenized at once.
 _BATCH_BYTES = 1 << 20
-# Documents that are tokenized at once, however short: empty ones cost memory, too.
+# At most so many documents are tokenized at once: empty ones cost memory, too.
 _BATCH_DOCUMENTS = 1 << 16
 
 
@@ -57,7 +57,7 @@ class Packer:
     def batches(
         self, documents: Iterable[Document], num_taken: int
     ) -> Iterator[tuple[int, bool, bool]]:
-        """Take a batch of documents at a time, but those that were taken before.
+        """Take a batch of documents at a time; skip those that were taken before.
 
         Yields:
             How many bytes of the unit are read; whether a part is full, and is to be
@@ -82,7 +82,7 @@ class Packer:
         yield num_read, False, True
 
     def take(self) -> Packed:
-        """What was packed since the last call."""
+        """Return what was packed since the last call."""
         packed, self._packed, self.num_tokens = self._packed, _new_packed(), 0
         return packed
 

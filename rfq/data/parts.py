@@ -1,7 +1,7 @@
 """The hidden directory in which the parts of a preparation gather.
 
-Everything in it is written beside its place and renamed, so that what is there under
-its name is whole, whoever is killed and whoever else works on the same preparation.
+Everything in it is written beside its place and then renamed. So every file under its
+name is whole, even when processes are killed or share the same preparation.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from rfq.data.sources import Document, Piece, Source
 from rfq.data.tokenize import Tokenizer
 from rfq.errors import InputError
 
-# Uncompressed: the same bytes whatever the version of the compressor, and faster to
-# read, for about twice the disk.
+# Without compression the bytes do not depend on the compressor's version and are faster
+# to read; they take about twice the disk.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 _MB = 10**6
@@ -47,9 +47,9 @@ def _units(pieces: Iterable[Piece], unit_bytes: int) -> list[list[Piece]]:
 
 
 def completed(out: pathlib.Path, recipe: Recipe) -> Manifest | None:
-    """The manifest of a directory that already is what the recipe makes.
+    """Return the manifest of a directory that already is what the recipe makes.
 
-    What killed processes left in it and beside it is removed then.
+    Then it also removes what killed processes left in the directory and beside it.
 
     Raises:
         InputError: the directory is in use by something else.
@@ -74,7 +74,7 @@ def completed(out: pathlib.Path, recipe: Recipe) -> Manifest | None:
 
 
 def _hidden(out: pathlib.Path) -> pathlib.Path:
-    """Where the parts gather: beside the directory itself, where `out` is a link."""
+    """Say where the parts gather: beside the directory, and never beside a link."""
     whole = out.resolve()
     return whole.with_name(f".{whole.name}.partial")
 
@@ -102,7 +102,7 @@ class Work:
     Attributes:
         directory: shards, and in a folder of its own what is known of them: the recipe,
             a record of each part, digests of documents, files being written.
-        units: what is read, and numbered, together.
+        units: lists of pieces that are read, and numbered, together.
     """
 
     def __init__(
@@ -126,9 +126,9 @@ class Work:
         """Make the directory, or find it made by the same call."""
         path = self._records / _RECIPE
         if self.directory.exists() and not path.exists():
-            # Nothing of ours; or it was completed and renamed in this moment.
+            # It is not ours, or another process has just completed and renamed it.
             shutil.rmtree(self.directory, ignore_errors=True)
-        # Made elsewhere and renamed, so that another machine never sees it empty.
+        # It is made elsewhere and renamed, so that no machine sees it empty.
         fresh = self.directory.with_name(f"{self.directory.name}.{_token()}")
         (fresh / _RECORDS).mkdir(parents=True)
         text = manifest.to_json(self._recipe)
@@ -142,7 +142,7 @@ class Work:
             _match(existing, self._recipe, what)
 
     def unwritten(self, error: OSError) -> InputError:
-        """What to say of a directory or disk that takes no more."""
+        """Make the error about a directory or disk that takes no more."""
         return InputError(
             f"out directory {self._out} cannot be written ({error.strerror}); make "
             f"room or choose another: finished parts are kept in {self.directory}, and "
@@ -150,7 +150,7 @@ class Work:
         )
 
     def _duplicates(self, progress: Progress) -> dict[int, np.ndarray]:
-        """By unit: which documents, in order, have the text of an earlier one."""
+        """Tell which documents of each unit repeat the text of an earlier one."""
         total = sum(piece.num_bytes for unit in self.units for piece in unit)
         with progress("find duplicates, MB", total // _MB) as bar:
             done, digests = 0, []
@@ -167,9 +167,9 @@ class Work:
         return dict(enumerate(np.split(found, ends[:-1])))
 
     def _digests(self, index: int) -> np.ndarray:
-        """128 bits of the sha256 of each text of a unit: uint64 [documents, 2]."""
+        """Return 128 bits of each text's sha256 in a unit: uint64 [documents, 2]."""
         path = self._records / f"digests-{index:05d}.npy"
-        # Missing, or cut by a machine that lost its power.
+        # The file may be missing, or cut by a machine that lost its power.
         with contextlib.suppress(OSError, EOFError, ValueError):
             return np.load(path)
         texts = (document.text for document in _documents(self.units[index]))
@@ -238,12 +238,12 @@ class Work:
         return self._records / f"{unit:05d}-{number:03d}.json"
 
     def _written(self, unit: int) -> list[Part]:
-        """The parts of a unit that are whole, from its beginning."""
+        """Return the parts of a unit that are whole, from its beginning."""
         found: list[Part] = []
         while (path := self._record(unit, len(found))).exists():
             try:
                 part = manifest.part_from_json(path.read_text(encoding="utf-8"))
-            except (ValueError, KeyError, TypeError):  # Cut, as a shard may be.
+            except (ValueError, KeyError, TypeError):  # Cut like a shard, perhaps.
                 break
             shards = (shard for s in part.splits.values() for shard in s.shards)
             if not all(_is_whole(self.directory / x.name, x) for x in shards):
@@ -254,7 +254,7 @@ class Work:
     def _write_shard(
         self, path: pathlib.Path, windows: np.ndarray
     ) -> tuple[Shard, ...]:
-        """Write one record for each row; no rows make no file."""
+        """Write one record for each row; without rows write no file."""
         if not len(windows):
             return ()
         with self._replacing(path) as temporary:
@@ -277,7 +277,7 @@ class Work:
 
     @contextlib.contextmanager
     def _replacing(self, path: pathlib.Path) -> Iterator[pathlib.Path]:
-        """A temporary file that takes its place when it is whole."""
+        """Open a temporary file that takes its place when it is whole."""
         temporary = self._records / f"{path.name}.{_token()}"
         yield temporary
         os.replace(temporary, path)
@@ -312,7 +312,7 @@ class Work:
                 )
 
     def _more(self, made: Manifest, num_documents: int) -> str:
-        """What gives the splits more tokens, in the words of the command line."""
+        """Say what gives the splits more tokens, in the words of the command line."""
         if num_documents < _FEW_DOCUMENTS and self._division in _FINER:
             finer = _FINER[self._division]
             return f"make documents of parts of the text with --documents {finer}"
@@ -324,12 +324,12 @@ class Work:
 
 # What a document of a text file is -> what makes more documents of it.
 _FINER = {"file": "blank-line", "blank-line": "line"}
-# As few do not fill three splits by their hashes.
+# So few documents do not fill three splits by their hashes.
 _FEW_DOCUMENTS = 100
 
 
 def _token() -> str:
-    """Tell processes apart, those of other machines with equal numbers included."""
+    """Make a name that tells processes apart, also those of other machines."""
     return secrets.token_hex(8)
 
 
@@ -338,7 +338,7 @@ def _is_whole(path: pathlib.Path, shard: Shard) -> bool:
 
 
 def _documents(unit: Iterable[Piece]) -> Iterator[Document]:
-    """The documents of a unit; `num_bytes_read` counts from its beginning."""
+    """Yield the documents of a unit; `num_bytes_read` counts from its beginning."""
     start = 0
     for piece in unit:
         for document in piece.documents():

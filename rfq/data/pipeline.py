@@ -14,7 +14,7 @@ from rfq.data.mixture import Mixture
 from rfq.data.tokenize import Tokenizer
 from rfq.errors import InputError, lookup
 
-# Of `texts`.
+# The most tokens that `texts` decodes.
 _MAX_TEXT_TOKENS = 1 << 20
 
 
@@ -91,9 +91,8 @@ def windows(
 
     Args:
         directory: the `out` of `prepare`.
-        name: of the split.
-        max_tokens: where there are more, only as many are read, in evenly spaced
-            windows.
+        name: the split's name.
+        max_tokens: the most tokens to read; a larger split gives evenly spaced windows.
 
     Raises:
         InputError: as `open_split`.
@@ -107,9 +106,9 @@ def windows(
 
 
 def texts(directory: str | pathlib.Path, name: str, tokenizer: Tokenizer) -> list[str]:
-    """The documents of a split as text again, cut where a stream ends.
+    """Yield the documents of a split as text again, cut where a stream ends.
 
-    Of a large split about a million tokens, in evenly spaced windows.
+    A large split gives about a million tokens, in evenly spaced windows.
 
     Raises:
         InputError: as `open_split`.
@@ -131,8 +130,8 @@ def texts(directory: str | pathlib.Path, name: str, tokenizer: Tokenizer) -> lis
 class Batches:
     """An endless iterator over a process's share of the global batches.
 
-    Reading runs ahead in a thread, or in worker processes where there are any. What was
-    read ahead is no part of the state, which is one integer whatever reads.
+    Reading runs ahead in a thread, or in worker processes where there are any. The
+    state is one integer in either case, and what was read ahead is no part of it.
     """
 
     def __init__(self, batches: grain.MapDataset[np.ndarray], num_workers: int):
@@ -159,7 +158,7 @@ class Batches:
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
         ahead = self._batches[num_batches:].to_iter_dataset(options)
         if self._num_workers:
-            flags.FLAGS.mark_as_parsed()  # Grain reads a flag where nobody parses any.
+            flags.FLAGS.mark_as_parsed()  # Grain reads a flag, which must be parsed.
             workers = grain.MultiprocessingOptions(num_workers=self._num_workers)
             ahead = ahead.mp_prefetch(workers)
         self._iterator = iter(ahead)
@@ -205,9 +204,9 @@ def train_batches(
             f"{seq_len} tokens in {', '.join(map(str, mixture.directories))}; lower it "
             "or give more data"
         )
-    # Numbers are shuffled, mixed and dealt, and only then are sequences read: half the
-    # time per sequence of handing the sequences themselves from stage to stage. A set's
-    # numbers follow on those of the set before.
+    # Numbers are shuffled, mixed and dealt, and only then are sequences read. This
+    # takes half the time of handing sequences from stage to stage. A set's numbers
+    # continue those of the set before.
     starts = np.cumsum([0, *map(len, sets)])
     streams = [
         grain.MapDataset.range(int(start), int(start) + len(one))
@@ -222,7 +221,7 @@ def train_batches(
 
 
 def epochs(mixture: Mixture, seq_len: int, num_sequences: int) -> list[float]:
-    """How often each set of a mixture has been gone through after so many sequences.
+    """Count how often each set of a mixture is gone through in so many sequences.
 
     Raises:
         InputError: as `open_split`.

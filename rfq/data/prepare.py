@@ -2,9 +2,9 @@
 
 The pieces of a source are gathered to units of about `part_bytes` on disk, by their
 sizes alone, and every unit becomes one part or more, each packed on its own and written
-with a record of what it took. Units may therefore be shared out over machines, and a
-run that was killed goes on after the last part that was written; what comes out is the
-same bytes in every case.
+with a record of what it took. So machines can share the units, and a run that was
+killed goes on after the last part that was written. The bytes of the result are always
+the same.
 """
 
 import hashlib
@@ -48,10 +48,11 @@ def prepare(
 
     The directory appears when it is complete and not before; until then parts are
     gathered in a hidden directory beside it, from which the same call goes on after a
-    kill. Of several machines, machine i of n calls with shard (i, n) and the same
-    `out` on a shared disk (or with the others' hidden directories copied there), and
-    the one that completes the parts makes the directory. Where it already is the result
-    of the same call nothing is done; sources are then compared by names and sizes.
+    kill. Several machines can share the work: machine i of n calls with shard (i, n)
+    and the same `out` on a shared disk (or with the others' hidden directories copied
+    there), and the one that completes the parts makes the directory. If it is already
+    the result of the same call, nothing is done; sources are compared by names and
+    sizes.
 
     Args:
         source: see `sources.open_source`.
@@ -60,15 +61,15 @@ def prepare(
         documents: what a document of a .txt file is, see `sources.open_source`.
         text_field: where the text is in files that have fields.
         boundary: a row of `packing.BOUNDARIES`.
-        dedup: take of documents with equal texts only the first of the source; reads
-            the source once more.
+        dedup: keep only the first of documents with equal texts; this reads the source
+            once more.
         window_len: tokens; a multiple of every sequence length that will be used.
         calibration_fraction: share of documents, by hash, for activation ranges.
         heldout_fraction: share of documents, by hash, for the loss that is reported.
         part_bytes: UTF-8 bytes of text after which a part ends, and bytes on disk after
             which a unit does.
         shard: (i, n), which share of the units to write: i, i + n, i + 2 n, ...
-        progress: shows how far it is, in megabytes on disk.
+        progress: shows the progress in megabytes on disk.
 
     Returns:
         The manifest, or None while units of other shards are missing.
@@ -109,7 +110,8 @@ def prepare(
         # Another process may have completed it since.
         return parts.completed(out, recipe) or _completed_by(work, shard, progress)
     except OSError as error:
-        # As it may here: then the hidden directory is gone, and nothing is missing.
+        # It may also happen here: the hidden directory is then gone and nothing
+        # missing.
         done = parts.completed(out, recipe)
         if done is not None:
             return done
@@ -124,8 +126,8 @@ def _completed_by(
         work.write(range(index, len(work.units), count), progress)
         return work.publish()
     except InputError as error:
-        # What cannot be read may be readable again, and its parts are kept. Where the
-        # text itself must change, they are of no use.
+        # A file that cannot be read may be readable later, so its parts are kept. When
+        # the text itself must change, the parts are useless.
         if count == 1 and not isinstance(error.__cause__, OSError):
             shutil.rmtree(work.directory, ignore_errors=True)
         raise

@@ -1,4 +1,4 @@
-"""How data code says how far it is, without knowing who shows it."""
+"""The interface through which data code reports progress, whoever shows it."""
 
 import contextlib
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Bar(Protocol):
-    """How far a long loop is."""
+    """The progress of a long loop."""
 
     def update(self, done: int, note: str = "") -> None:
         """Move to `done` of the total."""

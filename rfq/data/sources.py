@@ -1,8 +1,8 @@
 """Where documents come from: the embedded corpus, files, and TensorFlow Datasets.
 
 A source is a list of pieces, each of which can be read without the others: a file, a
-row group of a Parquet file, a range of a TFDS split. What is long is so divided among
-machines, and resumed, without reading what came before.
+row group of a Parquet file, a range of a TFDS split. So machines can share a long
+source, and resume it, without reading what came before.
 """
 
 import dataclasses
@@ -26,13 +26,14 @@ _TXT, _JSONL, _PARQUET = ".txt", ".jsonl", ".parquet"
 # The field of a document's text, where no other is named.
 _TEXT = "text"
 
-# Page by page: by default a row group is read whole, however large it is.
+# This reads page by page; by default a row group is read whole, however large it is.
 _STREAMED = {
     "pre_buffer": False,
     "buffer_size": 1 << 20,
     "page_checksum_verification": True,
 }
-# Rows that are decoded at once, and examples of a TFDS split in a piece.
+# The number of rows that are decoded at once, and of a TFDS split's examples in a
+# piece.
 _PARQUET_ROWS = 64
 _TFDS_EXAMPLES = 10_000
 
@@ -43,7 +44,7 @@ class Document(NamedTuple):
     Attributes:
         id: a name that does not depend on where the file lies.
         text: any Unicode text.
-        num_bytes_read: of the piece, on disk, about where the document ends.
+        num_bytes_read: bytes of the piece on disk up to about the document's end.
     """
 
     id: str
@@ -56,8 +57,8 @@ class Piece:
     """A stretch of a source that is read on its own.
 
     Attributes:
-        name: no directory; tells the pieces of a file apart.
-        num_bytes: on disk, in whatever packing.
+        name: a name without a directory that tells the pieces of a file apart.
+        num_bytes: bytes on disk, packed or not.
         documents: yields every document in order, empty ones included.
     """
 
@@ -71,8 +72,8 @@ class Source:
     """Documents in a fixed order.
 
     Attributes:
-        name: last component of what the user wrote; no directory.
-        pieces: in order.
+        name: last component of what the user wrote, without a directory.
+        pieces: the pieces in order.
         division: what a document of its text files is, a row of `text.DIVISIONS`; None
             where it has none.
     """
@@ -103,8 +104,8 @@ def open_source(
             Parquet files and TensorFlow Datasets.
 
     Raises:
-        InputError: nothing matches, a file is of an unknown kind, or an option is given
-            that no file of the source has a use for.
+        InputError: nothing matches, a file is of an unknown kind, or no file of the
+            source can use an option that is given.
     """
     if spec in SOURCES:
         source = SOURCES[spec]()
@@ -185,7 +186,7 @@ SOURCES: Mapping[str, Callable[[], Source]] = {
 def _packed_piece(
     path: pathlib.Path, read: text_lib.Reader, unpack: files.Opener
 ) -> Piece:
-    """The whole file."""
+    """Make one piece of the whole file."""
 
     def documents() -> Iterator[Document]:
         try:
@@ -211,7 +212,7 @@ def _num_bytes(path: pathlib.Path) -> int:
 
 
 def _parquet_pieces(path: pathlib.Path, field: str) -> tuple[Piece, ...]:
-    """A piece for each row group: column `field`, and optionally `id`."""
+    """Make a piece for each row group: column `field`, and optionally `id`."""
     try:
         with parquet.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
@@ -255,7 +256,7 @@ def _is_text(kind: pyarrow.DataType | None) -> bool:
 def _row_group(
     path: pathlib.Path, number: int, rows: range, num_bytes: int, columns: Sequence[str]
 ) -> Piece:
-    """A piece of the text in the first column, and of names where there is a second.
+    """Make a piece of the text in the first column, and of names in a second one.
 
     Arrow holds a page and a batch of it, each of at most 2 GiB by its own limit.
     """
@@ -305,7 +306,7 @@ def _row_group(
 
 
 def tfds_split(name: str, split: str) -> tuple[Any, int]:
-    """The examples of a split in TensorFlow Datasets, array_record, and its bytes.
+    """Read the examples of a TensorFlow Datasets split, array_record, and its bytes.
 
     Raises:
         InputError: it is not prepared and cannot be; names the dataset and the reason.
@@ -327,7 +328,7 @@ def tfds_split(name: str, split: str) -> tuple[Any, int]:
 
 
 def _tfds(name: str, field: str) -> Source:
-    """The train split of a dataset with the feature `field`."""
+    """Open the train split of a dataset with the feature `field`."""
     examples, num_bytes = tfds_split(name, "train")
     if not len(examples) or not isinstance(examples[0].get(field), bytes):
         got = sorted(examples[0]) if len(examples) else "no examples"

@@ -1,4 +1,4 @@
-"""Which split a document belongs to: a hash of the document, and nothing else."""
+"""The split that a document belongs to, which a hash of the document alone decides."""
 
 import hashlib
 

@@ -95,7 +95,7 @@ def _parse_line(
             "repair the line or remove it"
         )
     name = row.get("id")
-    # Without an id the place stands in for it, so that equal texts stay two documents.
+    # A document without an id is named by its place, so that equal texts stay two.
     return f"{path.name}:{number}" if name is None else str(name), row[field]
 
 

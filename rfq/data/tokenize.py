@@ -22,10 +22,10 @@ _NUM_SPECIAL = 3
 class Tokenizer:
     """Two functions between text and token ids, and what identifies them.
 
-    No function adds a special id: who wants a beginning writes `bos_id` in front.
+    No function adds a special id; a caller who wants one puts `bos_id` in front.
 
     Attributes:
-        name: short, without a directory.
+        name: a short name without a directory.
         fingerprint: sha256 of everything that decides the ids, hexadecimal.
         vocab_size: ids are 0..vocab_size - 1.
         bos_id: begins a document.
@@ -73,7 +73,7 @@ def _embedded() -> Tokenizer:
 
 
 def _bytes() -> Tokenizer:
-    """UTF-8 bytes after the three special ids, as SentencePiece falls back to them."""
+    """Encode UTF-8 bytes after the three special ids, as SentencePiece falls back."""
     return Tokenizer(
         name="byte",
         fingerprint=hashlib.sha256(b"rfq byte tokenizer 1").hexdigest(),
@@ -158,7 +158,7 @@ def _json(path: pathlib.Path, name: str) -> Tokenizer:
             f"tokenizer file {path} is not a tokenizer.json ({error}); give one as the "
             "tokenizers library writes it"
         ) from error
-    # Every text as it is: not cut, not filled, its "<s>" three characters.
+    # Texts are neither cut nor padded, and "<s>" in a text is three characters.
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True

@@ -15,7 +15,7 @@ from rfq.errors import InputError
 
 # Special ids and bytes, which every vocabulary has.
 _NUM_FIXED = 3 + 256
-# UTF-8 bytes that a model is trained on at most: the trainer holds them several times.
+# A model is trained on at most so many UTF-8 bytes: the trainer holds several copies.
 _MAX_BYTES = 1 << 28
 _MAX_LINE_BYTES = 1 << 20
 
@@ -34,8 +34,8 @@ def train(
     Byte-pair encoding with byte fallback and the special ids of LLaMA (unk, bos, eos =
     0, 1, 2; bytes at 3..258), so that every text is encoded and decodes to itself. Two
     deviations from LLaMA keep pieces equal wherever a text is cut: no space is put
-    before a text, and nothing is normalized. Of a long source the first 256 MiB of
-    training text count.
+    before a text, and nothing is normalized. Only the first 256 MiB of the training
+    text count.
 
     Args:
         source: see `sources.open_source`, as for `documents` and `text_field`.
@@ -136,7 +136,7 @@ def _training_lines(
 
 
 def _refused(source: str, vocab_size: int, error: RuntimeError) -> InputError:
-    """The trainer's reasons in our words; it says the size that fits."""
+    """Say the trainer's reasons in our words; it tells the size that fits."""
     said = " ".join(str(error).split())
     high = re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", said)
     if high:

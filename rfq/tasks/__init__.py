@@ -17,7 +17,7 @@ TASKS: Mapping[str, MultipleChoice] = {**commonsense.TASKS, **cloze.TASKS}
 def build_requests(
     task_name: str, documents: Sequence[Document]
 ) -> list[list[Request]]:
-    """The (context, continuation) pairs of each document, in the order of its choices.
+    """Build each document's (context, continuation) pairs, in the order of its choices.
 
     Args:
         task_name: a row of `TASKS`.
@@ -44,12 +44,12 @@ def score(
     documents: Sequence[Document],
     loglikelihoods: Sequence[Sequence[float]],
 ) -> dict[str, float]:
-    """Accuracies over documents: the task's metrics, and acc_bytes.
+    """Compute accuracies over documents: the task's metrics, and acc_bytes.
 
     Args:
         task_name: a row of `TASKS`.
         documents: rows in the columns of the Hugging Face data set.
-        loglikelihoods: of each document's requests, in order.
+        loglikelihoods: log-likelihoods of each document's requests, in order.
 
     Raises:
         InputError: as `build_requests`.

@@ -1,7 +1,7 @@
-"""Which of four endings goes on in held-out text: accuracy without a download.
+"""Questions which of four endings continues held-out text: they need no download.
 
-The right choice is what stands there; the wrong ones are the same words disturbed, from
-a shuffle that a bigram model sees to a single word of the corpus in another's place.
+The right choice is the text itself. The wrong choices disturb its words: from a
+shuffle, which a bigram model notices, to one word of the corpus in another's place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ NUM_CHOICES = 4
 # Words of a choice, and of the context in front of it.
 _CHOICE_WORDS, _CONTEXT_WORDS = 6, 20
 
-# Draws of a wrong choice before a place in the text is given up: "no, no, no".
+# A place is given up after so many draws without a new wrong choice ("no, no, no").
 _MAX_DRAWS = 20
 
 
@@ -68,8 +68,8 @@ def documents(
     Args:
         texts: held-out documents.
         task_name: a row of `TASKS`.
-        num_items: at most; fewer where the texts have fewer places.
-        seed: of all draws.
+        num_items: the most items; there are fewer if the texts have fewer places.
+        seed: seed of all draws.
 
     Returns:
         Items with `context`, `choices` and `label`, the index of the right choice.

@@ -1,7 +1,8 @@
 """The eight tasks of the paper's tables, as lm-evaluation-harness 0.4.13 asks them.
 
-Zero-shot: every pair of texts is what the harness' task files make of the document, to
-the byte. The columns are those of the data sets on the Hugging Face hub.
+They are asked zero-shot: every pair of texts equals, byte for byte, what the harness'
+task files make of the document. The columns are those of the data sets on the Hugging
+Face hub.
 """
 
 import re
@@ -11,12 +12,12 @@ from rfq.tasks.task import Document, Example, MultipleChoice
 
 
 def _labelled(context: str, choices: list[str], gold: int) -> Example:
-    """One context; the continuations are the choices after a space."""
+    """Make one context; the continuations are the choices after a space."""
     return Example([(context, f" {choice}") for choice in choices], choices, gold)
 
 
 def _lettered(context: str, document: Document, answer: str) -> Example:
-    """Choices as {"text": [...], "label": [...]}: labels are A to E or 1 to 5."""
+    """Read choices as {"text": [...], "label": [...]}: labels are A to E or 1 to 5."""
     choices = document["choices"]
     return _labelled(
         context, list(choices["text"]), list(choices["label"]).index(answer)
@@ -29,7 +30,7 @@ def _arc(document: Document) -> Example:
 
 
 def _boolq(document: Document) -> Example:
-    """SuperGLUE calls the answer `label`, the original set `answer`."""
+    """Read the answer, called `label` by SuperGLUE and `answer` by the original set."""
     context = f"{document['passage']}\nQuestion: {document['question']}?\nAnswer:"
     answer = document["label" if "label" in document else "answer"]
     return _labelled(context, ["no", "yes"], int(answer))
@@ -70,7 +71,7 @@ def _social_iqa(document: Document) -> Example:
 
 
 def _winogrande(document: Document) -> Example:
-    """Two contexts and one continuation: what follows the blank (Trinh and Le 2018)."""
+    """Make two contexts and one continuation (Trinh and Le 2018)."""
     before, after = document["sentence"].split("_", 1)
     contexts = [before + document[f"option{number}"] for number in (1, 2)]
     requests = [(context, f" {after.strip()}") for context in contexts]

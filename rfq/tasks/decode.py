@@ -1,7 +1,7 @@
 """Greedy and sampled decoding with a cache of keys and values.
 
 A cache is a state and a record of every block, so that the model's one forward pass
-decodes too, with whatever taps it has: also under quantization.
+also decodes, with any taps and so under quantization too.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from rfq.model import layers, transformer
 from rfq.model.config import ModelConfig
 from rfq.types import Array, Params, SiteState
 
-# Tokens between two looks at what has been said, in one call.
+# Tokens that one call draws before `is_done` is asked.
 _STRIDE = 16
 
 # Prompts are padded to a multiple of it.
@@ -30,8 +30,8 @@ _PROMPT_UNIT = 32
 class Sampling:
     """How the next token is drawn."""
 
-    temperature: float = 0.0  # Of the softmax; 0 takes the likeliest token.
-    top_p: float = 1.0  # Only the likeliest tokens that have this probability together.
+    temperature: float = 0.0  # The softmax's; 0 takes the likeliest token.
+    top_p: float = 1.0  # Draw among the likeliest tokens with this total probability.
     seed: int = 0
 
     def __post_init__(self):
@@ -68,10 +68,10 @@ def generate(
     """Continue prompts, all at once.
 
     Args:
-        model: what speaks.
-        prompts: token ids, bos in front; of a prompt that leaves no room in the model's
-            sequence the end is kept.
-        max_new_tokens: at most this many for each.
+        model: the model that continues.
+        prompts: token ids, bos in front; if a prompt leaves no room in the model's
+            sequence, its end is kept.
+        max_new_tokens: the most new tokens of each prompt.
         sampling: how tokens are drawn.
         is_done: (number of the prompt, its new tokens) -> whether that is enough; asked
             every few tokens.
@@ -112,14 +112,14 @@ def generate(
 
 
 def until(ids: np.ndarray, ends: Sequence[int]) -> np.ndarray:
-    """Tokens before the first that ends a text."""
+    """Return the tokens before the first that ends a text."""
     stops = np.flatnonzero(np.isin(ids, ends))
     return ids[: stops[0]] if stops.size else ids
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(trained: ModelConfig, seams: transformer.Seams):
-    """The two programs of a model: bits and ranges are data."""
+    """Compile the two programs of a model: bits and ranges are data."""
     c = config = steps.in_float32(steps.rolled(trained))
 
     def step(params, states, cache, tokens_BT, places_B, key, temperature, top_p):
@@ -143,7 +143,7 @@ def _compiled(trained: ModelConfig, seams: transformer.Seams):
         cache, drawn = step(
             params, states, empty, tokens_BT, lengths_B - 1, first, *how
         )
-        # What padding left in the slots is overwritten before it is seen.
+        # The slots of the padding are overwritten before they are read.
         seen = jnp.broadcast_to(lengths_B[None, :], (c.num_layers, B))
         return cache._replace(length_B=seen), drawn
 
@@ -165,7 +165,7 @@ def _compiled(trained: ModelConfig, seams: transformer.Seams):
 
 
 def _draw(logits_BV: Array, key: Array, temperature: Array, top_p: Array) -> Array:
-    """The likeliest token, or one of the nucleus (Holtzman et al. 2020), int32 [B]."""
+    """Draw the likeliest token or one of the nucleus (Holtzman et al. 2020), [B]."""
     scaled_BV = logits_BV / jnp.maximum(temperature, 1e-6)
     order_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
     share_BV = jax.nn.softmax(order_BV, axis=-1)

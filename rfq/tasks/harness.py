@@ -25,7 +25,7 @@ from rfq.data import tokenize
 from rfq.errors import InputError
 from rfq.tasks import decode, questions, scoring
 
-# What a task may say of generation; the rest of its wishes would be ignored silently.
+# The options of generation that are followed; any other is refused, not ignored.
 _GENERATION = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
 
 
@@ -87,14 +87,14 @@ class Harness(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None
     ) -> list[int]:
-        """Token ids, bos in front unless it is refused."""
+        """Return token ids, with bos in front unless it is refused."""
         ids = self._tokens.encode(string).tolist()
         return ids if add_special_tokens is False else [self._tokens.bos_id, *ids]
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Sum of log-probabilities of each continuation, and whether it is greedy.
+        """Sum each continuation's log-probabilities, and say whether it is greedy.
 
         The texts are tokenized at once; `TemplateLM` would call the tokenizer twice for
         each request.
@@ -121,7 +121,7 @@ class Harness(TemplateLM):
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihood of whole texts, each token scored once behind bos."""
+        """Sum the log-likelihood of whole texts, each token scored once behind bos."""
         del disable_tqdm
         texts = [request.args[0] for request in requests]
         found = self._answers(
@@ -145,7 +145,7 @@ class Harness(TemplateLM):
     def generate_until(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[str]:
-        """Continuations up to the first of a request's stop texts.
+        """Continue each request up to the first of its stop texts.
 
         Raises:
             InputError: a request wants what the decoder does not do.
@@ -190,7 +190,7 @@ class Harness(TemplateLM):
             whole = self._tokens.decode(ids)
             return bool(np.isin(ids, ends).any()) or text_of(ids) != whole
 
-        # More than half of a sequence would leave the prompt too little.
+        # More than half of a sequence would leave the prompt too few tokens.
         most = min(int(wishes.get("max_gen_toks", 256)), self.max_length // 2)
         new = decode.generate(
             self._sweep.model(self._setting),

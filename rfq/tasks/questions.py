@@ -1,4 +1,4 @@
-"""Which tasks are asked of a model, and what its answers are worth.
+"""The tasks that a model is asked, and the scores of its answers.
 
 Documents become requests, and requests tokens, once; every setting and every arm with
 the same tokenizer then answers the same questions.
@@ -28,8 +28,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "cloze": tuple(cloze.TASKS),
 }
 
-# Of the paper's average, left out of the second one: a model that has collapsed
-# answers it with one word, and scores .38 or .62 by which (D56).
+# The task that the second average leaves out: a collapsed model answers it with one
+# word and scores .38 or .62, depending on the word (D56).
 _CONSTANT = "boolq"
 
 
@@ -37,7 +37,7 @@ class Asked(NamedTuple):
     """One task's questions.
 
     Attributes:
-        split: of the published data set, "heldout" for what was made from it.
+        split: split of the published data set, or "heldout" for cloze tasks.
         examples: what each document asks.
         spans: the tokenized requests of all of them, in order.
     """
@@ -64,7 +64,7 @@ class Questions:
     seq_len: int
 
     def loglikelihoods(self, answers: scoring.Answers) -> dict[str, list[list[float]]]:
-        """Each document's log-likelihoods, by task."""
+        """Return each document's log-likelihoods, by task."""
         left = iter(answers.loglikelihood.tolist())
         return {
             name: [[next(left) for _ in example.requests] for example in asked.examples]
@@ -73,7 +73,7 @@ class Questions:
 
 
 def names(given: Sequence[str]) -> tuple[str, ...]:
-    """The tasks behind names of tasks and of `GROUPS`.
+    """List the tasks behind names of tasks and of `GROUPS`.
 
     Raises:
         InputError: an unknown name.
@@ -107,7 +107,7 @@ def load(experiment: Experiment, mesh: Mesh) -> Questions:
 def lay_out(
     experiment: Experiment, spans: Sequence[scoring.Span], mesh: Mesh
 ) -> scoring.Plan:
-    """Requests in batches of as many tokens as those of the held-out text."""
+    """Put requests in batches of as many tokens as those of the held-out text."""
     config, seq_len = experiment.quantize, experiment.model.seq_len
     return scoring.plan(
         spans, seq_len=seq_len, batch_tokens=config.batch_size * seq_len, mesh=mesh
@@ -135,24 +135,24 @@ def _asked(name: str, experiment: Experiment, tokenizer: tokenize.Tokenizer) -> 
     return Asked(split, found, scoring.encode(requests, tokenizer))
 
 
-# --- What answers are worth ---------------------------------------------------------
+# --- Scores of the answers ----------------------------------------------------------
 
 
 def summarize(
     questions: Questions, answers: scoring.Answers, full: scoring.Answers
 ) -> dict[str, Any]:
-    """The fields of a row: accuracies as the paper's tables have them, and more.
+    """Return the fields of a row: accuracies as the paper's tables have them, and more.
 
     Args:
         questions: what was asked.
-        answers: under the setting of the row.
-        full: of the same model in float32, for the changes.
+        answers: answers under the setting of the row.
+        full: answers of the same model in float32, for the changes.
 
     Returns:
         {task: its primary accuracy}, a fraction; `avg` of the eight and `avg_se`,
         `avg_without_boolq`, `avg_change` against full precision with its interval,
         `avg_chance`, and `avg_collapsed`, what two constant models reach; None where
-        not all eight were asked. `scores` has of every task all metrics with standard
+        not all eight were asked. `scores` has all metrics of every task with standard
         errors, the change and its interval, and what was counted.
     """
     ours, theirs = _correct(questions, answers), _correct(questions, full)
@@ -245,7 +245,7 @@ _AVERAGES = (
 
 
 def items(questions: Questions, answers: scoring.Answers) -> list[dict[str, Any]]:
-    """What was answered to every document, for JSON lines."""
+    """Return what was answered to every document, for JSON lines."""
     found, right = questions.loglikelihoods(answers), _correct(questions, answers)
     return [
         {
@@ -274,5 +274,5 @@ def _correct(
 
 
 def _standard_error(right: np.ndarray) -> float:
-    """Of a mean, as lm-evaluation-harness has it: sample deviation / sqrt(n)."""
+    """Compute a mean's standard error as lm-eval does: sample deviation / sqrt(n)."""
     return float(np.std(right, ddof=1) / np.sqrt(right.size)) if right.size > 1 else 0.0

@@ -34,8 +34,8 @@ class Rows(NamedTuple):
 
     Attributes:
         tokens: ids [G, R, T], padded on the right: later positions change nothing.
-        positions: row * T + position of the input whose next token is scored, [G, P];
-            of padding, 0.
+        positions: row * T + position of the input whose next token is scored, [G, P]; 0
+            for padding.
         targets: that next token's id, [G, P].
     """
 
@@ -48,7 +48,7 @@ class Answers(NamedTuple):
     """What is known of each request, [N] in their order.
 
     Attributes:
-        loglikelihood: float64, of the whole continuation.
+        loglikelihood: log-likelihood of the whole continuation, float64.
         is_greedy: whether greedy decoding would give it.
     """
 
@@ -61,7 +61,7 @@ class Span(NamedTuple):
 
     Attributes:
         ids: bos, context and continuation.
-        num_targets: the last so many are scored: the continuation.
+        num_targets: the number of ids at the end that are scored, the continuation.
         moved: whether the context is tokenized otherwise when the continuation follows;
             the boundary is then where the context's own tokens end.
     """
@@ -127,7 +127,7 @@ class Plan(NamedTuple):
 
     Attributes:
         batches: on the devices, the shorter lengths first.
-        places: of each request's parts.
+        places: the places of each request's parts.
     """
 
     batches: list[Rows]
@@ -137,13 +137,13 @@ class Plan(NamedTuple):
 def plan(spans: Sequence[Span], *, seq_len: int, batch_tokens: int, mesh: Mesh) -> Plan:
     """Lay requests out in batches of static shapes.
 
-    The order of the rows depends on what they are and not on the order of the requests.
+    The order of the rows does not depend on the order of the requests.
 
     Args:
         spans: tokenized requests.
-        seq_len: longest input; of a longer context the end is kept.
+        seq_len: longest input; a longer context keeps its end.
         batch_tokens: tokens of a batch, padding included; at least a row a device.
-        mesh: where they go; each share of a batch is a group.
+        mesh: the devices; each share of a batch is a group.
     """
     assert spans, "nothing is asked"
     rows, parts = _rows(spans, seq_len)
@@ -182,7 +182,7 @@ def plan(spans: Sequence[Span], *, seq_len: int, batch_tokens: int, mesh: Mesh) 
 def _rows(
     spans: Sequence[Span], seq_len: int
 ) -> tuple[list[np.ndarray], list[list[_Part]]]:
-    """Distinct inputs, and each request's parts.
+    """Return the distinct inputs, and each request's parts.
 
     A window ends with the last target that still fits and reaches back as far as it
     can, so that every target is scored once with as much before it as there is room.
@@ -207,7 +207,7 @@ def _rows(
 
 
 def _by_length(rows: Sequence[np.ndarray], seq_len: int) -> list[tuple[int, list[int]]]:
-    """Padded lengths and the rows of each: the choice with the fewest tokens.
+    """Choose padded lengths and the rows of each so that the tokens are fewest.
 
     A row is padded to the next of the lengths, which are multiples of a share of the
     longest sequence.
@@ -234,7 +234,7 @@ def _by_length(rows: Sequence[np.ndarray], seq_len: int) -> list[tuple[int, list
 
 
 def _room(counts: Sequence[int], rows_a_group: int) -> int:
-    """Scored positions of a group: the mean's and a tenth, and the longest row's."""
+    """Bound a group's scored positions: the mean's and a tenth; the longest row's."""
     room = max(math.ceil(1.1 * rows_a_group * float(np.mean(counts))), max(counts))
     return -(-room // transformer.HEAD_CHUNK) * transformer.HEAD_CHUNK
 
@@ -255,7 +255,7 @@ def _packed(
 
 
 def _placed(arrays: Sequence[np.ndarray], mesh: Mesh) -> Rows:
-    """This process's groups -> arrays over all devices."""
+    """Place this process's groups in arrays over all devices."""
     share = len(arrays[0]) // jax.process_count()
     mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     return Rows(*(sharding.to_global(leaf[mine], mesh) for leaf in arrays))

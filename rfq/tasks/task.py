@@ -67,7 +67,7 @@ class Correct(NamedTuple):
 def examples(
     name: str, task: MultipleChoice, documents: Sequence[Document]
 ) -> list[Example]:
-    """What each document asks.
+    """Read what each document asks.
 
     Raises:
         InputError: a document lacks a column or holds what cannot be read; the sentence
@@ -96,11 +96,11 @@ def examples(
 def correct(
     asked: Sequence[Example], loglikelihoods: Sequence[Sequence[float]]
 ) -> Correct:
-    """Which documents are answered rightly; of equal scores the first is chosen.
+    """Tell which documents are answered rightly; of equal scores the first is chosen.
 
     Args:
         asked: as `examples` reads the documents.
-        loglikelihoods: of each document's requests, in order.
+        loglikelihoods: log-likelihoods of each document's requests, in order.
     """
     lengths = {
         "acc": lambda choice: 1.0,
@@ -112,7 +112,7 @@ def correct(
         found = np.zeros(len(asked))
         for i, (e, scores) in enumerate(zip(asked, loglikelihoods, strict=True)):
             assert len(scores) == len(e.choices), (i, scores)
-            # The log-likelihood of nothing is 0, and 0 / 0 wins as numpy.argmax has it.
+            # An empty choice has the log-likelihood 0, and numpy.argmax lets 0 / 0 win.
             with np.errstate(divide="ignore", invalid="ignore"):
                 per_unit = np.asarray(scores, np.float64) / list(map(length, e.choices))
             found[i] = np.argmax(per_unit) == e.gold
