@@ -31,7 +31,7 @@ _NUM_THREADS = 8  # Hashing lets go of the interpreter lock.
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for a traceback that orbax logs, once a thread, and then raises anyway."""
+    """Return False for a traceback that orbax logs once a thread and then raises."""
     return record.exc_info is None or "orbax" not in record.pathname
 
 
@@ -133,13 +133,13 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def latest_step(self) -> int | None:
-        """Step of the newest checkpoint, if there is one."""
+        """Return the step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
     def latest_whole_step(
         self, lacks: Callable[[dict[str, Any]], str | None] = lambda meta: None
     ) -> int | None:
-        """Step of the newest checkpoint whose files are what was saved.
+        """Return the step of the newest checkpoint whose files are what was saved.
 
         A damaged one is said and moved aside, so that its step can be saved again.
 
@@ -165,7 +165,7 @@ class Checkpoints:
         return None
 
     def damage(self, step: int, items: tuple[str, ...] = _ITEMS) -> str | None:
-        """What is wrong with the files of a checkpoint, or None.
+        """Say what is wrong with the files of a checkpoint, or return None.
 
         Reads every byte of these items. A checkpoint without sums, as rfq wrote them
         before it had any, passes.
@@ -188,15 +188,15 @@ class Checkpoints:
         return None
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON saved with a checkpoint."""
+        """Read the JSON saved with a checkpoint."""
         return self._restore(step, "meta", ocp.args.JsonRestore())
 
     def params(self, step: int, target):
-        """Parameters alone, with the shapes, dtypes and shardings of `target`."""
+        """Read parameters alone, with the shapes, dtypes and shardings of `target`."""
         return self._restore(step, "params", ocp.args.StandardRestore(target))
 
     def opt_state(self, step: int, target):
-        """Optimizer state alone, with the shapes, dtypes and shardings of `target`.
+        """Read the optimizer state alone, with the shapes and shardings of `target`.
 
         Stacks of matrices are padded with zeros to a multiple of the devices, so what
         was saved on another number of them is cut short or continued with zeros.
@@ -217,7 +217,7 @@ class Checkpoints:
             ) from error
 
     def _write_sums(self) -> None:
-        """Called by orbax on process 0, when all files but its own marks are there.
+        """Write the sums; orbax calls this on process 0 when all other files are there.
 
         Orbax 0.12 calls before the rename; a later one may call after it.
         """
@@ -252,13 +252,13 @@ def _item(name: str) -> str:
 
 
 def _files(folder: pathlib.Path) -> list[str]:
-    """The files of all items, relative; orbax marks the folder itself afterwards."""
+    """List the files of all items, relative; orbax marks the folder itself later."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in found if path.parts[0] in _ITEMS)
 
 
 def _sums(folder: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of files, hexadecimal; of one that cannot be read, why not."""
+    """Return each file's SHA-256, hexadecimal, or why a file cannot be read."""
 
     def digest(name: str) -> str:
         try:

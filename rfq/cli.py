@@ -130,7 +130,7 @@ def _overview() -> str:
 
 
 def _help(prog: str, kind: type, rest: Sequence[str]) -> None:
-    """Help on the command and, where a config or a run is named, on its fields."""
+    """Print help on the command and, if a config or a run is named, on its fields."""
     parsing.show_help(prog, kind)
     for word in rest:
         if (pathlib.Path(word) / "config.json").is_file():
@@ -143,7 +143,7 @@ def _help(prog: str, kind: type, rest: Sequence[str]) -> None:
 
 
 def _help_on_config(prog: str, name: str, rest: Sequence[str]) -> None:
-    """Help on the fields of a config, or of the first arm of what it stands for."""
+    """Print help on the fields of a config, or of the first arm that it stands for."""
     path, *more = config_files.find(name)
     scale = None
     if config_files.is_family(path):

@@ -49,7 +49,7 @@ def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
 def _run(
     arms: Sequence[Experiment], run_dirs: Sequence[pathlib.Path], out: pathlib.Path
 ) -> pathlib.Path:
-    """All stages; `run_dirs` are those of the arms."""
+    """Run all stages; `run_dirs` are those of the arms."""
     # Everything that a person could have got wrong, before the first compilation.
     manifests = [runs.check(arm) for arm in arms]
     for arm in arms:
@@ -112,7 +112,7 @@ def publish(directories: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.P
 
 
 def run_directory(out: pathlib.Path, experiment: Experiment) -> pathlib.Path:
-    """Where one arm and seed live below a compare directory."""
+    """Say where one arm and seed live below a compare directory."""
     return out / "arms" / experiment.arm / f"seed-{experiment.seed}"
 
 
@@ -155,7 +155,7 @@ def _context(
 
 
 def floors(experiment: Experiment) -> dict[str, float]:
-    """Held-out loss of n-gram models, nats a token, by their names.
+    """Return the held-out loss of n-gram models, nats a token, by their names.
 
     They lie beside the data, or are computed where the data are older.
     """

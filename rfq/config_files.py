@@ -27,7 +27,7 @@ _OWN = pathlib.Path(__file__).parent / "configs"
 
 
 def exists(name: str | pathlib.Path) -> bool:
-    """True for what `find` finds."""
+    """Return True for what `find` finds."""
     try:
         return bool(find(name))
     except InputError:
@@ -35,7 +35,7 @@ def exists(name: str | pathlib.Path) -> bool:
 
 
 def find(name: str | pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """The config files that a name stands for.
+    """Find the config files that a name stands for.
 
     Args:
         name: a Python file, anywhere; the name of a config that comes with rfq, such as
@@ -76,7 +76,7 @@ def one(name: str | pathlib.Path) -> pathlib.Path:
 
 
 def is_family(name: str | pathlib.Path) -> bool:
-    """True for a config file with `arms(scale)`.
+    """Return True for a config file with `arms(scale)`.
 
     Raises:
         InputError: there is no such file.

@@ -158,13 +158,13 @@ def _measured(experiment: Experiment, model: ModelConfig, key: Array) -> Found:
 
 
 def _keep(x: Array, state: SiteState) -> tuple[Array, Record]:
-    """A tap whose record is the activation."""
+    """Return a tap whose record is the activation."""
     del state
     return x, x
 
 
 def _tokens(model: ModelConfig, key: Array) -> Array:
-    """Token ids [B, T + 1]; those of a sequence differ where there are enough."""
+    """Draw token ids [B, T + 1], distinct within a sequence where there are enough."""
     length, size = model.seq_len + 1, model.vocab_size
 
     def draw(key: Array) -> Array:
@@ -179,13 +179,13 @@ def _taus(model: ModelConfig) -> Array:
 
 
 def _behind(records: Mapping[str, Record]) -> Array:
-    """The stream behind each block, [L, ...]."""
+    """Stack the stream behind each block, [L, ...]."""
     into_L, last = records["attn_norm_in"], records["final_norm_in"]
     return jnp.concatenate([into_L[1:], last[None]])
 
 
 def _alike(x_LBTD: Array) -> tuple[Array, Array, Array]:
-    """Cosine, rank and mean share of each layer's tokens."""
+    """Measure cosine, rank and mean share of each layer's tokens."""
     T, D = x_LBTD.shape[2:]
     mean = jnp.mean(x_LBTD, axis=2)
     energy = jnp.mean(jnp.sum(x_LBTD**2, axis=-1), axis=2)
@@ -200,7 +200,7 @@ def _alike(x_LBTD: Array) -> tuple[Array, Array, Array]:
 def _attention(
     model: ModelConfig, q_BTHK: Array, k_BTHK: Array, block: Params, tau: Array
 ) -> Array:
-    """What one layer's heads multiply the values with, [B, T, H, S]: A, or its like.
+    """Compute what one layer's heads multiply the values with, [B, T, H, S].
 
     The kind of attention mixes one-hot values, so that its result is its matrix.
     """
@@ -225,7 +225,7 @@ def _attention(
 
 
 def _mixing(a_LBTHS: Array) -> tuple[Array, Array, Array]:
-    """Diagonal mass, the softest head's mass on others, and entropy of each layer."""
+    """Measure diagonal mass, the softest head's mass on others, entropy by layer."""
     T = a_LBTHS.shape[2]
     diagonal_LBHT = jnp.einsum("lbtht->lbht", a_LBTHS)
     off_LBH = (jnp.sum(jnp.abs(a_LBTHS), axis=(2, 4))) / T - jnp.mean(
@@ -240,7 +240,7 @@ def _mixing(a_LBTHS: Array) -> tuple[Array, Array, Array]:
 
 
 def _norms(grads: Params) -> Array:
-    """Norm of the gradient of each layer, all of its parameters together."""
+    """Compute the gradient's norm in each layer, all of its parameters together."""
     squares = [jnp.sum(g**2, axis=tuple(range(1, g.ndim))) for g in grads.values()]
     return jnp.sqrt(sum(squares))
 
@@ -252,7 +252,7 @@ def _jacobian(
     seams: transformer.Seams,
     key: Array,
 ) -> tuple[Array, Array]:
-    """Smallest and largest singular value of the map to the stream behind each block.
+    """Measure the extreme singular values of the map to the stream behind each block.
 
     On the span of e_t u^T for one random direction u and some positions t. The Gram
     matrix of the answers [D T] has their squares as eigenvalues; float32 resolves a
@@ -312,7 +312,7 @@ def run(experiment: Experiment, *, out: pathlib.Path | None) -> str:
 
 
 def rows(experiment: Experiment, found: Found) -> list[dict[str, Any]]:
-    """One row for each layer, as JSON lines have it."""
+    """Return one row for each layer, as JSON lines have it."""
     said = verdict(found)
     return [
         {

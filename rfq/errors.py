@@ -31,7 +31,7 @@ def lookup(table: Mapping[str, Value], name: str, what: str) -> Value:
 
 
 def nearest(name: str, names: Iterable[object]) -> str:
-    """The end of a sentence that asks for a near name; "" where none is near."""
+    """Return the end of a sentence that asks for a near name; "" where none is near."""
     found = difflib.get_close_matches(name, list(map(str, names)), n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
@@ -65,7 +65,7 @@ _NUMBERS: Mapping[Any, type] = {int: numbers.Integral, float: numbers.Real}
 
 
 def _accepts(annotation: Any, value: object) -> bool:
-    """True where a value is of an annotation: int, float, str, unions and tuples."""
+    """Check a value against an annotation: int, float, str, unions and tuples."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
         return any(_accepts(each, value) for each in inner)

@@ -302,7 +302,7 @@ _RETIRED: Mapping[str, Mapping[str, object]] = {"kl_shampoo": {"mode": "fast"}}
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """Twelve hexadecimal digits that name the trained function and its path there.
+    """Return twelve hexadecimal digits that name the trained function and its path.
 
     Equal experiments have equal fingerprints: 1 and 1.0 are the same number.
     """
@@ -323,7 +323,7 @@ def fingerprint(experiment: Experiment) -> str:
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """JSON-ready nested dict; the optimizer carries its `name`."""
+    """Make a JSON-ready nested dict; the optimizer carries its `name`."""
     described = dataclasses.asdict(experiment)
     names = {config: name for name, config in optim.OPTIMIZERS.items()}
     described["optimizer"] = {
@@ -334,7 +334,7 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_dict(described: dict[str, Any]) -> Experiment:
-    """Inverse of `to_dict`.
+    """Invert `to_dict`.
 
     Raises:
         InputError: a field or a name is missing, unknown or impossible.
@@ -384,7 +384,7 @@ def _section(value: object, name: str) -> dict[str, Any]:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> list:
-    """Dotted paths at which two nested dicts differ, with both values."""
+    """List the dotted paths at which two nested dicts differ, with both values."""
     found = []
     for key in sorted(set(ours) | set(theirs)):
         a, b = ours.get(key), theirs.get(key)

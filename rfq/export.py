@@ -111,7 +111,7 @@ def _run(
     specs: list[QuantSpec],
     run_described: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """One checkpoint after the other; `run_described` is what each says of the run."""
+    """Export one checkpoint after another; `run_described` tells each of the run."""
     config = experiment.quantize
     mesh = sharding.make_mesh(config=experiment.sharding)
     encode = steps.compile_integer(experiment, mesh, config.streams[0]).encode
@@ -154,7 +154,7 @@ def _run(
 
 
 def _checked(text: str, model: ModelConfig) -> QuantSpec:
-    """A setting that can be exported, or a sentence about why it cannot."""
+    """Return a setting that can be exported, or raise a sentence that says why not."""
     spec = QuantSpec.parse(text)
     wide = max(spec.weight_bits or 0, spec.act_bits or 0) > integer.MAX_DOT_BITS
     if spec.weight_bits is None or (spec.act_bits is not None and wide):
@@ -179,7 +179,7 @@ def _site_grids(
     spec: QuantSpec,
     calibrator: str,
 ) -> dict[str, grid.Grid]:
-    """The grid of every site, as `ptq` calibrates it."""
+    """Make the grid of every site, as `ptq` calibrates it."""
     assert spec.act_bits is not None
     rounded = compiled.quantize(params, jnp.int32(spec.weight_bits))
     observed = calibrate.observe(
@@ -263,7 +263,7 @@ def evaluate(directory: pathlib.Path, data_dir: str | None = None) -> dict[str, 
 
 
 def is_quantized(directory: pathlib.Path) -> bool:
-    """True for a directory that `save` wrote, whole or not."""
+    """Return True for a directory that `save` wrote, whole or not."""
     return any((directory / name).exists() for name in (_TENSORS, _CONFIG))
 
 
@@ -351,7 +351,7 @@ def _read_described(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _to_tensors(quantized: Quantized) -> dict[str, np.ndarray]:
-    """Flat names -> arrays of dtypes that the file format has."""
+    """Turn flat names into arrays of dtypes that the file format has."""
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(quantized.params):
         name = _file_name(path)
@@ -371,7 +371,7 @@ def _to_tensors(quantized: Quantized) -> dict[str, np.ndarray]:
 def _from_tensors(
     tensors: Mapping[str, np.ndarray], described: Mapping[str, Any]
 ) -> Quantized:
-    """Inverse of `_to_tensors`; KeyError or ValueError where the two do not fit."""
+    """Invert `_to_tensors`; raise KeyError or ValueError where the two do not fit."""
     model = experiment_lib.from_dict(described["experiment"]).model
     spec = QuantSpec.parse(described["spec"])
     if spec.weight_bits is None:
@@ -419,7 +419,7 @@ def _shaped(
 
 
 def _levels(grids: Mapping[str, grid.Grid]) -> float | None:
-    """The largest code, which all grids share; None where there are no grids."""
+    """Return the largest code, which all grids share; None where there are no grids."""
     found = {float(value) for g in grids.values() for value in np.unique(g.levels)}
     assert len(found) <= 1, found
     return found.pop() if found else None
@@ -430,7 +430,7 @@ def _file_name(path: tuple) -> str:
 
 
 def _safetensors():
-    """`safetensors.numpy`, which is imported only by who reads or writes such files."""
+    """Import `safetensors.numpy`, only where such files are read or written."""
     try:
         return importlib.import_module("safetensors.numpy")
     except ImportError as error:

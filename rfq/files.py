@@ -48,7 +48,7 @@ def append(path: pathlib.Path, line: str) -> None:
 
 
 def whole_lines(path: pathlib.Path) -> list[str]:
-    """The lines of a file that end with a line feed; none where there is no file."""
+    """Read the lines of a file that end with a line feed; none if there is no file."""
     if not path.exists():
         return []
     whole = path.read_bytes().split(b"\n")[:-1]
@@ -91,7 +91,7 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
 
 
 def _lock(path: pathlib.Path) -> int:
-    """A descriptor of the file at a path, which this process has locked."""
+    """Open and lock the file at a path, and return its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:

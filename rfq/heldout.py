@@ -24,7 +24,7 @@ def batches(
     mesh: Mesh,
     seed: int | None = None,
 ) -> list[Batch]:
-    """Sequences of a split as global batches of one static shape.
+    """Read sequences of a split as global batches of one static shape.
 
     At most `num_tokens` tokens and never more than the split has; a last partial batch
     is left out. The sequences are evenly spaced, or drawn without replacement where a
@@ -52,7 +52,7 @@ def choose(
     batch_size: int,
     seed: int | None = None,
 ) -> tuple[pipeline.Sequences, np.ndarray]:
-    """Which sequences of a split `batches` takes, without reading them.
+    """Choose the sequences of a split that `batches` takes, without reading them.
 
     Returns:
         The split's sequences and indices into them [num_batches, batch_size].
@@ -86,12 +86,12 @@ def choose(
 
 
 def num_tokens(batch_list: list[Batch]) -> int:
-    """Predicted tokens in a list of batches."""
+    """Count the predicted tokens in a list of batches."""
     return sum(batch.shape[0] * (batch.shape[1] - 1) for batch in batch_list)
 
 
 def losses(score: Callable[[Batch], Array], batch_list: Iterable[Batch]) -> np.ndarray:
-    """Mean loss of every sequence, float64, in order.
+    """Compute the mean loss of every sequence, float64, in order.
 
     All batches are dispatched before the first number is read.
     """
@@ -100,7 +100,7 @@ def losses(score: Callable[[Batch], Array], batch_list: Iterable[Batch]) -> np.n
 
 
 def bits_per_byte(loss: float, tokens_per_byte: float) -> float:
-    """Nats per token -> bits per byte of text: loss / ln 2 * tokens / bytes."""
+    """Turn nats per token into bits per byte of text: loss / ln 2 * tokens / bytes."""
     return loss / math.log(2.0) * tokens_per_byte
 
 
@@ -110,7 +110,7 @@ def merge(records: Iterable[Mapping[str, Record]]) -> dict[str, Record]:
 
 
 def describe(record: Mapping[str, Record]) -> dict[str, list[float]]:
-    """What the merged statistics of one site say of each layer, for JSON."""
+    """Return what the merged statistics of one site say of each layer, for JSON."""
     return as_lists(taps.numbers(record))
 
 
@@ -121,7 +121,7 @@ _BINS_PER_BIN = 16
 def histograms(
     records: Mapping[str, Record],
 ) -> tuple[list[float], dict[str, dict[str, list]]]:
-    """Coarse histograms of sites with a "histogram" record, for JSON.
+    """Return coarse histograms of sites with a "histogram" record, for JSON.
 
     Returns:
         The edges of (x - center) / scale around the bins that any site occupies, and
@@ -148,7 +148,7 @@ def histograms(
 
 
 def as_lists(numbers: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
-    """One list a name, of one number a layer."""
+    """Return a list for each name, of one number a layer."""
     return {
         name: np.atleast_1d(np.asarray(value, np.float64)).tolist()
         for name, value in numbers.items()

@@ -22,7 +22,7 @@ _last_words: list[Callable[[], None]] = []
 
 
 def first(call: Callable[[], None]) -> None:
-    """Has a function called, in another thread, before Ctrl-C ends the process."""
+    """Have a function called, in another thread, before Ctrl-C ends the process."""
     _last_words.append(call)
 
 

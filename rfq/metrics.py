@@ -27,7 +27,7 @@ _console = rich.console.Console(highlight=False, soft_wrap=True)
 
 
 def is_writer() -> bool:
-    """Tell whether this process writes files and speaks for all; asks no backend."""
+    """Return True on the process that writes files and speaks."""
     return jax_distributed.global_state.process_id == 0
 
 
@@ -47,7 +47,7 @@ def alarm(text: str) -> None:
 
 
 def to_json(row: Mapping[str, Any]) -> str:
-    """One line of strict JSON: NaN and infinities become null and are named.
+    """Make one line of strict JSON: NaN and infinities become null and are named.
 
     The names of the top-level fields that lost a non-finite number are listed under
     "nonfinite", so that it is never mistaken for a missing one.
@@ -86,7 +86,7 @@ def append(path: pathlib.Path, row: Mapping[str, Any]) -> None:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """All whole rows of a JSON-lines file; a torn last line (a kill) is dropped.
+    """Read all whole rows of a JSON-lines file; drop a torn last line (a kill).
 
     Raises:
         InputError: any other line is not a JSON object.

@@ -77,7 +77,7 @@ TABLE: Mapping[str, ParamAxes] = {
 
 
 def leaf_name(path: tuple) -> str:
-    """The last key of a jax key path: the name under which TABLE lists the leaf."""
+    """Return the last key of a jax key path, which names the leaf in TABLE."""
     return str(getattr(path[-1], "key", getattr(path[-1], "name", path[-1])))
 
 
@@ -106,7 +106,7 @@ def axes(params):
 
 
 def matrix_axes(params):
-    """The `axes` argument of `rfq.optim`'s transforms, for our own models.
+    """Make the `axes` argument of `rfq.optim`'s transforms, for our own models.
 
     Same structure as `params`, with `MatrixAxes` at the hidden matrices and projections
     and None at the others, which fall back to AdamW.
@@ -119,7 +119,7 @@ def matrix_axes(params):
 
 
 def quantized_axes(params):
-    """The `axes` argument of `rfq.quant.quantize`, for our own models.
+    """Make the `axes` argument of `rfq.quant.quantize`, for our own models.
 
     Same structure as `params`, with `MatrixAxes` at the hidden matrices and None at the
     embedding (which is also the head), what folds into it and the gains.
@@ -132,7 +132,7 @@ def quantized_axes(params):
 
 
 def decayed(params):
-    """True at the leaves that weight decay shrinks: all but gains and constants."""
+    """Return True at leaves that weight decay shrinks: all but gains and constants."""
     return jax.tree.map(
         lambda row: row.kind not in ("gain", "constant"),
         axes(params),

@@ -56,7 +56,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
-    """The settings one after the other, each written where it is not yet."""
+    """Run the settings one after the other; write each where it is not yet."""
     sweep, common = _open(experiment, run_dir)
     out = run_dir / "quantize"
     files = ("rows.jsonl", "sites.jsonl", "losses.jsonl")
@@ -112,7 +112,7 @@ def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
 
 
 def _run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
-    """The settings one after the other, each asked where it is not yet."""
+    """Ask the settings one after the other, each where it was not asked yet."""
     asked = questions.load(experiment, sharding.make_mesh(config=experiment.sharding))
     sweep, common = _open(experiment, run_dir)
     path, folder = run_dir / "quantize" / "tasks.jsonl", run_dir / "quantize" / "items"
@@ -165,7 +165,7 @@ def _run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, 
 
 
 def _is_whole(setting: Setting, found: Mapping[str, Mapping[Setting, Any]]) -> bool:
-    """True for a setting with a row, its losses and, if it quantizes any, its sites."""
+    """Return True for a setting with row, losses and, if it quantizes any, sites."""
     quantizes = QuantSpec.parse(setting.spec).act_bits is not None
     needed = ["rows.jsonl", "losses.jsonl", *(["sites.jsonl"] if quantizes else [])]
     return all(setting in found[name] for name in needed)
@@ -179,7 +179,7 @@ def _preempted(number: int, total: int, out: pathlib.Path) -> Preempted:
 
 
 def setting(experiment: Experiment, spec: str, taps: str, stream: str) -> Setting:
-    """One setting in float32, the rest as the first of the experiment's own.
+    """Make one setting in float32, the rest as the first of the experiment's own.
 
     Args:
         experiment: whose.
@@ -239,7 +239,7 @@ def _open(
 
 
 def _settings(experiment: Experiment, specs: Sequence[str]) -> list[Setting]:
-    """The whole grid of some WnAm settings, each once.
+    """List the whole grid of some WnAm settings, each once.
 
     Full precision is scored in float32, which every increase is measured against, and
     as trained where that was in another dtype (D17). All else is float32 (D9).
@@ -267,14 +267,14 @@ def _settings(experiment: Experiment, specs: Sequence[str]) -> list[Setting]:
 def _kept(
     path: pathlib.Path, common: Mapping[str, Any]
 ) -> dict[Setting, dict[str, Any]]:
-    """Rows computed under the same settings, by key; the file is left with those."""
+    """Return rows computed under the same settings, by key, and drop the others."""
     kept = {_setting_of(row): row for row in _matching(path, common)}
     metrics.rewrite(path, kept.values())
     return kept
 
 
 def _matching(path: pathlib.Path, common: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows that answer the same question as those that are about to be made."""
+    """Return rows that answer the same question as those that are about to be made."""
     found = metrics.read(path)
     return [row for row in found if all(row.get(n) == common[n] for n in _ASKED)]
 
@@ -347,7 +347,7 @@ class Sweep:
     def _observe(
         self, weight_bits: int | None, scheme: str, taps: str, seed: int
     ) -> dict[str, calibrate.SiteSample]:
-        """What the weight-quantized model's sites look like (D5)."""
+        """Observe the sites of the weight-quantized model (D5)."""
         compiled, params = self._steps(taps), self._quantized(weight_bits, scheme)
         return calibrate.observe(
             lambda batch: compiled.calibrate(params, batch),
@@ -395,7 +395,7 @@ class Sweep:
     def _bound(
         self, spec: QuantSpec, setting: Setting, programs: steps.Programs
     ) -> Callable[[Any], Any]:
-        """The program of a setting, with its weights and targets put in."""
+        """Return the program of a setting, with its weights and targets put in."""
         params = self._quantized(spec.weight_bits, setting.scheme)
         if spec.act_bits is None:
             as_trained = setting.compute_dtype != "float32"
@@ -406,7 +406,7 @@ class Sweep:
         return lambda batch: quantized(params, batch, targets)
 
     def _score(self, spec: QuantSpec, setting: Setting) -> np.ndarray:
-        """Mean loss of each held-out sequence."""
+        """Compute the mean loss of each held-out sequence."""
         score = self._bound(spec, setting, self._steps(setting.taps).score)
         return heldout.losses(score, self.heldout)
 
@@ -416,14 +416,14 @@ class Sweep:
         plan: scoring.Plan,
         progress: Callable[[int], None],
     ) -> scoring.Answers:
-        """Log-likelihoods of requests under a setting."""
+        """Compute the log-likelihoods of requests under a setting."""
         setting = self.canonical(setting)
         spec = QuantSpec.parse(setting.spec)
         programs = self._steps(setting.taps).answer
         return scoring.answer(self._bound(spec, setting, programs), plan, progress)
 
     def model(self, setting: Setting) -> decode.Model:
-        """The model of a setting, for decoding."""
+        """Return the model of a setting, for decoding."""
         setting = self.canonical(setting)
         spec = QuantSpec.parse(setting.spec)
         params = self._quantized(spec.weight_bits, setting.scheme)
@@ -438,7 +438,7 @@ class Sweep:
         return decode.Model(params, config, seams, targets)
 
     def _distort(self, spec: QuantSpec, setting: Setting) -> dict[str, tap_lib.Effect]:
-        """What each site's grid does to the clean model's activations, per layer."""
+        """Measure what each site's grid does to the clean activations, per layer."""
         compiled = self._steps(setting.taps)
         params = self._quantized(spec.weight_bits, setting.scheme)
         targets = self._targets(spec, setting)
@@ -452,7 +452,7 @@ class Sweep:
         }
 
     def _diverge(self, spec: QuantSpec, setting: Setting) -> dict[str, np.ndarray]:
-        """R_l: how far the quantized model is from the full-precision one.
+        """Measure R_l: how far the quantized model is from the full-precision one.
 
         On the first batch only: both models run on it.
         """
@@ -468,7 +468,7 @@ class Sweep:
         }
 
     def _propagate(self, taps: str, stream: str) -> dict[str, dict[str, np.ndarray]]:
-        """How much of an error at one site arrives at another, in full precision."""
+        """Measure how much of an error at one site arrives at another, in full precision."""
         compiled = self._steps(taps)
         return jax.device_get(compiled.propagate[stream](self._params, self.heldout[0]))
 
@@ -558,11 +558,11 @@ class Sweep:
         return outcome, sites, losses.tolist()
 
     def full(self, setting: Setting) -> Setting:
-        """Full precision in float32, which a setting's changes are against."""
+        """Return full precision in float32, which a setting's changes are against."""
         return self.canonical(setting._replace(spec="FP", compute_dtype="float32"))
 
     def canonical(self, setting: Setting) -> Setting:
-        """The one of several settings with the same result that is computed."""
+        """Return the one of several settings with the same result that is computed."""
         first, spec = self._experiment.quantize, QuantSpec.parse(setting.spec)
         if spec.act_bits is None:  # Nothing is tapped.
             setting = setting._replace(
@@ -582,7 +582,7 @@ class Sweep:
         return setting
 
     def statistics(self) -> dict[str, Any]:
-        """All that is measured of the full-precision model, per site and layer.
+        """Return all that is measured of the full-precision model, per site and layer.
 
         Counts are over (x - center) / scale, with a center and a scale of each layer.
         """

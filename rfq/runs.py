@@ -73,7 +73,7 @@ def _manifests(experiment: Experiment) -> list[Manifest]:
 
 
 def train_batches(experiment: Experiment) -> pipeline.Batches:
-    """This process's share of the training batches.
+    """Iterate over this process's share of the training batches.
 
     Raises:
         InputError: as `pipeline.train_batches`.
@@ -90,7 +90,7 @@ def train_batches(experiment: Experiment) -> pipeline.Batches:
 
 
 def epochs(experiment: Experiment) -> dict[str, float]:
-    """How often the whole run goes through each set of its data."""
+    """Count how often the whole run goes through each set of its data."""
     mixture = experiment.data.mixture
     num_sequences = experiment.train.num_steps * experiment.train.batch_size
     found = pipeline.epochs(mixture, experiment.model.seq_len, num_sequences)
@@ -162,7 +162,7 @@ def reopen(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
 
 
 def _described(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
-    """What describes a run as of now, on which all processes must agree."""
+    """Describe a run as of now, in fields on which all processes must agree."""
     described = {
         "experiment": experiment_lib.to_dict(experiment),
         "fingerprint": experiment_lib.fingerprint(experiment),
@@ -175,7 +175,7 @@ def _described(experiment: Experiment, run_dir: pathlib.Path) -> dict[str, Any]:
 
 
 def _places(experiment: Experiment) -> dict[str, Any]:
-    """Where the data lie, whatever directory the next command is given in."""
+    """Say where the data lie, whatever directory the next command is given in."""
     tokenizer = experiment.data.tokenizer
     return {
         "directories": [
@@ -192,7 +192,7 @@ def _places(experiment: Experiment) -> dict[str, Any]:
 
 
 def _data_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a config.json says of its data, older ones without absolute paths."""
+    """Return what a config.json says of its data; older ones lack absolute paths."""
     data = config["experiment"]["data"]
     older = {
         "directories": [data["dir"], *data.get("also", ())],
@@ -203,7 +203,7 @@ def _data_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _recipe_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """How data were prepared otherwise, as far as it is known."""
+    """List how data were prepared otherwise, as far as it is known."""
     now, then = ours["data"]["recipe"], _data_of(theirs)["recipe"]
     return ", ".join(
         f"{field} {str(now.get(field))[:12]} and not {str(value)[:12]}"
@@ -213,7 +213,7 @@ def _recipe_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> s
 
 
 def located(experiment: Experiment, config: Mapping[str, Any]) -> Experiment:
-    """The experiment with its data and tokenizer where they are found.
+    """Return the experiment with its data and tokenizer where they are found.
 
     A path that leads nowhere from the working directory gives way to the absolute one
     of when the run was made.
@@ -237,7 +237,7 @@ def _is_prepared(directory: str) -> bool:
 
 
 def is_finished(run_dir: pathlib.Path) -> bool:
-    """True once training has reached its last step."""
+    """Return True once training has reached its last step."""
     return distributed.broadcast("finished", (run_dir / "done.json").exists)
 
 
@@ -294,7 +294,7 @@ def require_finished(experiment: Experiment, run_dir: pathlib.Path) -> None:
 
 
 def final_params(experiment: Experiment, run_dir: pathlib.Path, target: Params):
-    """The parameters at the end of training, placed as `target` says.
+    """Read the parameters at the end of training, placed as `target` says.
 
     Raises:
         InputError: the run is not finished, or its last checkpoint is gone or damaged.
@@ -318,13 +318,13 @@ def final_params(experiment: Experiment, run_dir: pathlib.Path, target: Params):
 
 
 def train_seconds(run_dir: pathlib.Path) -> float:
-    """Seconds of training until the end of a run, 0 where it has none."""
+    """Return the seconds of training until the end of a run, 0 where it has none."""
     done = metrics.read(run_dir / "done.json")
     return done[0]["seconds"] if done else 0.0
 
 
 def data_fingerprint(experiment: Experiment) -> str:
-    """Twelve hexadecimal digits that name the prepared windows and their mixture."""
+    """Return twelve hexadecimal digits that name prepared windows and their mixture."""
     manifests = _manifests(experiment)
     sizes = [one.splits["train"].num_windows for one in manifests]
     shares = experiment.data.mixture.shares(sizes)

@@ -116,7 +116,7 @@ class ShardingConfig:
 def mesh_shape(
     config: ShardingConfig, num_devices: int, num_hosts: int
 ) -> tuple[int, int, int]:
-    """Devices along each of `AXES`.
+    """Return the devices along each of `AXES`.
 
     Raises:
         InputError: they do not multiply to the number of devices.
@@ -147,7 +147,7 @@ def mesh_shape(
 def make_mesh(
     num_devices: int | None = None, config: ShardingConfig | None = None
 ) -> Mesh:
-    """A mesh over the first `num_devices` devices (default: all, as copies).
+    """Make a mesh over the first `num_devices` devices (default: all, as copies).
 
     Raises:
         InputError: as `mesh_shape`; or the devices of a row of "tensor", which read
@@ -169,7 +169,7 @@ def make_mesh(
 
 
 def num_shares(mesh: Mesh) -> int:
-    """Parts of a batch that lie on different devices."""
+    """Count the parts of a batch that lie on different devices."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
@@ -193,17 +193,17 @@ def spec_for(axes: tuple[str, ...]) -> P:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Put the same array on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over the devices that share it."""
+    """Put rows of a batch on the devices that share it."""
     return NamedSharding(mesh, spec_for(("batch",)))
 
 
 def params_shardings(mesh: Mesh, shapes: Params):
-    """A `NamedSharding` for each parameter.
+    """Make a `NamedSharding` for each parameter.
 
     Raises:
         InputError: a sharded axis does not divide over its mesh axis; names both.
@@ -227,7 +227,7 @@ def params_shardings(mesh: Mesh, shapes: Params):
 
 
 def state_shardings(mesh: Mesh, state, shapes: Params):
-    """Shardings for any tree that holds copies of the parameter tree.
+    """Make shardings for any tree that holds copies of the parameter tree.
 
     An optimizer keeps moments in trees with the parameters' own paths: a leaf whose
     path ends in a parameter's path and whose shape is that parameter's is placed like
@@ -261,7 +261,7 @@ def state_shardings(mesh: Mesh, state, shapes: Params):
 
 
 def placing(mesh: Mesh) -> layers.Placing:
-    """How the model's arrays are held to the table; on one device, not at all."""
+    """Make the functions that hold arrays to the table; on one device, do nothing."""
     if mesh.size == 1:
         return layers.ANYWHERE
 
@@ -286,7 +286,7 @@ def placing(mesh: Mesh) -> layers.Placing:
 
 
 def bytes_per_device(tree) -> int:
-    """Bytes that one device holds of placed arrays, abstract or not."""
+    """Count the bytes that one device holds of placed arrays, abstract or not."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -294,10 +294,10 @@ def bytes_per_device(tree) -> int:
 
 
 def to_global(local: np.ndarray, mesh: Mesh) -> Array:
-    """This process's rows of a batch -> the global array, rows over the devices."""
+    """Turn this process's rows of a batch into the global array over the devices."""
     return jax.make_array_from_process_local_data(batch_sharding(mesh), local)
 
 
 def fetched(tree):
-    """Host copies of whole arrays, small ones: all processes need to call it."""
+    """Copy whole small arrays to the host; all processes must call it."""
     return multihost_utils.process_allgather(tree, tiled=True)

@@ -76,7 +76,7 @@ class TrainSteps:
 
 
 def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
-    """The functions of a training run; each compiles at its first call."""
+    """Build the functions of a training run; each compiles at its first call."""
     config = experiment.model
     shapes = transformer.shapes(config)
     placing = sharding.placing(mesh)
@@ -228,7 +228,7 @@ class QuantSteps:
 
 
 def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantSteps:
-    """The functions of a quantization sweep over one tap set."""
+    """Build the functions of a quantization sweep over one tap set."""
     trained = rolled(experiment.model)
     config = in_float32(trained)
     tapped = TAP_SETS[tap_set]
@@ -400,7 +400,7 @@ class IntegerSteps:
 
 
 def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerSteps:
-    """The functions of a model whose hidden matrices are integers."""
+    """Build the functions of a model whose hidden matrices are integers."""
     config = in_float32(rolled(experiment.model))
     shapes = transformer.shapes(config)
     placed = sharding.params_shardings(mesh, shapes)
@@ -435,7 +435,7 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
 
 
 def _annealed(params: Params, step: Array, experiment: Experiment) -> Params:
-    """The parameters with the skip's weight of this step; it is no optimizer's."""
+    """Set the skip's weight of this step, which no optimizer trains."""
     share = experiment.train.skip_anneal
     if share == 0.0:
         return params
@@ -451,7 +451,7 @@ def _accumulated(
     batch: Batch,
     num_microbatches: int,
 ) -> tuple[dict[str, Array], Params]:
-    """What a batch's objective reports and its gradient, a microbatch at a time.
+    """Compute what a batch's objective reports and its gradient, by microbatches.
 
     Microbatch i has the rows i, i + A, i + 2A, ... of the batch, so that each device
     takes them from its own rows whatever the mesh. Sums are float32 and live where the
@@ -480,7 +480,7 @@ def _accumulated(
 
 
 def _weight_statistics(params: Params) -> dict[str, dict[str, Array]]:
-    """Per matrix of the model and layer: how Gaussian, and how far from an isometry.
+    """Measure per matrix and layer how Gaussian it is and how far from an isometry.
 
     `isometry_deviation` is ||W W^T / alpha - I||_2 on the small side, with alpha the
     mean squared singular value (lemma 4).
@@ -505,7 +505,7 @@ def _weight_statistics(params: Params) -> dict[str, dict[str, Array]]:
 
 
 def _sequence_losses(params, batch, config: ModelConfig, seams, states=None):
-    """Mean next-token loss of each sequence [B], and the taps' records."""
+    """Compute the mean next-token loss of each sequence [B], and the taps' records."""
     with _matmul_precision(config):
         losses_BT, records = transformer.token_losses(
             params, batch, config, seams, states
@@ -520,7 +520,7 @@ def _named(function: Callable[..., Any], after: Callable[..., Any]):
 
 
 def rolled(config: ModelConfig) -> ModelConfig:
-    """Layers in a loop: unrolling gains time in the backward pass alone.
+    """Run layers in a loop: unrolling gains time in the backward pass alone.
 
     On CPU a forward pass of the demo takes 62 ms rolled and 95 ms unrolled, and its
     programs compile in half the time.
@@ -529,13 +529,13 @@ def rolled(config: ModelConfig) -> ModelConfig:
 
 
 def in_float32(config: ModelConfig) -> ModelConfig:
-    """The model that quantized rows are scored on (D9)."""
+    """Return the model that quantized rows are scored on (D9)."""
     # cuDNN's attention has no float32.
     return dataclasses.replace(config, compute_dtype="float32", attention="xla")
 
 
 def _declared(shapes, placed):
-    """Abstract arrays with their shardings."""
+    """Make abstract arrays with their shardings."""
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
         shapes,
@@ -544,7 +544,7 @@ def _declared(shapes, placed):
 
 
 def _matmul_precision(config: ModelConfig):
-    """Full float32 products for a float32 carrier: TF32 could not carry A12."""
+    """Ask for full float32 products with float32: TF32 could not carry A12."""
     highest = config.compute_dtype == "float32"
     return jax.default_matmul_precision("highest" if highest else "default")
 

@@ -39,7 +39,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
 def _train(
     experiment: Experiment, run_dir: pathlib.Path, described: dict[str, Any]
 ) -> None:
-    """The loop itself; `described` is what `runs.claim` says of the run."""
+    """Run the loop itself; `described` is what `runs.claim` says of the run."""
     mesh = sharding.make_mesh(config=experiment.sharding)
     peak_before = _peak_bytes()
     compiled = steps.compile_train(experiment, mesh)
@@ -145,7 +145,7 @@ class _Log:
                 self.ends[name], self.loss = kept[-1]["step"], kept[-1]["loss"]
 
     def due(self, step: int) -> bool:
-        """True for a step whose numbers are written."""
+        """Return True for a step whose numbers are written."""
         last = self._experiment.train.num_steps
         return step % self._experiment.log.log_every == 0 or step == last
 
@@ -220,7 +220,7 @@ def _restore(
     described: dict[str, Any],
     run_dir: pathlib.Path,
 ) -> tuple[steps.TrainState, int, float]:
-    """The newest checkpoint's state, step and seconds, or a fresh state and zeros."""
+    """Restore the newest checkpoint's state, step and seconds, or start afresh."""
     start = saved.latest_whole_step(
         lambda meta: distributed.broadcast("log", lambda: _lost_rows(run_dir, meta))
     )
@@ -239,7 +239,7 @@ def _restore(
 
 
 def _lost_rows(run_dir: pathlib.Path, meta: Mapping[str, Any]) -> str | None:
-    """What files lack of the rows that they had when a checkpoint was saved, or None.
+    """Say what files lack of the rows at the time of a checkpoint, or return None.
 
     A checkpoint of an earlier version does not say what it relies on, and passes.
     """
@@ -251,7 +251,7 @@ def _lost_rows(run_dir: pathlib.Path, meta: Mapping[str, Any]) -> str | None:
 
 
 def _measure(compiled, params, held_out) -> dict[str, Any]:
-    """Held-out loss and what `log.statistics` says of each site and layer.
+    """Measure the held-out loss and what `log.statistics` says of each site and layer.
 
     With "histogram" the paper's sites get their counts too, over the edges beside them.
     """
@@ -274,6 +274,6 @@ def _measure(compiled, params, held_out) -> dict[str, Any]:
 
 
 def _peak_bytes() -> int:
-    """Most bytes that one device of this process has held; 0 where it does not tell."""
+    """Return the most bytes that one device here has held; 0 where it does not tell."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     return max(found.get("peak_bytes_in_use", 0) for found in stats)

@@ -14,7 +14,7 @@ from rfq.experiment import Experiment
 def arm(
     prog: str, path: pathlib.Path, overrides: Sequence[str], scale: str | None = None
 ) -> Experiment:
-    """The experiment of a config file, or the arm of a family that --arm names."""
+    """Load the experiment of a config file, or the arm of a family that --arm names."""
     found = arms(prog, path, overrides, scale)
     if len(found) > 1:
         raise InputError(
@@ -27,7 +27,7 @@ def arm(
 def arms(
     prog: str, path: pathlib.Path, overrides: Sequence[str], scale: str | None
 ) -> list[Experiment]:
-    """A config file with `--section.field value` applied; `--optimizer NAME` first."""
+    """Load a config file; apply `--optimizer NAME`, then `--section.field value`."""
     found = experiment_lib.load_arms(path, scale)
     words = [part for word in overrides for part in split_equals(word)]
     if scale is not None and "--arm" in words:
@@ -42,7 +42,7 @@ def arms(
 
 
 def _taken(words: list[str], option: str) -> str:
-    """The value of an option, which is removed with it; "" where there is none."""
+    """Remove an option and return its value; "" where there is none."""
     place = words.index(option)
     _, *value = words[place : place + 2]
     del words[place : place + 2]
@@ -50,12 +50,12 @@ def _taken(words: list[str], option: str) -> str:
 
 
 def split_equals(word: str) -> list[str]:
-    """`--option=value` as two words."""
+    """Split `--option=value` into two words."""
     return word.split("=", 1) if word.startswith("--") else [word]
 
 
 def run(run_dir: pathlib.Path, data_dir: str | None) -> Experiment:
-    """The experiment of a run directory, with its data where they are now."""
+    """Load the experiment of a run directory, with its data where they are now."""
     experiment, _ = runs.load(run_dir)
     if data_dir is None:
         return experiment

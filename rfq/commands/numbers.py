@@ -7,12 +7,12 @@ from rfq import metrics
 
 
 def plain(value: float | None, sign: str = "") -> str:
-    """Four decimals; a row that was read back has None for what is not finite."""
+    """Format four decimals; a row that was read back has None for a NaN or inf."""
     return "not finite" if value is None else f"{value:{sign}.4f}"
 
 
 def percent(share: float, error: float | None = None) -> str:
-    """A share in per cent, with its standard error where there is one."""
+    """Format a share in per cent, with its standard error where there is one."""
     text = f"{100 * share:.1f}"
     return f"{text} %" if error is None else f"{text} ± {100 * error:.1f} %"
 

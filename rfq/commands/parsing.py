@@ -21,7 +21,7 @@ _TYRO = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
 def parse(
     prog: str, kind: type[Parsed], args: Sequence[str], default: Parsed | None = None
 ) -> Parsed:
-    """The dataclass that words ask for, from `default` where one is given.
+    """Make the dataclass that words ask for, from `default` where one is given.
 
     Raises:
         InputError: what tyro, or the dataclass, has against a word.
@@ -46,7 +46,7 @@ def parse(
 def parse_known(
     prog: str, kind: type[Parsed], others: type, args: Sequence[str]
 ) -> tuple[Parsed, list[str]]:
-    """As `parse`, with the words that `others` may explain beside it.
+    """Parse as `parse` does; `others` may explain further words.
 
     Raises:
         InputError: as `parse`; a word is an option of neither dataclass.
@@ -68,7 +68,7 @@ def parse_known(
 
 
 def options(config: Any, prefix: str = "--") -> dict[str, Any]:
-    """Option -> type, of the fields of a dataclass and of the dataclasses in them.
+    """List option -> type, of the fields of a dataclass and of those inside it.
 
     Args:
         config: a dataclass, or one of its instances.
@@ -86,7 +86,7 @@ def options(config: Any, prefix: str = "--") -> dict[str, Any]:
 
 
 def _root(word: str) -> str:
-    """What stands before the first dot, as tyro spells it."""
+    """Return what stands before the first dot, as tyro spells it."""
     return word.partition("=")[0].partition(".")[0].replace("_", "-")
 
 
@@ -95,7 +95,7 @@ _PATHS = ("--data.also",)
 
 
 def _split_lists(words: Sequence[str], known: Mapping[str, Any]) -> list[str]:
-    """A list of names or numbers may also be one quoted word: "FP W8A8 W8A6"."""
+    """Split a list of names or numbers that is one quoted word: "FP W8A8 W8A6"."""
     found, option = [], ""
     for word in words:
         if word.startswith("--"):
@@ -154,7 +154,7 @@ def _one_sentence(prog: str) -> Iterator[None]:
 
 
 def _unboxed(box: str) -> str:
-    """What is wrong: the first paragraph of tyro's box, without title, rules and hints.
+    """Take the first paragraph out of tyro's box, without title, rules and hints.
 
     The box is drawn with lines of its own where stdout is UTF-8, and else with dashes.
     """

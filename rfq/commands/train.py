@@ -45,7 +45,7 @@ def run(args: Train, overrides: Sequence[str]) -> None:
 
 
 def _say_result(experiment: Experiment, run_dir: pathlib.Path) -> None:
-    """The loss, what it is to be held against, and the command that comes next."""
+    """Print the loss, the floors to compare it with, and the next command."""
     measured = metrics.read(run_dir / "measures.jsonl")
     if measured and metrics.is_writer():
         floors = compare.floors(experiment).items()

@@ -57,7 +57,7 @@ def matmul(x: Array, w: Array, name: str, state: SiteState) -> Array:
 
 
 def dequantized_matmul(x: Array, w: Array, name: str, state: grid.Grid | None) -> Array:
-    """Do `matmul` with a weight that is stored as integer codes and rounded alone.
+    """Multiply as `matmul` by a weight stored as integer codes and rounded alone.
 
     Args:
         x: As for `matmul`.
@@ -73,7 +73,7 @@ def dequantized_matmul(x: Array, w: Array, name: str, state: grid.Grid | None) -
 def integer_matmul(
     x: Array, w: Array, name: str, state: integer.Operands | None
 ) -> Array:
-    """Do `matmul` on integers, int8 x int8 -> int32, and round the result once.
+    """Multiply as `matmul` on integers, int8 x int8 -> int32; round the result once.
 
     Args:
         x: Float32 on the grid of its site, where a tap has put it: encoding it again

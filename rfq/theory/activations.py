@@ -46,20 +46,20 @@ ACTIVATIONS: Mapping[str, Activation] = {
 
 
 def raw_moment(phi: str, order: int, variance: float = 1.0) -> float:
-    """m_k = E phi(x)^k for x ~ N(0, variance)."""
+    """Compute m_k = E phi(x)^k for x ~ N(0, variance)."""
     f, scale = ACTIVATIONS[phi].exact, math.sqrt(variance)
     return laws.expect("gaussian", lambda z: f(scale * z) ** order)
 
 
 def kurtosis(phi: str, variance: float = 1.0) -> float:
-    """gamma of phi(x) for x ~ N(0, variance)."""
+    """Compute gamma of phi(x) for x ~ N(0, variance)."""
     f, scale = ACTIVATIONS[phi].exact, math.sqrt(variance)
     m = laws.moments_of("gaussian", lambda z: f(scale * z))
     return float(central.excess_kurtosis(m))
 
 
 def gain(phi: str, variance: float) -> float:
-    """c(q) = E phi(x)^2 / q for x ~ N(0, q): a variance-preserving sublayer's factor.
+    """Compute c(q) = E phi(x)^2 / q, x ~ N(0, q): a sublayer's factor on the variance.
 
     A constant for homogeneous phi alone; for GELU it goes from 1/4 to 1/2 with q.
     """
@@ -67,7 +67,7 @@ def gain(phi: str, variance: float) -> float:
 
 
 def gelu_gain(variance: float) -> float:
-    """`gain` of GELU in closed form.
+    """Compute `gain` of GELU in closed form.
 
     1/4 + [asin(q / (1+q)) + 2 q / ((1+q) sqrt(1 + 2 q))] / (2 pi) (Tsuchida et al.,
     2021, at equal inputs).
@@ -78,7 +78,7 @@ def gelu_gain(variance: float) -> float:
 
 
 def sampled_kurtosis(phi: str, variance: float, *, seed: int) -> Estimate:
-    """`kurtosis` by Monte Carlo, with the phi that the model applies."""
+    """Measure `kurtosis` by Monte Carlo, with the phi that the model applies."""
     scale = math.sqrt(variance)
 
     def draw(key: Array) -> Array:
@@ -89,7 +89,7 @@ def sampled_kurtosis(phi: str, variance: float, *, seed: int) -> Estimate:
 
 
 def preactivation_variance(mlp_scale: str) -> float:
-    """Mean square of x W_U for unit x by a reading of alpha_u (D15), g_u d / d_f."""
+    """Return g_u d / d_f, the mean square of x W_U for |x| = 1, by a reading of D15."""
     model = ModelConfig()
     gram_u, _ = init.mlp_gram(InitConfig(mlp_scale=mlp_scale), model)
     return gram_u * model.width / model.mlp_width

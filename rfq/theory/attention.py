@@ -19,7 +19,7 @@ from rfq.types import Array
 
 
 def saturated_kurtosis(num_scores: int) -> float:
-    """gamma of a one-hot vector's coordinates, (T^2 - 6 T + 6) / (T - 1) (lemma 13).
+    """Return a one-hot vector's gamma, (T^2 - 6 T + 6) / (T - 1) (lemma 13).
 
     Also the largest that T values can have.
     """
@@ -27,7 +27,7 @@ def saturated_kurtosis(num_scores: int) -> float:
 
 
 def lognormal_kurtosis(tau: float) -> float:
-    """gamma of softmax(tau g) as T -> infinity: that of exp(tau g).
+    """Compute gamma of softmax(tau g) as T -> infinity: that of exp(tau g).
 
     w^4 + 2 w^3 + 3 w^2 - 6 with w = exp(tau^2).
     """
@@ -38,7 +38,7 @@ def lognormal_kurtosis(tau: float) -> float:
 def softmax_kurtosis(
     tau: float, num_scores: int, *, seed: int, num_batches: int = 32
 ) -> Estimate:
-    """gamma of the coordinates of softmax(tau g), g ~ N(0, I_T), by Monte Carlo."""
+    """Measure gamma of softmax(tau g)'s coordinates, g ~ N(0, I_T), by Monte Carlo."""
 
     def draw(key: Array) -> Array:
         g = jax.random.normal(key, ((1 << 17) // num_scores, num_scores))
@@ -50,7 +50,7 @@ def softmax_kurtosis(
 
 @functools.cache
 def expected_softmax_kurtosis(tau: float, num_scores: int) -> float:
-    """What `softmax_kurtosis` estimates, by quadrature in float64.
+    """Compute what `softmax_kurtosis` estimates, by quadrature in float64.
 
     p = e_1 / S with e = exp(tau g) and S = sum e has, by 1 / S^k as an integral,
 
@@ -81,24 +81,24 @@ def expected_softmax_kurtosis(tau: float, num_scores: int) -> float:
 
 
 def scores(q: Array, k: Array, divisor: float) -> np.ndarray:
-    """q k^T / sqrt(divisor) of two sets of vectors, [n, m]."""
+    """Compute q k^T / sqrt(divisor) of two sets of vectors, [n, m]."""
     return np.asarray(q @ k.T, np.float64) / math.sqrt(divisor)
 
 
 def off_diagonal(s: np.ndarray) -> np.ndarray:
-    """The entries of a square matrix outside its diagonal."""
+    """Return the entries of a square matrix outside its diagonal."""
     return s[~np.eye(len(s), dtype=bool)]
 
 
 @functools.cache
 def tokens(count: int, width: int, *, seed: int) -> Array:
-    """Gaussian tokens behind an RMSNorm of unit gain, [count, width]."""
+    """Draw Gaussian tokens behind an RMSNorm of unit gain, [count, width]."""
     x = jax.random.normal(jax.random.key(seed), (count, width))
     return layers.rms_norm(x, jnp.ones(width))
 
 
 def single_head_scores(m: Array | None, width: int) -> np.ndarray:
-    """s_ij = x_i M x_j^T / sqrt(d) of 400 normalized tokens (lemma 14); None is I."""
+    """Score 400 normed tokens, s_ij = x_i M x_j^T / sqrt(d) (lemma 14); None is I."""
     x = tokens(400, width, seed=14)
     return scores(x if m is None else x @ m, x, width)
 
@@ -109,24 +109,24 @@ PAPER = ModelConfig(num_layers=1, vocab_size=2)
 
 @functools.cache
 def fresh() -> dict[str, Array]:
-    """The paper's initialization at the paper's width, one layer: {name: weight}."""
+    """Draw the paper's initialization at its width, one layer: {name: weight}."""
     drawn = init.RECIPES["orthogonal"](InitConfig(), PAPER, jax.random.key(0))
     return {name: w[0] for name, w in drawn.items()}
 
 
 def head_scores(divisor: float, *, num_tokens: int) -> np.ndarray:
-    """Score of the fresh model's first head, [T, T], before temperature and mask."""
+    """Compute scores of the fresh model's first head, before temperature and mask."""
     x, w = tokens(num_tokens, PAPER.width, seed=15), fresh()
     return scores(x @ w["w_q"][:, 0], x @ w["w_k"][:, 0], divisor)
 
 
 def diagonal_score(alpha: float, divisor: float) -> float:
-    """E s_ii = alpha d_h / sqrt(divisor) per head with W_Q = W_K = sqrt(alpha) S."""
+    """Return E s_ii = alpha d_h / sqrt(divisor) per head, W_Q = W_K = sqrt(alpha) S."""
     return alpha * PAPER.head_width / math.sqrt(divisor)
 
 
 def other_score(alpha: float, divisor: float) -> float:
-    """Deviation of s_ij, i != j: alpha sqrt(d_h) / sqrt(divisor)."""
+    """Compute the deviation of s_ij, i != j: alpha sqrt(d_h) / sqrt(divisor)."""
     return alpha * math.sqrt(PAPER.head_width / divisor)
 
 
@@ -134,7 +134,7 @@ def other_score(alpha: float, divisor: float) -> float:
 
 
 def self_weight(layer: int, divisor: float, *, num_tokens: int = 512) -> float:
-    """Mean weight of a token on itself in causal attention, mean-field (section 4 iii).
+    """Compute a token's mean-field weight on itself in causal attention (section 4).
 
     mean_i e^(tau g) / (e^(tau g) + (i - 1) e^(tau^2 s^2 / 2)), tau = beta^-layer, with
     `diagonal_score` g and `other_score` s at the paper's alpha_qk and beta.
@@ -146,7 +146,7 @@ def self_weight(layer: int, divisor: float, *, num_tokens: int = 512) -> float:
 
 
 def realized_self_weight(layer: int, divisor: float) -> float:
-    """The same of the fresh model's first head, 512 tokens."""
+    """Measure the same in the fresh model's first head, with 512 tokens."""
     s = PAPER.beta**-layer * head_scores(divisor, num_tokens=512)
     s[np.triu_indices(len(s), 1)] = -np.inf
     weights = np.exp(s - s.max(axis=-1, keepdims=True))
@@ -154,7 +154,7 @@ def realized_self_weight(layer: int, divisor: float) -> float:
 
 
 def averaged_kurtosis(num_tokens: int) -> float:
-    """gamma over positions of causal means of T Gaussian values, Var_i = 1 / i.
+    """Compute gamma over positions of causal means of T Gaussian values, Var_i = 1 / i.
 
     3 (T H2 / H^2 - 1) with H = sum 1/i and H2 = sum 1/i^2.
     """
@@ -166,7 +166,7 @@ def averaged_kurtosis(num_tokens: int) -> float:
 def uniform_attention(
     num_tokens: int, *, normalize: bool, seed: int, num_batches: int = 8
 ) -> Estimate:
-    """gamma of what causal attention makes of Gaussian values when all scores are 0.
+    """Measure gamma of causal attention's output for Gaussian values and zero scores.
 
     Twelve heads of width 64; behind an RMSNorm of each token if `normalize`.
     """
@@ -266,12 +266,12 @@ def lemma_14() -> list[Check]:
 
 
 def _distance(gram: Array, alpha: float) -> Estimate:
-    """Largest entry of gram / alpha - I."""
+    """Return the largest entry of gram / alpha - I."""
     return exact(jnp.max(jnp.abs(gram / alpha - jnp.eye(len(gram)))))
 
 
 def _identities(*grams: tuple[str, Array, Array, float], note: str = "") -> list[Check]:
-    """A check of each (name, left, right, alpha): left @ right = alpha I."""
+    """Make a check of each (name, left, right, alpha): left @ right = alpha I."""
     return [
         Check(
             where="4 (i)",

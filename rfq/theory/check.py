@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
 
 
 def exact(value: float) -> Estimate:
-    """A number from enumeration, quadrature or algebra."""
+    """Make an estimate from enumeration, quadrature or algebra."""
     return Estimate(float(value), 0.0)
 
 
@@ -66,7 +66,7 @@ class Check:
         return self.tolerance + SIGMAS * self.measured.standard_error
 
     def agrees(self, prediction: float) -> bool:
-        """Whether the measurement bears this prediction out; False for NaN."""
+        """Tell whether the measurement agrees with this prediction; False for NaN."""
         compare = RELATIONS[self.relation]
         return compare(self.measured.value, prediction, self.allowed)
 
@@ -91,7 +91,7 @@ class Check:
         return f"{off}: {self.note}"
 
     def row(self, claim: str, source: Source) -> dict[str, Any]:
-        """As a JSON line."""
+        """Return the check as a JSON line."""
         return {
             "claim": claim,
             "source": source,

@@ -37,7 +37,7 @@ def _panels(
     density: Callable[[np.ndarray], np.ndarray],
     to_x: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre on [-end, 0] and [0, end] against an even density of t."""
+    """Put Gauss-Legendre nodes on [-end, 0] and [0, end] for an even density of t."""
     t, w = np.polynomial.legendre.leggauss(200)
     t, w = (t + 1.0) * end / 2.0, w * end / 2.0
     w = w * density(t)
@@ -94,26 +94,26 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 
 def expect(law: str, f: Function) -> float:
-    """E f(x), by quadrature in float64."""
+    """Compute E f(x), by quadrature in float64."""
     x, w = LAWS[law].nodes()
     return float(w @ f(x))
 
 
 def moments_of(law: str, f: Function) -> Moments:
-    """Central moments of f(x) as those of a sample of size 1, by quadrature."""
+    """Compute central moments of f(x), as of a sample of size 1, by quadrature."""
     x, w = LAWS[law].nodes()
     return weighted(f(x), w)
 
 
 def weighted(values: np.ndarray, weights: np.ndarray) -> Moments:
-    """Central moments of a discrete law, float64; the weights sum to 1."""
+    """Compute central moments of a discrete law, float64; the weights sum to 1."""
     mean = weights @ values
     d = values - mean
     return Moments(np.float64(1.0), mean, *(weights @ d**k for k in (2, 3, 4)))
 
 
 def bernoulli_kurtosis(p: float) -> float:
-    """gamma = (1 - 6 p q) / (p q), q = 1 - p (proof of lemma 13)."""
+    """Compute gamma = (1 - 6 p q) / (p q), q = 1 - p (proof of lemma 13)."""
     return (1.0 - 6.0 * p * (1.0 - p)) / (p * (1.0 - p))
 
 
@@ -123,7 +123,7 @@ def bernoulli_kurtosis(p: float) -> float:
 def batches(
     measure: Callable[[Array], AnyRecord], *, seed: int, num_batches: int
 ) -> AnyRecord:
-    """measure(key) for independent keys, compiled, one batch after the other.
+    """Call measure(key) for independent keys, compiled, one batch after the other.
 
     Returns:
         The records of all batches with a leading axis of `num_batches`, as float64 on
@@ -137,12 +137,12 @@ def batches(
 def averaged(
     measure: Callable[[Array], Array], *, seed: int, num_batches: int
 ) -> Estimate:
-    """Mean of a scalar over independent batches."""
+    """Average a scalar over independent batches."""
     return over_batches(batches(measure, seed=seed, num_batches=num_batches))
 
 
 def over_batches(values: Array) -> Estimate:
-    """Mean and standard error of [num_batches] independent numbers."""
+    """Return the mean and standard error of [num_batches] independent numbers."""
     each = np.asarray(values, np.float64)
     error = each.std(ddof=1) / math.sqrt(each.size)
     return Estimate(float(each.mean()), float(error))
@@ -151,7 +151,7 @@ def over_batches(values: Array) -> Estimate:
 def pooled_kurtosis(
     draw: Callable[[Array], Array], *, seed: int, num_batches: int
 ) -> Estimate:
-    """gamma of all values that draw(key) returns over independent batches."""
+    """Measure gamma of all values that draw(key) returns over independent batches."""
     return kurtosis_of_batches(
         batches(
             lambda key: central.moments(draw(key)),
@@ -162,7 +162,7 @@ def pooled_kurtosis(
 
 
 def kurtosis_of_batches(found: Moments) -> Estimate:
-    """gamma of the union of batches, leaves [num_batches].
+    """Compute gamma of the union of batches, leaves [num_batches].
 
     The standard error is that of the mean of the batches' own kurtosis.
     """
@@ -171,7 +171,7 @@ def kurtosis_of_batches(found: Moments) -> Estimate:
 
 
 def exponent(sizes: tuple[int, ...], found: tuple[Estimate, ...]) -> Estimate:
-    """p of value ~ size^p between the first and the last size."""
+    """Return p of value ~ size^p between the first and the last size."""
     first, last = found[0], found[-1]
     length = math.log(sizes[-1] / sizes[0])
     error = math.hypot(*(e.standard_error / e.value for e in (first, last))) / length
@@ -179,5 +179,5 @@ def exponent(sizes: tuple[int, ...], found: tuple[Estimate, ...]) -> Estimate:
 
 
 def gaussian(key: Array, shape: tuple[int, int]) -> Array:
-    """W [m, n] with independent entries N(0, 1 / m): y = u W has u's variance."""
+    """Draw W [m, n], entries N(0, 1 / m) and independent: y = u W has u's variance."""
     return jax.random.normal(key, shape) / jnp.sqrt(jnp.float32(shape[0]))

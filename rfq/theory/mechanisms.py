@@ -24,7 +24,7 @@ def _curve(name: str, x: Sequence[int], of: Callable[[int], float | Estimate]) -
 
 
 def kurtosis_by_layer() -> list[Curve]:
-    """gamma of the stream after l layers, from a Laplace input (lemmas 2, 11)."""
+    """Trace gamma of the stream after l layers, from a Laplace input (lemmas 2, 11)."""
     depths = range(stack.DEPTH + 1)
     added, mixed = (
         stack.heavy_tailed(skip, 1.0) for skip in ("residual", "residual_free")
@@ -42,7 +42,7 @@ def kurtosis_by_layer() -> list[Curve]:
 
 
 def kurtosis_by_width() -> list[Curve]:
-    """gamma after one layer of width d: 1/d against a limit (lemmas 2, 7, 11)."""
+    """Trace gamma after a layer of width d: 1/d against a limit (lemmas 2, 7, 11)."""
     widths, drawn = (8, 16, 32, 64, 128, 256, 512), (16, 64, 256)
     phi = activations.kurtosis("gelu")
 
@@ -63,7 +63,7 @@ def kurtosis_by_width() -> list[Curve]:
 
 
 def drift_by_steps() -> list[Curve]:
-    """||W W^T - I|| after T random steps from a Haar matrix (lemmas 4, 8, 10)."""
+    """Trace ||W W^T - I|| over T random steps from a Haar matrix (lemmas 4, 8, 10)."""
     d, steps = 128, (1, 3, 10, 30, 100)
 
     def walk(kind: str, rate: float) -> Callable[[int], Estimate]:
@@ -79,7 +79,7 @@ def drift_by_steps() -> list[Curve]:
 
 
 def mean_share_by_layer() -> list[Curve]:
-    """Share of the energy in the channel means: collapse that gamma cannot see."""
+    """Trace the energy's share in channel means: collapse that gamma cannot see."""
     depths = range(stack.DEPTH + 1)
     added, mixed = (
         stack.heavy_tailed(skip, 1.0) for skip in ("residual", "residual_free")

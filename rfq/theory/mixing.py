@@ -25,7 +25,7 @@ from rfq.types import Array
 def kurtosis_of_sum(
     a: np.ndarray, gamma: np.ndarray | float, std: np.ndarray | float = 1.0
 ) -> float:
-    """gamma of sum_i a_i u_i for independent u_i of these gammas and deviations.
+    """Compute gamma of sum_i a_i u_i for independent u_i, given gammas and deviations.
 
     sum_i a_i^4 s_i^4 gamma_i / (sum_i a_i^2 s_i^2)^2: lemma 6, which has s_i = 1,
     one gamma and |a| = 1.
@@ -35,7 +35,7 @@ def kurtosis_of_sum(
 
 
 def enumerated_kurtosis(a: np.ndarray) -> float:
-    """gamma of sum_i a_i u_i over all 2^d states of random signs u, in float64."""
+    """Compute gamma of sum_i a_i u_i over all 2^d random signs u, in float64."""
     signs = np.array(list(itertools.product((-1.0, 1.0), repeat=a.size)))
     weights = np.full(len(signs), 1.0 / len(signs))
     return float(central.excess_kurtosis(laws.weighted(signs @ a, weights)))
@@ -61,7 +61,7 @@ def _flat(key: Array, n: int, d: int) -> Array:
 
 
 def _sphere(key: Array, n: int, d: int) -> Array:
-    """A row of a Haar matrix is uniform on the sphere."""
+    """Draw rows uniformly from the sphere, as a Haar matrix has them."""
     a = jax.random.normal(key, (n, d))
     return a / jnp.linalg.norm(a, axis=-1, keepdims=True)
 
@@ -78,7 +78,7 @@ ROWS: Mapping[str, Rows] = {
 
 
 def mixed_kurtosis(rows: str, gamma: float, d: int) -> float:
-    """gamma of y over inputs and rows.
+    """Compute gamma of y over inputs and rows.
 
     gamma / d for flat rows, 3 gamma / (d + 2) Haar, (3 gamma + 6) / d Gaussian.
     """
@@ -88,7 +88,7 @@ def mixed_kurtosis(rows: str, gamma: float, d: int) -> float:
 def sampled_mixed_kurtosis(
     rows: str, law: str, d: int, *, seed: int, num_batches: int = 32
 ) -> Estimate:
-    """`mixed_kurtosis` by Monte Carlo: every y has a row and an input of its own."""
+    """Measure `mixed_kurtosis`: every y has a row and an input of its own."""
 
     def draw(key: Array) -> Array:
         row_key, u_key = jax.random.split(key)
@@ -99,13 +99,13 @@ def sampled_mixed_kurtosis(
 
 
 def sampled_fourth(rows: str, d: int, *, seed: int) -> np.ndarray:
-    """sum_i a_i^4 of 2,048 rows."""
+    """Draw sum_i a_i^4 of 2,048 rows."""
     a = ROWS[rows].draw(jax.random.key(seed), 2048, d)
     return np.asarray(jnp.sum(a**4, axis=-1), np.float64)
 
 
 def relative_scatter(d: int) -> float:
-    """Standard deviation of sum_i a_i^4 over its mean for Gaussian rows, sqrt(96/d)/3.
+    """Compute sum_i a_i^4's relative deviation for Gaussian rows, sqrt(96/d)/3.
 
     Var(g^4) = 105 - 9 = 96 and E g^4 = 3.
     """
@@ -116,7 +116,7 @@ def relative_scatter(d: int) -> float:
 
 
 def widening_kurtosis(d: int, d_f: int) -> float:
-    """gamma of x W_U over its columns for Gaussian x, W_U [d, d_f], W_U W_U^T = I.
+    """Compute gamma of x W_U over columns: Gaussian x, W_U [d, d_f], W_U W_U^T = I.
 
     The squared length of a column is Beta(d/2, (d_f - d)/2), so that
     gamma = 3 (E l^2 / (E l)^2 - 1) = 3 ((d + 2) d_f / (d (d_f + 2)) - 1).
@@ -125,7 +125,7 @@ def widening_kurtosis(d: int, d_f: int) -> float:
 
 
 def column_kurtosis(w: Array) -> Estimate:
-    """gamma of x W over its columns for Gaussian x: a scale mixture, exact given W.
+    """Compute gamma of x W over columns, Gaussian x: a scale mixture, exact given W.
 
     Its error is that of the lengths' variance from so many columns.
     """
@@ -136,13 +136,13 @@ def column_kurtosis(w: Array) -> Estimate:
 
 @functools.cache
 def haar(d: int, *, seed: int) -> Array:
-    """A Haar orthogonal matrix [d, d], float32."""
+    """Draw a Haar orthogonal matrix [d, d], float32."""
     return init.orthonormal_columns(d, d, key=jax.random.key(seed))
 
 
 @functools.cache
 def mixed(phi: str, d: int) -> Moments:
-    """Moments over 65,536 Gaussian inputs of each y_j = sum_i W_ij phi(x_i), W Haar.
+    """Measure the moments of y_j = sum_i W_ij phi(x_i), W Haar, 65,536 Gaussian inputs.
 
     Returns:
         Float64 leaves [16, d], a batch of inputs each.
@@ -157,12 +157,12 @@ def mixed(phi: str, d: int) -> Moments:
 
 
 def per_coordinate(m: Moments) -> Moments:
-    """All batches of `mixed` together: leaves [d]."""
+    """Merge all batches of `mixed`: leaves [d]."""
     return channels.pooled(Moments(*(leaf.T for leaf in m)))
 
 
 def mean_kurtosis(m: Moments) -> Estimate:
-    """Mean over coordinates of each one's gamma over the inputs of `mixed`."""
+    """Average each coordinate's gamma over the inputs of `mixed`."""
     spread = laws.over_batches(central.excess_kurtosis(m).mean(-1))
     value = central.excess_kurtosis(per_coordinate(m)).mean()
     return Estimate(float(value), spread.standard_error)

@@ -15,7 +15,7 @@ from rfq.types import Array
 
 
 def added_kurtosis(law: str, phi: str, d: int) -> float:
-    """gamma_y of one residual addition, W_ij ~ N(0, 1/d) (lemma 11, equation 19).
+    """Compute gamma_y of a residual addition, W_ij ~ N(0, 1/d) (lemma 11, equation 19).
 
     [3 + gamma_x + 6/d (c22 + (d-1) m2) + 3/d^2 (d m4 + d (d-1) m2^2)] / (1 + m2)^2 - 3
     with m_k = E phi^k and c22 = E x^2 phi^2. Holds whatever E phi is.
@@ -34,12 +34,12 @@ def added_kurtosis(law: str, phi: str, d: int) -> float:
 
 
 def wide_kurtosis(gamma: float, branch_variance: float) -> float:
-    """gamma_x / (1 + m2)^2, the limit of `added_kurtosis` for d -> infinity."""
+    """Compute gamma_x / (1 + m2)^2, the limit of `added_kurtosis` for d -> infinity."""
     return gamma / (1.0 + branch_variance) ** 2
 
 
 def unrolled_kurtosis(gamma: float, branch_variance: float, layer: int) -> float:
-    """gamma_0 / (1 + c l)^2: `layer` additions of branches of variance c each.
+    """Compute gamma_0 / (1 + c l)^2: `layer` additions of branches of variance c.
 
     c is relative to the variance of the first stream.
     """
@@ -49,7 +49,7 @@ def unrolled_kurtosis(gamma: float, branch_variance: float, layer: int) -> float
 def sampled_added(
     law: str, phi: str, d: int, *, seed: int, num_batches: int
 ) -> Estimate:
-    """`added_kurtosis` by Monte Carlo."""
+    """Measure `added_kurtosis` by Monte Carlo."""
     found = sampled_moments(law, phi, d, seed=seed, num_batches=num_batches)
     return laws.kurtosis_of_batches(found)
 
@@ -57,7 +57,7 @@ def sampled_added(
 def sampled_moments(
     law: str, phi: str, d: int, *, seed: int, num_batches: int
 ) -> Moments:
-    """Moments of y, leaves [num_batches]; every y has an input and a column of its own.
+    """Measure moments of y, leaves [num_batches]; every y has its own input and column.
 
     Its variance is 1 + m2.
     """

@@ -122,7 +122,7 @@ _HEADINGS: Mapping[Source, str] = {
 
 
 def _say_claims(rows: list[Row]) -> None:
-    """One line for each claim, and the sum of each source."""
+    """Print one line for each claim, and the sum of each source."""
     totals = []
     for source, table in TABLES.items():
         heading = _HEADINGS[source]
@@ -141,7 +141,7 @@ def _say_claims(rows: list[Row]) -> None:
 
 
 def _tally(rows: list[Row], **fields: str) -> list[int]:
-    """How many of the rows with these fields have each verdict."""
+    """Count how many of the rows with these fields have each verdict."""
     counts = collections.Counter(
         row["verdict"] for row in rows if fields.items() <= row.items()
     )

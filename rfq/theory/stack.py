@@ -68,16 +68,16 @@ class Trace(NamedTuple):
     norm_power: np.ndarray
 
     def kurtosis(self, layer: int) -> Estimate:
-        """gamma of the stream after `layer` layers, all channels pooled."""
+        """Compute gamma of the stream after `layer` layers, all channels pooled."""
         pooled = channels.pooled(self.channels)
         return laws.over_batches(central.excess_kurtosis(pooled)[:, layer])
 
     def mean_share(self, layer: int) -> Estimate:
-        """Share of the stream's energy in the means of its channels over tokens."""
+        """Compute the energy's share in the channels' means over tokens."""
         return laws.over_batches(channels.mean_share(self.channels)[:, layer])
 
     def log2_gain(self, layer: int) -> Estimate:
-        """log2 of the factor per layer of E x^2 between the input and `layer`."""
+        """Compute log2 of the factor of E x^2 per layer from the input to `layer`."""
         power = central.rms(channels.pooled(self.channels)) ** 2
         return laws.over_batches(np.log2(power[:, layer] / power[:, 0]) / layer)
 
@@ -110,7 +110,7 @@ def simulate(stack: Stack, *, seed: int, num_seeds: int) -> Trace:
 
 
 def variance_after(phi: str, skip: str, num_layers: int, variance: float) -> float:
-    """q_L of q <- E phi(z)^2, or q <- q + E phi(z)^2, z ~ N(0, q) (lemma 5)."""
+    """Compute q_L: q <- E phi(z)^2 or q + E phi(z)^2, z ~ N(0, q) (lemma 5)."""
     q = variance
     for _ in range(num_layers):
         q = layers.SKIPS[skip].join(q, activations.raw_moment(phi, 2, q))
@@ -118,13 +118,13 @@ def variance_after(phi: str, skip: str, num_layers: int, variance: float) -> flo
 
 
 def constant_gain(phi: str, skip: str) -> float:
-    """The factor per layer if c(q) were c(1): c residual-free, 1 + c residual."""
+    """Return the factor per layer if c(q) were c(1): c, or 1 + c if residual."""
     c = activations.gain(phi, 1.0)
     return c if skip == "residual_free" else 1.0 + c
 
 
 def cosine_after(phi: str, num_layers: int) -> float:
-    """Cosine of two tokens after residual-free layers of infinite width, from 0.
+    """Compute two tokens' cosine after residual-free layers of infinite width, from 0.
 
     rho <- E phi(a) phi(b) / E phi^2 for unit Gaussians of correlation rho. It is also
     the share of the energy in the channel means.
@@ -145,12 +145,12 @@ WIDTH, DEPTH = 256, 24
 
 
 def unnormalized(skip: str, phi: str) -> Stack:
-    """The setting of lemma 5, with Gaussian weights and inputs."""
+    """Make the setting of lemma 5, with Gaussian weights and inputs."""
     return Stack(skip, "none", phi, "gaussian", WIDTH, DEPTH, "gaussian", 1.0, 256)
 
 
 def heavy_tailed(skip: str, variance: float) -> Trace:
-    """Laplace inputs through GELU layers: lemma 11's Gaussian W, lemma 2's Haar W."""
+    """Send Laplace inputs through GELU layers, W as in lemma 11 or lemma 2."""
     weights = {"residual": "gaussian", "residual_free": "orthogonal"}[skip]
     stack = Stack(
         skip, "rms_norm", "gelu", weights, WIDTH, DEPTH, "laplace", variance, 1024
@@ -175,7 +175,7 @@ UPDATES: Mapping[str, Callable[[Array], Array]] = {"sign": _sign, "spectral": _p
 
 @functools.cache
 def after_one_update(*, width: int, num_layers: int, rate: float) -> dict[str, float]:
-    """Largest |gamma| over layers after one step of each of theorem 1's eight cells.
+    """Find the largest |gamma| over layers after a step of each cell of theorem 1.
 
     The loss is the squared distance to random targets, read behind the last norm;
     inputs are Gaussian, phi is GELU.

@@ -14,17 +14,17 @@ from rfq.theory.check import Check, Estimate, exact
 
 
 def drift(w: np.ndarray) -> float:
-    """||W W^T - I||_2 (equation 14)."""
+    """Compute ||W W^T - I||_2 (equation 14)."""
     return norm(w @ w.T - np.eye(len(w)))
 
 
 def norm(s: np.ndarray) -> float:
-    """||S||_2, the largest singular value."""
+    """Compute ||S||_2, the largest singular value."""
     return float(np.linalg.norm(s, 2))
 
 
 def drift_bound(rate: float, update_norm: float, defect: float = 0.0) -> float:
-    """Bound on ||W' W'^T - I|| for W' = W - rate * S (proofs of lemmas 8 and 10).
+    """Bound ||W' W'^T - I|| for W' = W - rate * S (proofs of lemmas 8 and 10).
 
     defect + 2 rate ||W|| ||S|| + rate^2 ||S||^2 with ||W||^2 <= 1 + defect. ||S|| is 1
     for a spectral step and between sqrt(d) and d for a step of signs.
@@ -34,7 +34,7 @@ def drift_bound(rate: float, update_norm: float, defect: float = 0.0) -> float:
 
 
 def spectral_drift(w: np.ndarray, o: np.ndarray, rate: float) -> float:
-    """The drift of an orthogonal W along an orthogonal O, by the phases of W^T O.
+    """Compute the drift of an orthogonal W along an orthogonal O, by W^T O's phases.
 
     max_k |rate^2 - 2 rate cos theta_k|: the drift of W - rate O, exactly.
     """
@@ -43,20 +43,20 @@ def spectral_drift(w: np.ndarray, o: np.ndarray, rate: float) -> float:
 
 
 def aligned_drift(rate: float, num_steps: int) -> float:
-    """Drift after steps that all point to -W: (1 + rate T)^2 - 1."""
+    """Compute the drift after steps that all point to -W: (1 + rate T)^2 - 1."""
     return (1.0 + rate * num_steps) ** 2 - 1.0
 
 
 @functools.cache
 def orthogonal(d: int, *, seed: int) -> np.ndarray:
-    """A Haar matrix, orthogonal to float64's rounding."""
+    """Draw a Haar matrix, orthogonal to float64's rounding."""
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((d, d)))
     return q * np.sign(np.diag(r))
 
 
 @functools.cache
 def signs(d: int, *, seed: int) -> np.ndarray:
-    """Independent random signs [d, d]: those of a Gaussian gradient."""
+    """Draw independent random signs [d, d], those of a Gaussian gradient."""
     return np.sign(np.random.default_rng(seed).standard_normal((d, d)))
 
 
@@ -68,13 +68,13 @@ RANDOM_STEPS: Mapping[str, Callable[..., np.ndarray]] = {
 
 
 def low_rank_signs(d: int, rank: int, *, seed: int) -> np.ndarray:
-    """Signs of a gradient of this rank, a product of Gaussian factors."""
+    """Draw signs of a gradient of this rank, a product of Gaussian factors."""
     rng = np.random.default_rng(seed)
     return np.sign(rng.standard_normal((d, rank)) @ rng.standard_normal((rank, d)))
 
 
 def rank_one_drift(rate: float, d: int, cosine: float) -> float:
-    """The drift of an orthogonal W along signs of rank 1, S = u v^T, exactly.
+    """Compute the drift of an orthogonal W along signs of rank 1, S = u v^T, exactly.
 
     With t = rate d and c the cosine between W v and u, W W^T - I becomes
     t^2 u u^T - t (W v u^T + u (W v)^T) for unit u and W v: a 2 x 2 matrix of trace
@@ -86,7 +86,7 @@ def rank_one_drift(rate: float, d: int, cosine: float) -> float:
 
 
 def low_rank_norm(rank: int) -> float:
-    """||sign(G)||_2 / d of a gradient of this rank as d -> infinity.
+    """Compute ||sign(G)||_2 / d of a gradient of this rank as d -> infinity.
 
     E |t| for the first coordinate t of a point on the sphere in R^rank,
     Gamma(r/2) / (sqrt(pi) Gamma((r+1)/2)): the eigenvalue of sign(<u, v>) that belongs
@@ -98,7 +98,7 @@ def low_rank_norm(rank: int) -> float:
 
 
 def hadamard(d: int) -> np.ndarray:
-    """Sylvester's Hadamard matrix; d is a power of 2."""
+    """Make Sylvester's Hadamard matrix; d is a power of 2."""
     h = np.ones((1, 1))
     while len(h) < d:
         h = np.block([[h, h], [h, -h]])
@@ -106,7 +106,7 @@ def hadamard(d: int) -> np.ndarray:
 
 
 def walked_drift(kind: str, *, d: int, rate: float, num_steps: int, seed: int) -> float:
-    """Drift after independent random steps from a Haar matrix."""
+    """Measure the drift after independent random steps from a Haar matrix."""
     w = orthogonal(d, seed=seed)
     for step in range(num_steps):
         w = w - rate * RANDOM_STEPS[kind](d, seed=seed + 1 + step)
@@ -119,7 +119,7 @@ SIZES = (64, 256, 768)
 
 @functools.cache
 def one_step(kind: str, d: int, rate: float) -> float:
-    """Drift of a Haar matrix after one random spectral or sign step."""
+    """Measure the drift of a Haar matrix after one random spectral or sign step."""
     return drift(orthogonal(d, seed=4) - rate * RANDOM_STEPS[kind](d, seed=5))
 
 
@@ -279,7 +279,7 @@ def lemma_10() -> list[Check]:
 
 
 def _expansion_error(sign: float) -> float:
-    """Norm of what W' W'^T = W W^T - sign * eta (A + A^T) + eta^2 S S^T leaves out."""
+    """Measure ||W' W'^T - (W W^T - sign * eta (A + A^T) + eta^2 S S^T)||."""
     w, s = orthogonal(64, seed=4), signs(64, seed=5)
     moved = (w - RATE * s) @ (w - RATE * s).T
     cross = RATE * (w @ s.T + s @ w.T)
