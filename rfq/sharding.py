@@ -45,7 +45,7 @@ from jax.sharding import PartitionSpec as P
 
 from rfq import params as params_lib
 from rfq.errors import InputError, check_fields
-from rfq.model import layers
+from rfq.model import places
 from rfq.optim import matrix
 from rfq.types import Array, Params
 
@@ -260,10 +260,10 @@ def state_shardings(mesh: Mesh, state, shapes: Params):
     return jax.tree_util.tree_map_with_path(place, state, is_leaf=matrix.is_state)
 
 
-def placing(mesh: Mesh) -> layers.Placing:
+def placing(mesh: Mesh) -> places.Placing:
     """Make the functions that hold arrays to the table; on one device, do nothing."""
     if mesh.size == 1:
-        return layers.ANYWHERE
+        return places.ANYWHERE
 
     def constrain(x: Array, axes: tuple[str, ...]) -> Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec_for(axes)))
@@ -282,7 +282,7 @@ def placing(mesh: Mesh) -> layers.Placing:
     # Its transpose would gather the gradient as well.
     weight = jax.custom_vjp(gather, nondiff_argnums=(1,))
     weight.defvjp(forward, backward)
-    return layers.Placing(constrain, weight, num_shares(mesh))
+    return places.Placing(constrain, weight, num_shares(mesh))
 
 
 def bytes_per_device(tree) -> int:

@@ -22,7 +22,7 @@ from rfq import optim, sharding, taps
 from rfq import params as params_lib
 from rfq.experiment import Experiment
 from rfq.model import init as init_lib
-from rfq.model import layers, transformer
+from rfq.model import layers, products, transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.optim import build, schedule
 from rfq.quant import distortion, grid, propagation, weights
@@ -406,7 +406,7 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
     placed = sharding.params_shardings(mesh, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
-    def compiled(dot: layers.Dot, tap):
+    def compiled(dot: products.Dot, tap):
         seams = transformer.Seams(
             taps.Taps(tap, TAP_SETS["full"]),
             layers.STREAMS[stream],
@@ -429,8 +429,8 @@ def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerS
             in_shardings=(placed,),
             out_shardings=everywhere,
         ),
-        score=compiled(layers.integer_matmul, taps.fake_quantize),
-        score_weights_only=compiled(layers.dequantized_matmul, taps.identity),
+        score=compiled(products.integer_matmul, taps.fake_quantize),
+        score_weights_only=compiled(products.dequantized_matmul, taps.identity),
     )
 
 

@@ -13,7 +13,7 @@ from rfq import checkpoint, cli, export, heldout, metrics, runs, sharding, steps
 from rfq import params as params_lib
 from rfq.errors import InputError
 from rfq.experiment import Experiment
-from rfq.model import layers, transformer
+from rfq.model import products, transformer
 from rfq.model.config import TAP_SETS
 from rfq.quant import grid, integer, weights
 from tests import tiny
@@ -118,7 +118,7 @@ def test_integers_compute_what_the_simulation_computes(made):
     run_dir, out, _, spec = made
     quantized, described = export.load(out / spec)
     experiment, _ = runs.load(run_dir)
-    logits, sites = _forward(quantized, experiment, layers.integer_matmul)
+    logits, sites = _forward(quantized, experiment, products.integer_matmul)
     expected, expected_sites = _forward(quantized, experiment, deferred.matmul)
     # Every sum is exact on both sides and rounded once; what follows is the same
     # arithmetic, fused differently perhaps: 1e-6 of the largest logit is 16 roundings.
@@ -138,7 +138,7 @@ def test_a_product_in_float32_differs_by_float32(made):
     run_dir, out, _, spec = made
     quantized, _ = export.load(out / spec)
     experiment, _ = runs.load(run_dir)
-    _, sites = _forward(quantized, experiment, layers.integer_matmul)
+    _, sites = _forward(quantized, experiment, products.integer_matmul)
     for name, operands in quantized.states.items():
         if not isinstance(operands, integer.Operands):
             continue
@@ -146,9 +146,9 @@ def test_a_product_in_float32_differs_by_float32(made):
         w = jnp.asarray(quantized.params["blocks"][name])
         for layer in range(x.shape[0]):
             one = jax.tree.map(lambda leaf: leaf[layer], operands)  # noqa: B023
-            on_integers = layers.integer_matmul(x[layer], w[layer], name, one)
+            on_integers = products.integer_matmul(x[layer], w[layer], name, one)
             with jax.default_matmul_precision("highest"):
-                simulated = layers.dequantized_matmul(x[layer], w[layer], name, one.w)
+                simulated = products.dequantized_matmul(x[layer], w[layer], name, one.w)
             error = np.abs(on_integers - simulated).max()
             assert 0 < error < 5e-6 * np.abs(simulated).max(), name
 

@@ -4,107 +4,19 @@ Shapes in names: B batch, T position, D width, H head, K head width, V vocabular
 Softmax, norms and the loss are computed in float32 whatever the carrier.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rfq import params as params_lib
-from rfq.quant import grid, integer
-from rfq.types import Array, SiteState
+from rfq.model.cache import Cache
+from rfq.types import Array
 
-# A function for y = x W: (x [..., *in], w [*in, *out], the parameter's name, what its
-# products need beside x and w) -> [..., *out].
-Dot = Callable[[Array, Array, str, SiteState], Array]
 # (clean stream, the same after its tap) -> what the skip path carries.
 Stream = Callable[[Array, Array], Array]
 
-
-class Placing(NamedTuple):
-    """Functions that spread arrays over devices by the names of their axes.
-
-    Attributes:
-        activation: (x, its logical axes) -> x.
-        weight: (w, its logical axes as in `params.TABLE`) -> w where it is used.
-        num_shares: parts of the batch that lie on different devices.
-    """
-
-    activation: Callable[[Array, tuple[str, ...]], Array]
-    weight: Callable[[Array, tuple[str, ...]], Array]
-    num_shares: int
-
-
-def _as_it_is(x: Array, axes: tuple[str, ...]) -> Array:
-    del axes
-    return x
-
-
-ANYWHERE = Placing(_as_it_is, _as_it_is, 1)
-
 _EPS = 1e-6
-
-
-def matmul(x: Array, w: Array, name: str, state: SiteState) -> Array:
-    """Contract x's last axes with the input axes of the weight called `name`.
-
-    This is the default `Dot`. The weight is cast to x's dtype.
-    """
-    del state
-    rows, columns, shape = _as_matrices(x, w.astype(x.dtype), name)
-    return (rows @ columns).reshape(shape)
-
-
-def dequantized_matmul(x: Array, w: Array, name: str, state: grid.Grid | None) -> Array:
-    """Multiply as `matmul` by a weight stored as integer codes and rounded alone.
-
-    Args:
-        x: As for `matmul`.
-        w: Codes, as `quant.integer.store` makes them.
-        name: As for `matmul`.
-        state: The weight's grid; None for a weight that is no codes.
-    """
-    if state is not None:
-        w = integer.load(integer.Codes(w, state))
-    return matmul(x, w, name, None)
-
-
-def integer_matmul(
-    x: Array, w: Array, name: str, state: integer.Operands | None
-) -> Array:
-    """Multiply as `matmul` on integers, int8 x int8 -> int32; round the result once.
-
-    Args:
-        x: Float32 on the grid of its site, where a tap has put it: encoding it again
-            is exact.
-        w: Codes of at most 8 bits, as `quant.integer.store` makes them.
-        name: As for `matmul`.
-        state: The grids of x and w; None for a weight that is no codes.
-
-    Raises:
-        InputError: as `quant.integer.dot`.
-    """
-    if state is None:
-        return matmul(x, w, name, None)
-    rows, columns, shape = _as_matrices(x, w, name)
-    w_grid = grid.Grid(*(leaf.reshape(1, -1) for leaf in state.w))
-    x_codes = integer.store(rows, state.x, integer.MAX_DOT_BITS)
-    return integer.dot(x_codes, integer.Codes(columns, w_grid), 1).reshape(shape)
-
-
-def _as_matrices(x: Array, w: Array, name: str) -> tuple[Array, Array, tuple[int, ...]]:
-    """Reshape to one axis each for rows, inputs and outputs; give the product's shape.
-
-    XLA's CPU backend is a third faster on 2-D products.
-    """
-    matrix = params_lib.TABLE[name].matrix
-    assert matrix is not None, name
-    num_in = len(matrix.in_axes)
-    in_shape, out_shape = w.shape[:num_in], w.shape[num_in:]
-    rows = x.reshape(-1, math.prod(in_shape))
-    columns = w.reshape(rows.shape[1], math.prod(out_shape))
-    return rows, columns, (*x.shape[: x.ndim - num_in], *out_shape)
 
 
 def rms_norm(x: Array, gain: Array) -> Array:
@@ -194,28 +106,6 @@ SKIPS: Mapping[str, Connection] = {
 STREAMS: Mapping[str, Stream] = {"branch": branch, "in_place": in_place}
 
 
-class Cache(NamedTuple):
-    """Keys and values of the tokens before: a block's state and record in decoding.
-
-    Attributes:
-        k_BSHK: after their rotation; S slots, of which a row's first `length` count.
-        v_BSHK: see k_BSHK.
-        length_B: int32, tokens seen by each row.
-    """
-
-    k_BSHK: Array
-    v_BSHK: Array
-    length_B: Array
-
-
-def positions(num_tokens: int, cache: Cache | None) -> Array:
-    """Say where the tokens of a call stand, float32 [1, T]; [B, T] behind a cache."""
-    new_1T = jnp.arange(num_tokens, dtype=jnp.float32)[None, :]
-    if cache is None:
-        return new_1T
-    return cache.length_B[:, None].astype(jnp.float32) + new_1T
-
-
 def rope(x_BTHK: Array, base: float, positions_BT: Array) -> Array:
     """Embed positions by rotation (Su et al., arXiv 2104.09864), half-split pairs.
 
@@ -273,18 +163,6 @@ def _distance_bias(slope_H: Array | None, num_keys: int) -> Array | None:
         return None
     keys_S = jnp.arange(num_keys, dtype=jnp.float32)
     return slope_H[None, :, None, None] * keys_S[None, None, None, :]
-
-
-def extended(cache: Cache, k_BTHK: Array, v_BTHK: Array) -> Cache:
-    """Return the cache with the keys and values of new tokens in it."""
-
-    def put(slots_SHK: Array, new_THK: Array, start: Array) -> Array:
-        zero = jnp.int32(0)
-        return jax.lax.dynamic_update_slice(slots_SHK, new_THK, (start, zero, zero))
-
-    k_BSHK = jax.vmap(put)(cache.k_BSHK, k_BTHK, cache.length_B)
-    v_BSHK = jax.vmap(put)(cache.v_BSHK, v_BTHK, cache.length_B)
-    return Cache(k_BSHK, v_BSHK, cache.length_B + k_BTHK.shape[1])
 
 
 def cached_attention(

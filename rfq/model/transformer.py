@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from rfq import params as params_lib
 from rfq import taps as taps_lib
 from rfq.errors import InputError
-from rfq.model import layers
+from rfq.model import cache as cache_lib
+from rfq.model import layers, places, products
 from rfq.model.config import MODEL_SITES, SITES, ModelConfig
 from rfq.types import Array, Params, Record, SiteState
 
@@ -41,8 +42,8 @@ class Seams:
 
     taps: taps_lib.Taps = taps_lib.NO_TAPS
     stream: layers.Stream = layers.branch
-    dot: layers.Dot = layers.matmul
-    placing: layers.Placing = layers.ANYWHERE
+    dot: products.Dot = products.matmul
+    placing: places.Placing = places.ANYWHERE
 
     def __post_init__(self):
         unknown = sorted(set(self.taps.sites) - set(SITES))
@@ -54,8 +55,8 @@ class Seams:
 
 PLAIN = Seams()
 
-# Under this name in the states, a `layers.Cache` with leading [L] lets tokens attend to
-# those of earlier calls; under it in the records it comes back with the new ones.
+# Under this name in the states, a `Cache` with leading [L] lets tokens attend to those
+# of earlier calls; under it in the records it comes back with the new ones.
 CACHE = "cache"
 
 # Positions of a group whose logits `target_log_probs` forms at a time.
@@ -111,12 +112,12 @@ class _Block(nn.Module):
         h_BTD = site("attn_in", norm(tapped, attn_norm)).astype(c.compute_dtype)
         heads = ("heads", "head_width")
         cache = states.get(CACHE)
-        at_BT = layers.positions(h_BTD.shape[1], cache)
+        at_BT = cache_lib.positions(h_BTD.shape[1], cache)
         q = site("q", layers.rope(dot(h_BTD, w_q, "w_q", *heads), c.rope_base, at_BT))
         k = site("k", layers.rope(dot(h_BTD, w_k, "w_k", *heads), c.rope_base, at_BT))
         v = site("v", dot(h_BTD, w_v, "w_v", *heads))
         if cache is not None:
-            records[CACHE] = cache = layers.extended(cache, k, v)
+            records[CACHE] = cache = cache_lib.extended(cache, k, v)
 
         def attend(q: Array, slope_H: Array | None) -> Array:
             if cache is None:

@@ -15,7 +15,8 @@ import numpy as np
 
 from rfq import steps
 from rfq.errors import InputError
-from rfq.model import layers, transformer
+from rfq.model import cache as cache_lib
+from rfq.model import transformer
 from rfq.model.config import ModelConfig
 from rfq.types import Array, Params, SiteState
 
@@ -138,7 +139,7 @@ def _compiled(trained: ModelConfig, seams: transformer.Seams):
         slots = jnp.zeros(
             (c.num_layers, B, c.seq_len, c.num_heads, c.head_width), jnp.float32
         )
-        empty = layers.Cache(slots, slots, jnp.zeros((c.num_layers, B), jnp.int32))
+        empty = cache_lib.Cache(slots, slots, jnp.zeros((c.num_layers, B), jnp.int32))
         first = jax.random.fold_in(key, 0)
         cache, drawn = step(
             params, states, empty, tokens_BT, lengths_B - 1, first, *how

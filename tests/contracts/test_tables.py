@@ -18,6 +18,7 @@ from rfq import cli, experiment, optim, taps
 from rfq import params as params_lib
 from rfq.errors import InputError
 from rfq.experiment import LogConfig
+from rfq.model import cache as cache_lib
 from rfq.model import init, layers, transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.model.init import InitConfig
@@ -106,12 +107,12 @@ def test_a_kind_of_attention_never_sees_later_tokens_and_decodes_as_it_trains(ki
     assert np.all(np.triu(influence_TT, 1) == 0.0)
     assert np.all(np.diagonal(influence_TT) > 0.0)
 
-    cache = layers.Cache(
+    cache = cache_lib.Cache(
         *(jnp.zeros((B, T, H, K)) for _ in range(2)), jnp.zeros(B, int)
     )
     for start, stop in ((0, 4), (4, 6)):
         new = slice(start, stop)
-        cache = layers.extended(cache, k[:, new], v[:, new])
+        cache = cache_lib.extended(cache, k[:, new], v[:, new])
 
         def attend(q, slope_H, cache=cache):
             return layers.cached_attention(q, cache, scale, slope_H)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq import params as params_lib
+from rfq.model import cache as cache_lib
 from rfq.model import layers
 from tests.oracles import decoder
 
@@ -22,7 +22,7 @@ FLOAT32 = 2e-6
 
 NORMS = {name: jax.jit(norm.apply) for name, norm in layers.NORMS.items()}
 rope = jax.jit(layers.rope)
-positions = layers.positions
+positions = cache_lib.positions
 attention = jax.jit(layers.causal_attention, static_argnums=4)
 
 
@@ -150,39 +150,6 @@ def test_attention_is_that_of_the_oracle():
         expected[b, :, h] = decoder.attend(*one, 1.7)
     # Logits up to about 30 in float32.
     np.testing.assert_allclose(attention(q, k, v, 1.7, "xla"), expected, atol=1e-5)
-
-
-# --- Products with weights ---------------------------------------------------------
-
-_WEIGHTS = {
-    "w_q": ((6,), (2, 3)),
-    "w_o": ((2, 3), (6,)),
-    "w_up": ((6,), (24,)),
-    "w_down": ((24,), (6,)),
-    "embedding": ((6,), (29,)),
-}
-
-
-@pytest.mark.parametrize("name", sorted(_WEIGHTS))
-def test_matmul_contracts_the_input_axes_of_the_table(name):
-    in_shape, out_shape = _WEIGHTS[name]
-    x, w = normal(2, 5, *in_shape), normal(*in_shape, *out_shape, seed=1)
-    expected = np.tensordot(x, w, axes=len(in_shape))
-    # 24 products of size 1, summed in another order.
-    np.testing.assert_allclose(
-        jax.jit(layers.matmul, static_argnums=2)(x, w, name, None), expected, atol=1e-5
-    )
-
-
-def test_matmul_keeps_the_carrier():
-    x, w = jnp.zeros((5, 6), jnp.bfloat16), jnp.zeros((6, 24))
-    found = jax.eval_shape(lambda: layers.matmul(x, w, "w_up", None))
-    assert found.dtype == jnp.bfloat16
-
-
-def test_every_matrix_of_the_table_is_among_them():
-    matrices = {name for name, row in params_lib.TABLE.items() if row.matrix}
-    assert matrices == {*_WEIGHTS, "w_k", "w_v", "w_gate", "w_embed", "w_unembed"}
 
 
 # --- Loss --------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from rfq import params as params_lib
 from rfq import taps
 from rfq.errors import InputError
-from rfq.model import layers, transformer
+from rfq.model import layers, products, transformer
 from rfq.model.config import BLOCK_SITES, FED_BY, SITES, TAP_SETS
 from rfq.quant import grid, integer, weights
 from rfq.stats import central
@@ -349,7 +349,7 @@ def test_a_model_on_integers_is_its_simulation(skip, others, weight_bits):
     fake = taps.Taps(rounded_and_kept, TAP_SETS["full"])
     (logits, sites), (expected, expected_sites) = (
         run(model, codes, batch, transformer.Seams(fake, dot=dot), states)
-        for dot in (layers.integer_matmul, deferred.matmul)
+        for dot in (products.integer_matmul, deferred.matmul)
     )
     # Both sums are exact: every activation and every logit has the same bits.
     for site, x in sites.items():
@@ -370,17 +370,17 @@ def test_integers_are_what_is_multiplied():
     model, params, batch = example()
     codes, states = on_integers(model, params, batch, 4, 8)
     fake = taps.Taps(taps.fake_quantize, TAP_SETS["full"])
-    seams = transformer.Seams(fake, dot=layers.integer_matmul)
+    seams = transformer.Seams(fake, dot=products.integer_matmul)
     traced = jax.make_jaxpr(
         lambda codes: transformer.apply(codes, batch[:, :-1], model, seams, states)[0]
     )(codes)
-    products = [
+    found = [
         tuple(str(var.aval.dtype) for var in (*equation.invars, *equation.outvars))
         for equation in examples.equations(traced.jaxpr)
         if equation.primitive.name == "dot_general"
     ]
     # Six matrices in the scanned block; attention's two products and the head remain.
-    assert sorted(products) == 3 * [("float32",) * 3] + 6 * [("int8", "int8", "int32")]
+    assert sorted(found) == 3 * [("float32",) * 3] + 6 * [("int8", "int8", "int32")]
 
 
 @pytest.mark.slow
@@ -388,7 +388,7 @@ def test_weights_alone_on_integers_are_rounded_weights():
     model, params, batch = example(skip="residual")
     codes, w_grids = weights.encode(params, 3, axes=params_lib.quantized_axes)
     states = {name: g for name, g in w_grids["blocks"].items() if g is not None}
-    seams = transformer.Seams(dot=layers.dequantized_matmul)
+    seams = transformer.Seams(dot=products.dequantized_matmul)
     logits, _ = run(model, codes, batch, seams, states)
     rounded = weights.quantize(params, 3, axes=params_lib.quantized_axes)
     expected, _ = run(model, rounded, batch)
@@ -401,7 +401,7 @@ def test_every_weight_is_fed_by_the_site_right_before_it():
     _, sites = run(model, params, batch, keep)
 
     def dot(x, w, name, state):
-        y = layers.matmul(x, w, name, None)
+        y = products.matmul(x, w, name, None)
         return jnp.where(jnp.all(x == state), y, jnp.nan)
 
     states = {name: sites[site] for name, site in FED_BY.items()}

@@ -9,14 +9,14 @@ import math
 import jax.numpy as jnp
 
 from rfq import params as params_lib
-from rfq.model import layers
+from rfq.model import products
 from rfq.quant import grid
 
 
 def matmul(x, w, name, state):
-    """A `layers.Dot` that takes what `layers.integer_matmul` takes."""
+    """A `products.Dot` that takes what `products.integer_matmul` takes."""
     if state is None:
-        return layers.matmul(x, w, name, None)
+        return products.matmul(x, w, name, None)
     num_in = len(params_lib.TABLE[name].matrix.in_axes)
     shift = -int(jnp.iinfo(w.dtype).min)
     q_x = grid.encode(x, state.x) - state.x.zero_point
