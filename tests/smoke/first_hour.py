@@ -172,7 +172,7 @@ def trainer(clone: pathlib.Path) -> Iterator[Step]:
     yield Step(
         what="a text of one's own",
         command="python make_text.py && "
-        "rfq prepare tokenizer mine.txt --vocab-size 300 --out mine.model && "
+        "rfq prepare tokenizer mine.txt --vocab-size 400 --out mine.model && "
         "rfq prepare mine.txt --out data/mine --tokenizer mine.model",
         activated=True,
         says=["heldout"],
@@ -183,7 +183,7 @@ def trainer(clone: pathlib.Path) -> Iterator[Step]:
         command="rfq train mine.py --out runs/text --train.num-steps 8 "
         "--schedule.warmup-steps 2 "
         "--data.dir data/mine --data.tokenizer mine.model "
-        "--model.vocab-size 300 && rfq quantize runs/text --specs 'FP W8A8' && "
+        "--model.vocab-size 400 && rfq quantize runs/text --specs 'FP W8A8' && "
         "rfq report runs/text --out runs/text-page",
         activated=True,
         says=["report.html"],
@@ -215,7 +215,7 @@ def _mistakes(clone: pathlib.Path) -> Iterator[Step]:
             f"{train} --optimizer muon --optimizer.b2 0.9",
             ["b2"],
         ),
-        ("rfq bench alone", "rfq bench", ["train"]),
+        ("rfq bench alone", "rfq bench", ["rfq bench optim"]),
         ("a run that is not there", "rfq evaluate runs/nothing", ["runs/nothing"]),
     ]
     for what, command, says in mistakes:
