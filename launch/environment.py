@@ -38,7 +38,7 @@ def accelerator(folders: list[str]) -> list[str]:
 
 
 def survey(target: pathlib.Path, extra: str) -> tuple[dict, dict]:
-    """What the environment was made from (empty: none is), and what it should be."""
+    """Return what the environment was made from, and what it should be made from."""
     try:
         state = json.loads((target / STATE).read_text())
         (target / "bin" / "python").stat()
@@ -64,7 +64,7 @@ def survey(target: pathlib.Path, extra: str) -> tuple[dict, dict]:
 
 
 def build(new: pathlib.Path, old: pathlib.Path | None, made: dict, lock: int) -> None:
-    """Makes an environment, as a copy of the old one where only packages change."""
+    """Make an environment, as a copy of the old one where only packages change."""
 
     def run(*words: str) -> None:
         # What outlives this process, such as pip, keeps the lock.
@@ -97,7 +97,7 @@ def build(new: pathlib.Path, old: pathlib.Path | None, made: dict, lock: int) ->
 
 
 def replace(target: pathlib.Path, extra: str, lock: int) -> None:
-    """Makes a new environment beside the old one, then gives it that one's place."""
+    """Make a new environment beside the old one, then give it that one's place."""
     new, old = (pathlib.Path(f"{target}.rfq-{name}") for name in ("new", "old"))
     if not target.exists() and (new / STATE).exists():
         new.rename(target)  # A set-up was killed just before it did.

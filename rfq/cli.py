@@ -117,9 +117,10 @@ def _overview() -> str:
         "usage: rfq COMMAND ...   (rfq COMMAND --help explains a command)",
         "",
     ]
+    width = max(map(len, COMMANDS))
     for name, (kind, _, _) in COMMANDS.items():
         summary = (kind.__doc__ or "").strip().splitlines()[0]
-        lines.append(f"  {name:11} {summary}")
+        lines.append(f"  {name:{width}} {summary}")
     lines += [
         "",
         "start here:",

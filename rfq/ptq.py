@@ -468,7 +468,7 @@ class Sweep:
         }
 
     def _propagate(self, taps: str, stream: str) -> dict[str, dict[str, np.ndarray]]:
-        """Measure how much of an error at one site arrives at another, in full precision."""
+        """Measure how much of an error at one site arrives at another, unquantized."""
         compiled = self._steps(taps)
         return jax.device_get(compiled.propagate[stream](self._params, self.heldout[0]))
 

@@ -11,22 +11,23 @@ from rfq.costs import bench
 
 @dataclasses.dataclass(frozen=True)
 class BenchOptim:
-    """Measure optimizers: training step against AdamW's, memory, FLOPs, talk.
+    """Measure the time, memory, FLOPs and communication of each optimizer.
 
-    Takes the model and the batch of a config, with random tokens: no data are needed.
-    The config's own optimizer keeps its settings, the others have their defaults.
-    Overrides as for `rfq train`. With several devices, on one and on all of them.
+    It trains the model of a config on random tokens and compares each optimizer with
+    AdamW; no data are needed. The config's own optimizer keeps its settings, and the
+    others have their defaults. Overrides work as for `rfq train`. With several devices,
+    it measures on one and on all of them.
 
     Example: rfq bench optim demo/residual_adamw --optimizers muon soap
     """
 
     # A config file, or the name of a config that comes with rfq.
     config: parsing.Positional[pathlib.Path]
-    # Names, of those that --optimizer takes; AdamW is always among them.
+    # Name the optimizers, as --optimizer takes them; AdamW is always among them.
     optimizers: tuple[str, ...] = ("adamw", "muon", "soap", "kl_shampoo")
-    # Timed steps of each, rounded up to whole refresh periods.
+    # Time so many steps of each, rounded up to whole refresh periods.
     steps: int = 30
-    # Write what was measured to this file, a JSON object a line.
+    # Write the measurements to this file, one JSON object a line.
     json: pathlib.Path | None = None
 
 
@@ -48,17 +49,17 @@ def run_optim(args: BenchOptim, overrides: Sequence[str]) -> None:
 class BenchQuantize:
     """Measure quantization and statistics against a plain forward pass.
 
-    Takes the model of a config at its initialization, with random tokens: no data are
-    needed. Overrides as for `rfq train`.
+    It takes the model of a config at its initialization and random tokens; no data are
+    needed. Overrides work as for `rfq train`.
 
     Example: rfq bench quantize demo/residual_adamw
     """
 
     # A config file, or the name of a config that comes with rfq.
     config: parsing.Positional[pathlib.Path]
-    # Timed calls of each program.
+    # Time so many calls of each program.
     rounds: int = 15
-    # Write what was measured to this file, a JSON object a line.
+    # Write the measurements to this file, one JSON object a line.
     json: pathlib.Path | None = None
 
 

@@ -13,21 +13,22 @@ from rfq.errors import InputError
 class Compare(planned.Options):
     """Train several arms, quantize them over the WnAm grid, report them in one page.
 
-    What is finished is skipped, what was interrupted is resumed. Overrides, as for
-    `rfq train`, apply to every arm. A family, such as ablation/theorem1, is compared
-    at one --scale, all of its arms or the one of --arm.
+    A finished arm is skipped and an interrupted one is resumed. Overrides work as for
+    `rfq train` and apply to every arm. A family, such as ablation/theorem1, is compared
+    at one --scale; --arm picks one of its arms.
 
     Example: rfq compare demo --out runs/demo --train.num-steps 300
     """
 
-    # Config files, one per arm; names of those that come with rfq, such as
+    # Give config files, one per arm; names of configs that come with rfq, such as
     # demo/residual_adamw; or a folder of configs, such as demo.
     configs: parsing.Positional[tuple[pathlib.Path, ...]]
-    # The directory for runs, rows and the report; with --dry-run it may be left out.
+    # Write runs, rows and the report to this directory. Required, but not by --dry-run.
     out: pathlib.Path | None = None
-    # Size of the families of arms: minutes on two cores, one GPU, the paper's.
+    # Choose the size of a family of arms: "demo" takes minutes on two cores, "small"
+    # one GPU, and "paper" is the paper's.
     scale: config_files.Scale | None = None
-    # Train each arm once per seed; if left out, with the seed of its config.
+    # Train each arm once per seed. The default is the seed of its config.
     seeds: tuple[int, ...] = ()
 
 

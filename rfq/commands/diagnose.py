@@ -12,18 +12,20 @@ from rfq.commands import given, parsing
 class Diagnose:
     """Say before training whether a config's model collapses or mixes nothing.
 
-    Takes seconds, no data and no training. Prints for each layer at initialization how
-    alike tokens become, what attention begins as, how large gradients are and how far
-    nudges of the input reach, then a verdict. Overrides as for `rfq train`.
+    It takes seconds and needs neither data nor training. It prints for each layer at
+    initialization how alike tokens become, how attention starts, how large gradients
+    are and how far small changes of the input reach, and then a verdict. Overrides work
+    as for `rfq train`.
 
     Example: rfq diagnose configs/deep/residual_free_kl_shampoo.py
     """
 
-    # A Python file with a function config() -> Experiment.
+    # Give a Python file with a function config() -> Experiment, or the name of a config
+    # that comes with rfq.
     config: parsing.Positional[pathlib.Path]
-    # Directory for the table as diagnose.jsonl, and for its figure.
+    # Write the table, as diagnose.jsonl, and its figure to this directory.
     out: pathlib.Path | None = None
-    # Size of a family of arms, of which --arm names one.
+    # Choose the size of a family of arms, of which --arm names one.
     scale: config_files.Scale | None = None
 
 

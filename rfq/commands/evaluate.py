@@ -15,23 +15,24 @@ from rfq.tasks import questions
 class Evaluate:
     """Score a run or a quantized checkpoint on held-out text, or on zero-shot tasks.
 
-    With --tasks: the paper's eight (all), those made of held-out text (cloze), or some
-    by name; accuracies under every WnAm setting of --specs, against full precision.
+    --tasks asks the paper's eight tasks (all), those made of held-out text (cloze), or
+    some by name. It gives accuracies under every WnAm setting of --specs, compared with
+    full precision.
 
     Example: rfq evaluate runs/demo/arms/residual_adamw/seed-0 --tasks all
     """
 
-    # A run directory, made by `rfq train` or `rfq compare`, or a checkpoint, made by
-    # `rfq quantize --export`, which is scored on its integers.
+    # Give a run directory that `rfq train` or `rfq compare` made, or a checkpoint that
+    # `rfq quantize --export` made, which is scored on its integers.
     run: parsing.Positional[pathlib.Path]
-    # Where the prepared data are now, if not where they were.
+    # Read the prepared data here, if they have moved.
     data_dir: str | None = None
-    # Tasks to ask instead of held-out text: "all", "cloze", or names.
+    # Ask these tasks instead of scoring held-out text: "all", "cloze", or names.
     tasks: tuple[str, ...] = ()
-    # WnAm settings of the tasks, if not those of the run's tasks.specs.
+    # Ask under these WnAm settings. The default is the run's tasks.specs.
     specs: tuple[str, ...] = ()
-    # Where the tasks' files are (`rfq prepare tasks` makes them), if not where the
-    # run's tasks.dir says.
+    # Read the tasks' files, which `rfq prepare tasks` makes, here. The default is the
+    # run's tasks.dir.
     tasks_dir: str | None = None
 
 

@@ -1,4 +1,4 @@
-"""What a machine has too little of, memory or disk, in a sentence."""
+"""A sentence for a machine that runs out of memory or disk."""
 
 import contextlib
 import errno

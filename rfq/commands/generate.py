@@ -13,26 +13,28 @@ from rfq.tasks import decode
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Let a finished run go on with a text, in full precision or quantized.
+    """Continue a text with a finished run, in full precision or quantized.
 
     Example: rfq generate runs/demo/arms/residual_adamw/seed-0 "The state of the union"
     """
 
-    # A run directory, made by `rfq train` or `rfq compare`.
+    # Give a run directory that `rfq train` or `rfq compare` made.
     run: parsing.Positional[pathlib.Path]
-    # What to go on with; "" begins a document.
+    # Give the text to continue; "" begins a document.
     prompt: parsing.Positional[str]
-    # A WnAm setting, such as W8A8, with the run's first taps and stream.
+    # Quantize to this WnAm setting, such as W8A8, with the run's first taps and stream.
     spec: str = "FP"
-    # Where the prepared data are now, if not where they were.
+    # Read the prepared data here, if they have moved.
     data_dir: str | None = None
-    # At most; prompt and new tokens share model.seq_len. If left out, half of that.
+    # Draw at most so many tokens. Prompt and new tokens share model.seq_len, and the
+    # default is half of that.
     max_new_tokens: int | None = None
-    # 0 takes the likeliest token, 1 draws from the model's distribution.
+    # Divide the logits by this: 0 takes the likeliest token, and 1 draws from the
+    # model's own distribution.
     temperature: float = 0.0
-    # Draw from the likeliest tokens alone that have this probability together.
+    # Draw only among the likeliest tokens that have this probability together.
     top_p: float = 1.0
-    # Of the draws.
+    # Seed the draws.
     seed: int = 0
 
 

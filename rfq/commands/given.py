@@ -1,4 +1,4 @@
-"""What a person names: configs with overrides, and runs."""
+"""Load what a person names: configs with overrides, and runs."""
 
 import dataclasses
 import pathlib

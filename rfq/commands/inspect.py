@@ -16,11 +16,11 @@ class Inspect:
     Example: rfq inspect data/embedded
     """
 
-    # The --out of `rfq prepare`.
+    # Give the directory that `rfq prepare --out` made.
     directory: parsing.Positional[pathlib.Path]
-    # What prepared it, to decode samples; needed where that was a file.
+    # Decode samples with this tokenizer. It is needed if a file prepared the data.
     tokenizer: str | None = None
-    # Number of windows of each split to decode, drawn at random.
+    # Decode so many windows of each split, drawn at random.
     samples: int = 1
     # Write everything to this file, as JSON.
     json: pathlib.Path | None = None

@@ -1,4 +1,4 @@
-"""How results read on a terminal."""
+"""Format results for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Words to dataclasses, by tyro; what it refuses becomes one sentence."""
+"""Turn words into dataclasses, by tyro, and its refusals into one sentence."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ def parse(
     """Make the dataclass that words ask for, from `default` where one is given.
 
     Raises:
-        InputError: what tyro, or the dataclass, has against a word.
+        InputError: tyro or the dataclass refuses a word.
     """
     known = options(kind if default is None else default)
     words = _split_lists(args, known)

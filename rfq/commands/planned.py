@@ -12,16 +12,16 @@ from rfq.experiment import Experiment
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What --dry-run takes, of the commands that train."""
+    """The options for --dry-run, of the commands that train."""
 
     # Print parameters, FLOPs, hours, memory, disk and placement; train nothing.
     dry_run: bool = False
-    # With --dry-run, plan for that many devices instead of those of this machine.
+    # With --dry-run, plan for so many devices instead of those of this machine.
     devices: int | None = None
-    # With --dry-run, FLOP/s of the model that a device gets done, for the hours; if
-    # left out, what the paper's H100 did with the optimizer.
+    # With --dry-run, estimate hours from these FLOP/s per device. The default is what
+    # the paper's H100 reached with the optimizer.
     device_flops: float | None = None
-    # With --dry-run, write a row an arm to this file, a JSON object a line.
+    # With --dry-run, write a row for each arm to this file, one JSON object a line.
     json: pathlib.Path | None = None
 
 

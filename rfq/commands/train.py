@@ -13,22 +13,24 @@ from rfq.experiment import Experiment
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(planned.Options):
-    """Train one arm from a config file, or go on where it stopped.
+    """Train one arm from a config file, or continue where it stopped.
 
-    Every field of the config can be overridden after the file's name, for example
-    --train.num-steps 100 --optimizer.learning-rate 3e-3, and the optimizer as a whole
-    by --optimizer NAME. `rfq train CONFIG --help` lists the fields with their values.
-    A family of arms, such as ablation/theorem1, takes --scale (how large) and --arm.
+    Every field of the config can be overridden after the file's name, for example with
+    --train.num-steps 100 --optimizer.learning-rate 3e-3. --optimizer NAME replaces the
+    whole optimizer. `rfq train CONFIG --help` lists the fields with their values. For a
+    family of arms, such as ablation/theorem1, --scale chooses its size and --arm one
+    arm.
 
     Example: rfq train demo/residual_adamw --out runs/mine
     """
 
-    # A Python file with a function config() -> Experiment, or the name of a config that
-    # comes with rfq, such as demo/residual_adamw.
+    # Give a Python file with a function config() -> Experiment, or the name of a config
+    # that comes with rfq, such as demo/residual_adamw.
     config: parsing.Positional[pathlib.Path]
-    # The run directory; with --dry-run it may be left out.
+    # Write the run to this directory. Required, but not by --dry-run.
     out: pathlib.Path | None = None
-    # Size of a family of arms: minutes on two cores, one GPU, the paper's.
+    # Choose the size of a family of arms: "demo" takes minutes on two cores, "small"
+    # one GPU, and "paper" is the paper's.
     scale: config_files.Scale | None = None
 
 
