@@ -7,7 +7,6 @@ are data, so that a whole grid of WnAm settings runs through one program.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -18,15 +17,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rfq import optim, sharding, taps
+from rfq import gradients, optim, sharding, taps
 from rfq import params as params_lib
 from rfq.experiment import Experiment
 from rfq.model import init as init_lib
-from rfq.model import layers, products, transformer
+from rfq.model import layers, matrices, products, transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.optim import build, schedule
 from rfq.quant import distortion, grid, propagation, weights
-from rfq.stats import bins, central, isometry
+from rfq.stats import bins
 from rfq.tasks import scoring
 from rfq.types import Array, Batch, Params, Record, SiteState
 
@@ -117,14 +116,14 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
 
     def train(state: TrainState, batch: Batch):
         with _matmul_precision(config):
-            values, grads = _accumulated(
+            values, grads = gradients.accumulated(
                 objective, state.params, batch, experiment.sharding.microbatches
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {
             **values,
             "learning_rate": rate(state.step),
-            "grad_norm": _global_norm(grads),
+            "grad_norm": gradients.global_norm(grads),
         }
         params = cast(Params, optax.apply_updates(state.params, updates))
         params = _annealed(params, state.step + 1, experiment)
@@ -360,7 +359,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             out_shardings=placed,
         ),
         weigh=jax.jit(
-            _weight_statistics, in_shardings=(placed,), out_shardings=everywhere
+            matrices.describe, in_shardings=(placed,), out_shardings=everywhere
         ),
         calibrate=compiled(calibrate),
         score=programs(score),
@@ -445,65 +444,6 @@ def _annealed(params: Params, step: Array, experiment: Experiment) -> Params:
     return {**params, "blocks": {**blocks, "skip_weight": weight}}
 
 
-def _accumulated(
-    objective: Callable[[Params, Batch], tuple[Array, dict[str, Array]]],
-    params: Params,
-    batch: Batch,
-    num_microbatches: int,
-) -> tuple[dict[str, Array], Params]:
-    """Compute what a batch's objective reports and its gradient, by microbatches.
-
-    Microbatch i has the rows i, i + A, i + 2A, ... of the batch, so that each device
-    takes them from its own rows whatever the mesh. Sums are float32 and live where the
-    parameters do.
-    """
-
-    def of(part: Batch) -> tuple[dict[str, Array], Params]:
-        gradient = jax.value_and_grad(objective, has_aux=True)
-        (_, values), grads = gradient(params, part)
-        return values, grads
-
-    if num_microbatches == 1:
-        return of(batch)
-    parts = batch.reshape(-1, num_microbatches, batch.shape[1]).swapaxes(0, 1)
-
-    def add(sums: tuple[dict[str, Array], Params], part: Batch):
-        return jax.tree.map(jnp.add, sums, of(part)), None
-
-    _, values = jax.eval_shape(objective, params, parts[0])
-    zeros = (
-        {name: jnp.float32(0) for name in values},
-        jax.tree.map(jnp.zeros_like, params),
-    )
-    sums, _ = jax.lax.scan(add, zeros, parts)
-    return jax.tree.map(lambda total: total / num_microbatches, sums)
-
-
-def _weight_statistics(params: Params) -> dict[str, dict[str, Array]]:
-    """Measure per matrix and layer how Gaussian it is and how far from an isometry.
-
-    `isometry_deviation` is ||W W^T / alpha - I||_2 on the small side, with alpha the
-    mean squared singular value (lemma 4).
-    """
-    found = {}
-    rows = params_lib.matrix_axes(params)["blocks"]
-    for name, row in rows.items():
-        if row is None:
-            continue
-        w = params["blocks"][name]
-        matrices = w.reshape(w.shape[0], math.prod(w.shape[a] for a in row.in_axes), -1)
-        s = isometry.singular_values(matrices)
-        alpha = jnp.mean(s**2, axis=-1, keepdims=True)
-        found[name] = {
-            "excess_kurtosis": central.excess_kurtosis(
-                jax.vmap(central.moments)(matrices)
-            ),
-            "isometry_deviation": isometry.deviation(s, alpha),
-            "singular_value_spread": isometry.spread(s),
-        }
-    return found
-
-
 def _sequence_losses(params, batch, config: ModelConfig, seams, states=None):
     """Compute the mean next-token loss of each sequence [B], and the taps' records."""
     with _matmul_precision(config):
@@ -547,7 +487,3 @@ def _matmul_precision(config: ModelConfig):
     """Ask for full float32 products with float32: TF32 could not carry A12."""
     highest = config.compute_dtype == "float32"
     return jax.default_matmul_precision("highest" if highest else "default")
-
-
-def _global_norm(tree) -> Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))

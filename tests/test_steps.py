@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq import optim, sharding, steps, taps
+from rfq import gradients, optim, sharding, steps, taps
 from rfq import params as params_lib
 from rfq.errors import InputError
 from rfq.experiment import Experiment, LogConfig, QuantizeConfig, TrainConfig
@@ -241,7 +241,7 @@ def gradient(num_microbatches, num_devices=1):
 
     mesh = sharding.make_mesh(num_devices)
     accumulated = functools.partial(
-        steps._accumulated, objective, num_microbatches=num_microbatches
+        gradients.accumulated, objective, num_microbatches=num_microbatches
     )
     compiled = jax.jit(accumulated)
     found = compiled(PARAMS, sharding.to_global(batches()[0], mesh))
