@@ -21,7 +21,7 @@ from rfq import metrics, taps
 from rfq.experiment import Experiment
 from rfq.model import init, layers, transformer
 from rfq.model.config import ModelConfig
-from rfq.report import figures, render, style
+from rfq.report import render, style
 from rfq.types import Array, Params, Record, SiteState
 
 # Sequences that are looked at, and positions that are nudged for the Jacobian.
@@ -354,10 +354,10 @@ _PANELS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
 }
 
 
-def _figure(experiment: Experiment, found: Found, said: str) -> figures.Figure:
+def _figure(experiment: Experiment, found: Found, said: str) -> render.Figure:
     depths = np.arange(1, experiment.model.num_layers + 1)
 
-    def panel(name: str) -> figures.Panel:
+    def panel(name: str) -> render.Panel:
         title, scale, shown = _PANELS[name]
 
         def draw(ax) -> None:
@@ -365,14 +365,14 @@ def _figure(experiment: Experiment, found: Found, said: str) -> figures.Figure:
             for (field, label), look in zip(shown.items(), style.SPARE, strict=False):
                 values = getattr(found, field)
                 ax.plot(
-                    depths, values, label=label, color=look.light, marker=look.marker
+                    depths, values, label=label, color=look.color, marker=look.marker
                 )
             ax.set_xlabel("layer")
             ax.legend(frameon=False, fontsize=8)
 
-        return figures.Panel(name=name, title=title, draw=draw, labelled=False)
+        return render.Panel(name=name, title=title, draw=draw)
 
-    return figures.Figure(
+    return render.Figure(
         name="diagnose",
         title=f"{experiment.arm} at its initialization: {said}",
         guide="Behind each block, before any training.",

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq import cli, diagnose, experiment, taps
+from rfq import cli, diagnose, experiment, metrics, taps
 from rfq.diagnose import Found, Thresholds
 from rfq.model import layers, transformer
+from rfq.model.config import ModelConfig
 from rfq.model.init import InitConfig, alpha_qk_for
 from tests.model import examples
 
@@ -119,6 +120,17 @@ def test_thresholds_are_data():
     given = found(token_cosine=np.full(4, 0.3))
     assert diagnose.verdict(given) == "healthy"
     assert diagnose.verdict(given, Thresholds(cosine=0.2)) == "collapses at layer 1"
+
+
+def test_what_is_measured_is_written_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnose, "measure", lambda arm: found())
+    arm = experiment.Experiment(arm="mine", model=ModelConfig(num_layers=4))
+    assert diagnose.run(arm, out=tmp_path) == "healthy"
+    assert [row["layer"] for row in metrics.read(tmp_path / "diagnose.jsonl")] == [
+        *range(1, 5)
+    ]
+    for kind in ("png", "svg"):
+        assert (tmp_path / f"diagnose.{kind}").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("path", sorted(DEEP.glob("*.py")), ids=lambda path: path.stem)
