@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated
 
 from rfq import metrics
 from rfq.commands import given, parsing
@@ -28,7 +29,7 @@ class BenchOptim:
     # Time so many steps of each, rounded up to whole refresh periods.
     steps: int = 30
     # Write the measurements to this file, one JSON object a line.
-    json: pathlib.Path | None = None
+    json: Annotated[pathlib.Path | None, parsing.FILE] = None
 
 
 def run_optim(args: BenchOptim, overrides: Sequence[str]) -> None:
@@ -60,7 +61,7 @@ class BenchQuantize:
     # Time so many calls of each program.
     rounds: int = 15
     # Write the measurements to this file, one JSON object a line.
-    json: pathlib.Path | None = None
+    json: Annotated[pathlib.Path | None, parsing.FILE] = None
 
 
 def run_quantize(args: BenchQuantize, overrides: Sequence[str]) -> None:

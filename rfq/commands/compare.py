@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated
 
 from rfq import compare, config_files
 from rfq.commands import given, parsing, planned
@@ -24,10 +25,10 @@ class Compare(planned.Options):
     # demo/residual_adamw; or a folder of configs, such as demo.
     configs: parsing.Positional[tuple[pathlib.Path, ...]]
     # Write runs, rows and the report to this directory. Required, but not by --dry-run.
-    out: pathlib.Path | None = None
+    out: Annotated[pathlib.Path | None, parsing.DIR] = None
     # Choose the size of a family of arms: "demo" takes minutes on two cores, "small"
     # one GPU, and "paper" is the paper's.
-    scale: config_files.Scale | None = None
+    scale: Annotated[config_files.Scale | None, parsing.SCALE] = None
     # Train each arm once per seed. The default is the seed of its config.
     seeds: tuple[int, ...] = ()
 

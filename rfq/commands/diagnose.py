@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated
 
 from rfq import config_files, diagnose
 from rfq.commands import given, parsing
@@ -24,9 +25,9 @@ class Diagnose:
     # that comes with rfq.
     config: parsing.Positional[pathlib.Path]
     # Write the table, as diagnose.jsonl, and its figure to this directory.
-    out: pathlib.Path | None = None
+    out: Annotated[pathlib.Path | None, parsing.DIR] = None
     # Choose the size of a family of arms, of which --arm names one.
-    scale: config_files.Scale | None = None
+    scale: Annotated[config_files.Scale | None, parsing.SCALE] = None
 
 
 def run(args: Diagnose, overrides: Sequence[str]) -> None:

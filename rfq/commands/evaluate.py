@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Annotated
 
 from rfq import export, metrics, ptq
 from rfq.commands import given, numbers, parsing
@@ -26,14 +27,14 @@ class Evaluate:
     # `rfq quantize --export` made, which is scored on its integers.
     run: parsing.Positional[pathlib.Path]
     # Read the prepared data here, if they have moved.
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, parsing.DIR] = None
     # Ask these tasks instead of scoring held-out text: "all", "cloze", or names.
     tasks: tuple[str, ...] = ()
     # Ask under these WnAm settings. The default is the run's tasks.specs.
     specs: tuple[str, ...] = ()
     # Read the tasks' files, which `rfq prepare tasks` makes, here. The default is the
     # run's tasks.dir.
-    tasks_dir: str | None = None
+    tasks_dir: Annotated[str | None, parsing.DIR] = None
 
 
 def run(args: Evaluate) -> None:

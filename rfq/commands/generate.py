@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Annotated
 
 import numpy as np
 
@@ -25,10 +26,10 @@ class Generate:
     # Quantize to this WnAm setting, such as W8A8, with the run's first taps and stream.
     spec: str = "FP"
     # Read the prepared data here, if they have moved.
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, parsing.DIR] = None
     # Draw at most so many tokens. Prompt and new tokens share model.seq_len, and the
     # default is half of that.
-    max_new_tokens: int | None = None
+    max_new_tokens: Annotated[int | None, parsing.INT] = None
     # Divide the logits by this: 0 takes the likeliest token, and 1 draws from the
     # model's own distribution.
     temperature: float = 0.0

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Annotated
 
 from rfq import metrics
 from rfq.commands import parsing
@@ -19,11 +20,11 @@ class Inspect:
     # Give the directory that `rfq prepare --out` made.
     directory: parsing.Positional[pathlib.Path]
     # Decode samples with this tokenizer. It is needed if a file prepared the data.
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, parsing.WORD] = None
     # Decode so many windows of each split, drawn at random.
     samples: int = 1
     # Write everything to this file, as JSON.
-    json: pathlib.Path | None = None
+    json: Annotated[pathlib.Path | None, parsing.FILE] = None
     # Compute the n-gram floors of data that lack them, and keep them beside the data.
     floors: bool = False
 

@@ -15,6 +15,15 @@ from rfq.errors import InputError, nearest
 
 Parsed = TypeVar("Parsed")
 Positional = tyro.conf.Positional
+
+
+def _shown(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+# How help shows an option that may be left out, in place of tyro's "{None}|PATH".
+DIR, FILE, INT, FLOAT = map(_shown, ("DIR", "FILE", "INT", "FLOAT"))
+WORD, SOURCE, SCALE = map(_shown, ("STR", "[SOURCE]", "{demo,small,paper}"))
 _TYRO = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
 
 

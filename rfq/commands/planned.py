@@ -3,8 +3,9 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated
 
-from rfq.commands import given
+from rfq.commands import given, parsing
 from rfq.costs import plan
 from rfq.errors import InputError
 from rfq.experiment import Experiment
@@ -17,12 +18,12 @@ class Options:
     # Print parameters, FLOPs, hours, memory, disk and placement; train nothing.
     dry_run: bool = False
     # With --dry-run, plan for so many devices instead of those of this machine.
-    devices: int | None = None
+    devices: Annotated[int | None, parsing.INT] = None
     # With --dry-run, estimate hours from these FLOP/s per device. The default is what
     # the paper's H100 reached with the optimizer.
-    device_flops: float | None = None
+    device_flops: Annotated[float | None, parsing.FLOAT] = None
     # With --dry-run, write a row for each arm to this file, one JSON object a line.
-    json: pathlib.Path | None = None
+    json: Annotated[pathlib.Path | None, parsing.FILE] = None
 
 
 def dry_run(args: Options, arms: Sequence[Experiment], num_seeds: int) -> bool:

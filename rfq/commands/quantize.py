@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated
 
 from rfq import export, metrics, ptq
 from rfq.commands import given, numbers, parsing
@@ -27,9 +28,9 @@ class Quantize:
     # Give a run directory that `rfq train` or `rfq compare` made.
     run: parsing.Positional[pathlib.Path]
     # Read the prepared data here, if they have moved.
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, parsing.DIR] = None
     # Write quantized checkpoints to this directory, one folder for each setting.
-    export: pathlib.Path | None = None
+    export: Annotated[pathlib.Path | None, parsing.DIR] = None
 
 
 def run(args: Quantize, overrides: Sequence[str]) -> None:

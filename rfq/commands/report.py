@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Annotated
 
 from rfq import compare
 from rfq.commands import given, parsing
@@ -25,7 +26,7 @@ class Report:
     directories: parsing.Positional[tuple[pathlib.Path, ...]]
     # Write report.html, tables/ and figures/ here. The default is the one directory
     # given.
-    out: pathlib.Path | None = None
+    out: Annotated[pathlib.Path | None, parsing.DIR] = None
 
 
 def run(args: Report) -> None:

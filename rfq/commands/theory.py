@@ -2,8 +2,9 @@
 
 import dataclasses
 import pathlib
+from typing import Annotated
 
-from rfq.commands import given
+from rfq.commands import given, parsing
 from rfq.theory import run as theory
 
 
@@ -22,10 +23,10 @@ class Theory:
     # Print every check with its numbers before the claims.
     all: bool = False
     # Write every check to this file, one JSON object a line.
-    json: pathlib.Path | None = None
+    json: Annotated[pathlib.Path | None, parsing.FILE] = None
     # Write every check, as theory.jsonl for `rfq report`, and the figure of the two
     # mechanisms with its data to this directory.
-    out: pathlib.Path | None = None
+    out: Annotated[pathlib.Path | None, parsing.DIR] = None
 
 
 def run(args: Theory) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import shlex
 from collections.abc import Sequence
+from typing import Annotated
 
 from rfq import compare, config_files, metrics, train
 from rfq.commands import given, numbers, parsing, planned
@@ -28,10 +29,10 @@ class Train(planned.Options):
     # that comes with rfq, such as demo/residual_adamw.
     config: parsing.Positional[pathlib.Path]
     # Write the run to this directory. Required, but not by --dry-run.
-    out: pathlib.Path | None = None
+    out: Annotated[pathlib.Path | None, parsing.DIR] = None
     # Choose the size of a family of arms: "demo" takes minutes on two cores, "small"
     # one GPU, and "paper" is the paper's.
-    scale: config_files.Scale | None = None
+    scale: Annotated[config_files.Scale | None, parsing.SCALE] = None
 
 
 def run(args: Train, overrides: Sequence[str]) -> None:
