@@ -59,12 +59,12 @@ class Checkpoints:
                 item_names=_ITEMS,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=keep,
-                    # What a kill left unfinished would otherwise fill the disk.
+                    # Unfinished files of killed runs would otherwise fill the disk.
                     cleanup_tmp_directories=keep is not None,
                     enable_async_checkpointing=True,
                     async_options=ocp.AsyncOptions(
                         post_finalization_callback=self._write_sums,
-                        # Where one cannot be made, its users would wait for minutes.
+                        # If one cannot be made, its users would wait for minutes.
                         create_directories_asynchronously=False,
                     ),
                 ),
@@ -80,7 +80,7 @@ class Checkpoints:
         """Wait until what was saved is on disk."""
         together = kind is None or issubclass(kind, Diverged | Preempted)
         if not together and jax.process_count() > 1:
-            return  # The others are not on their way to the same barrier.
+            return  # The others will not come to the same barrier.
         try:
             self._manager.wait_until_finished()
             self._manager.close()
@@ -112,7 +112,7 @@ class Checkpoints:
     def _require_room(self, *trees) -> None:
         """Raise an OSError where the arrays are larger than what the disk has free.
 
-        Found later, by many threads at once, it would be as many tracebacks.
+        Orbax would find it later, in many threads at once, with a traceback from each.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
         free = shutil.disk_usage(self._directory).free
@@ -141,11 +141,11 @@ class Checkpoints:
     ) -> int | None:
         """Return the step of the newest checkpoint whose files are what was saved.
 
-        A damaged one is said and moved aside, so that its step can be saved again.
+        A damaged one is reported and moved aside, so that its step can be saved again.
 
         Args:
-            lacks: The JSON of a whole checkpoint -> what it needs and is not there, or
-                None; it is as good as damaged then.
+            lacks: The JSON of a whole checkpoint -> what it needs and lacks, or None. A
+                checkpoint that lacks something counts as damaged.
         """
         while (step := distributed.broadcast("newest", self.latest_step)) is not None:
             found = distributed.broadcast("damage", lambda step=step: self.damage(step))
@@ -167,8 +167,8 @@ class Checkpoints:
     def damage(self, step: int, items: tuple[str, ...] = _ITEMS) -> str | None:
         """Say what is wrong with the files of a checkpoint, or return None.
 
-        Reads every byte of these items. A checkpoint without sums, as rfq wrote them
-        before it had any, passes.
+        It reads every byte of these items. A checkpoint without sums, from an older
+        rfq, passes.
         """
         folder = self._directory / str(step)
         try:

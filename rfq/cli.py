@@ -25,8 +25,8 @@ from rfq.commands import (
 from rfq.errors import Diverged, InputError, Preempted, lookup
 from rfq.experiment import Experiment, QuantizeConfig
 
-# Name -> (arguments, function, what may be overridden behind them). A name of two words
-# is a command of a group.
+# Name -> (arguments, function, the config that may be overridden after them). A name of
+# two words is a command of a group.
 COMMANDS: Mapping[str, tuple[type, Callable, type | None]] = {
     "compare": (compare.Compare, compare.run, Experiment),
     "train": (train.Train, train.run, Experiment),

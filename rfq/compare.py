@@ -50,7 +50,7 @@ def _run(
     arms: Sequence[Experiment], run_dirs: Sequence[pathlib.Path], out: pathlib.Path
 ) -> pathlib.Path:
     """Run all stages; `run_dirs` are those of the arms."""
-    # Everything that a person could have got wrong, before the first compilation.
+    # Check everything that a person can get wrong before the first compilation.
     manifests = [runs.check(arm) for arm in arms]
     for arm in arms:
         questions.check(arm)
@@ -78,7 +78,8 @@ def _run(
         if arm.tasks.names:
             ptq.run_tasks(arm, run_dir)
         metrics.rewrite(out / "rows.jsonl", rows)
-        # Another arm has other shapes and programs; what this one compiled is garbage.
+        # Another arm has other shapes, so this arm's compiled programs are useless to
+        # it.
         jax.clear_caches()
     metrics.rewrite(out / "rows.jsonl", rows)
     context["seconds"] = sum(map(runs.train_seconds, run_dirs)) + sum(

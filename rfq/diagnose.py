@@ -4,7 +4,7 @@ MEASURES      column -> what is said of each layer at initialization
 CALLS         verdict -> the test that gives it, the first that holds
 OUT/diagnose.jsonl, .png, .svg    the table and its figure
 
-No data and no training: the model meets sequences of distinct random tokens.
+It needs neither data nor training: the model gets sequences of distinct random tokens.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ Numbers = np.ndarray | Array
 
 
 class Found(NamedTuple):
-    """What was measured, a number for each of the L blocks, first one first.
+    """The measured numbers, one for each of the L blocks, first one first.
 
     Attributes:
         token_cosine: mean cosine between two tokens of a sequence behind the block.
@@ -43,8 +43,8 @@ class Found(NamedTuple):
         mean_share: share of their energy in the mean over the tokens of a sequence.
         diagonal_mass: weight of a token on itself in attention, mean over heads.
         softest_mass: weight on earlier tokens, of the head that has most of it.
-        entropy: of a token's attention, nats, mean over heads.
-        gradient_norm: of the loss with respect to the block's matrices.
+        entropy: entropy of a token's attention, nats, mean over heads.
+        gradient_norm: norm of the loss's gradient by the block's matrices.
         jacobian_max, jacobian_min: extremes of the singular values of the map from the
             embedding to the stream behind the block, both at unit RMS, on the subspace
             that nudges each position along one direction.
@@ -77,7 +77,7 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Where a verdict begins. First values, from few runs (D110).
+    """The limits of the verdicts, first values from few runs (D110).
 
     Attributes:
         cosine: tokens more alike than this have collapsed.
@@ -103,7 +103,7 @@ def _identity(found: Found, limits: Thresholds) -> str:
     return "starts as the identity" if sharp and not mixes else ""
 
 
-# In this order; "" goes on to the next, and what no call names is healthy.
+# The calls are tried in this order; a model that none of them names is healthy.
 CALLS: Sequence[Callable[[Found, Thresholds], str]] = (_collapse, _identity)
 
 

@@ -28,8 +28,8 @@ from rfq import experiment as experiment_lib
 from rfq import launcher, metrics
 from rfq.errors import InputError
 
-# EX_TEMPFAIL of sysexits.h: what is done is saved, and the same command goes on from
-# there. Launch scripts start again, and batch systems requeue.
+# EX_TEMPFAIL of sysexits.h: the work is saved, and the same command continues it.
+# Launch scripts start again, and batch systems requeue.
 REQUEUE = 75
 
 _LEFT = "left"
@@ -90,8 +90,8 @@ class _Job:
     def _watch(self) -> None:
         """Report this process alive at every beat; end it when another has ended.
 
-        Only process 0 reads when each process last spoke, by its own clock. The others
-        look for its verdict: a job of n processes costs n messages a beat.
+        Only process 0 reads, by its own clock, when each process last reported. The
+        others read its verdict, so a job of n processes costs n messages a beat.
         """
         heard: dict[int, tuple[str, float]] = {}
         for beat in itertools.count():
@@ -147,7 +147,7 @@ def start() -> None:
         # Gloo waits 30 s for the last process; a cache, which only process 0 writes,
         # would let it run ahead of the others by all that they compile.
         jax.config.update("jax_enable_compilation_cache", False)
-    # Past its own limit jax aborts with a stack trace, and without a sentence.
+    # After its own limit jax aborts with a stack trace instead of a sentence.
     impatient = threading.Timer(start_seconds, _give_up, (launch, start_seconds))
     impatient.daemon = True
     impatient.start()
@@ -174,7 +174,7 @@ def start() -> None:
         impatient.cancel()
     _job = _Job(lost_seconds, start_seconds)
     _job.write("rfq/host", f"{socket.gethostname()}, pid {os.getpid()}")
-    # Process 0 knows of this one from here on, though it should never speak again.
+    # From here on process 0 knows this one, even if it never reports again.
     _job.write("rfq/alive", "joined")
     barrier("start")
     _job.hosts = _job.read("rfq/host")
@@ -222,9 +222,9 @@ def leave() -> None:
 def abandon(code: int, error: BaseException) -> None:
     """End a process of a job for good, and through the watch all others.
 
-    Returns where there is one process. A collective that fails because another process
-    died raises here before anybody knows which one. So an error that is no `InputError`
-    first leaves the watch time to find out and to end this process.
+    With one process it returns. A collective that fails because another process died
+    raises here before anyone knows which one. So for an error that is no `InputError`
+    it first gives the watch time to find out and to end this process.
     """
     if _job is None:
         return

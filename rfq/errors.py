@@ -1,4 +1,4 @@
-"""The one exception that speaks to a person, and the lookup that raises it."""
+"""The exception whose message is for a person, and the lookup that raises it."""
 
 import dataclasses
 import difflib
@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 class InputError(ValueError):
-    """What a person typed, or a file they gave, cannot be used.
+    """An input that a person typed, or a file they gave, cannot be used.
 
     The message is one sentence: what was given, what is accepted, and what to do
     next. The command line prints it without a traceback; any other exception is a
@@ -39,9 +39,9 @@ def nearest(name: str, names: Iterable[object]) -> str:
 def check_fields(config: object, section: str) -> None:
     """Raise InputError where a field of a config holds what its annotation excludes.
 
-    For the beginning of a config dataclass's `__post_init__`; `section` is its name in
-    the experiment. A float may be an int; other annotations than those of `_accepts`
-    are not looked at.
+    A config dataclass calls it first in `__post_init__`; `section` is its name in the
+    experiment. A float may be an int. Annotations that `_accepts` does not know are not
+    checked.
     """
     assert dataclasses.is_dataclass(config)
     for field in dataclasses.fields(config):
@@ -84,4 +84,4 @@ class Diverged(RuntimeError):
 
 
 class Preempted(RuntimeError):
-    """Told to end: what is done is saved, and the message says where."""
+    """The process was told to end; its work is saved, and the message says where."""

@@ -28,17 +28,19 @@ from rfq.sharding import ShardingConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the prepared windows are (`rfq prepare` makes them)."""
+    """The prepared windows, which `rfq prepare` makes."""
 
-    # The --out of `rfq prepare`. Its held-out and calibration splits are those used.
+    # Read what `rfq prepare --out` wrote here, with its held-out and calibration
+    # splits.
     dir: str = "data/embedded"
-    # Further prepared directories whose training splits are mixed in.
+    # Mix in the training splits of these prepared directories.
     also: tuple[str, ...] = ()
-    # Shares of the training sequences, of `dir` and each of `also`; () for their sizes.
+    # Give `dir` and each of `also` this share of the training; () takes their sizes.
     weights: tuple[float, ...] = ()
-    # Processes that read ahead; 0 reads in a thread, fast enough for most.
+    # Read ahead in so many processes; 0 reads in a thread, which mostly is fast enough.
     num_workers: int = 0
-    # "embedded", "byte" or a SentencePiece model file; must be what prepared the data.
+    # Use "embedded", "byte" or a SentencePiece file: the tokenizer that prepared the
+    # data.
     tokenizer: str = "embedded"
 
     def __post_init__(self):
@@ -49,7 +51,7 @@ class DataConfig:
 
     @property
     def mixture(self) -> Mixture:
-        """What is trained on."""
+        """The prepared sets that are trained on."""
         return Mixture((self.dir, *self.also), self.weights)
 
 
@@ -57,16 +59,16 @@ class DataConfig:
 class TrainConfig:
     """Length of the run and size of a step."""
 
-    num_steps: int = 50_000  # Optimizer calls.
+    num_steps: int = 50_000  # Call the optimizer so many times.
     batch_size: int = 512  # Sequences per step over all devices and hosts.
-    clip_norm: float | None = 1.0  # Global gradient norm; None turns it off (D18).
-    # Added to the loss: penalty_weight times the mean over blocks of
+    clip_norm: float | None = 1.0  # Clip the global gradient norm; None does not (D18).
+    # Add to the loss penalty_weight times the mean over blocks of
     # mean((|x| / penalty_threshold)^4) of their outputs x (TWEO, arXiv 2511.23225,
-    # whose values are 0.01 and 3). 0 leaves no trace in the program.
+    # whose values are 0.01 and 3). With 0 the program has no such term.
     penalty_weight: float = 0.0
     penalty_threshold: float = 3.0
-    # Share of the run over which the weights of model.skip "weighted" fall linearly
-    # from init.skip_weight to 0, where they stay; 0 keeps them as they are.
+    # Over this share of the run the weights of model.skip "weighted" fall linearly from
+    # init.skip_weight to 0, where they stay. 0 keeps them as they are.
     skip_anneal: float = 0.0
 
     def __post_init__(self):
@@ -91,16 +93,16 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is written while training, and how often, in steps."""
+    """The records that training writes, and how often, in steps."""
 
-    log_every: int = 10  # A row of metrics.jsonl.
-    measure_every: int = 1000  # A row of measures.jsonl; also at the start and the end.
-    measure_sequences: int = 64  # Held-out sequences behind each measured point.
-    # What is measured: rows of `rfq.taps.STATISTICS`.
+    log_every: int = 10  # Write a row of metrics.jsonl this often.
+    measure_every: int = 1000  # Write measures.jsonl this often, at both ends too.
+    measure_sequences: int = 64  # Measure on so many held-out sequences.
+    # Measure these statistics, rows of `rfq.taps.STATISTICS`.
     statistics: tuple[str, ...] = ("moments", "range", "histogram")
-    sample_tokens: int = 256  # Tokens that the dear ones (tokens, histogram) see.
-    checkpoint_every: int = 1000  # Also at the end.
-    keep_checkpoints: int = 2  # Older ones are deleted.
+    sample_tokens: int = 256  # Expensive ones (tokens, histogram) see so many tokens.
+    checkpoint_every: int = 1000  # Save this often, and at the end.
+    keep_checkpoints: int = 2  # Keep so many and delete older ones.
 
     def __post_init__(self):
         check_fields(self, "log")
@@ -125,22 +127,22 @@ _SPECS = (
 class QuantizeConfig:
     """The grid that `rfq quantize` walks over (appendix D, "Quantization protocol")."""
 
-    specs: tuple[str, ...] = _SPECS  # WnAm settings: W8A6, A8, W8, FP.
-    taps: tuple[str, ...] = ("paper",)  # Which sites: "paper" (4 a block) or "full".
-    # What a residual skip carries past a quantized norm input (D19).
+    specs: tuple[str, ...] = _SPECS  # Score these WnAm settings: W8A6, A8, W8, FP.
+    taps: tuple[str, ...] = ("paper",)  # Sites: "paper" (4 a block) or "full".
+    # Choose what a residual skip carries past a quantized norm input (D19).
     streams: tuple[str, ...] = ("branch", "in_place")
-    # How a range is chosen: rows of `rfq.quant.CALIBRATORS`.
+    # Choose ranges with these rows of `rfq.quant.CALIBRATORS`.
     calibrators: tuple[str, ...] = ("min_max",)
-    # What of an activation shares a grid: "per_tensor", whose range is calibrated, or
-    # "per_token" or "per_group_N" (N neighbors), whose ranges are each batch's own.
+    # Let these parts of an activation share a grid: "per_tensor", with a calibrated
+    # range, or "per_token" or "per_group_N" (N neighbors), with each batch's own range.
     granularities: tuple[str, ...] = ("per_tensor",)
-    # How a range becomes a grid: rows of `rfq.quant.SCHEMES`.
+    # Turn ranges into grids with these rows of `rfq.quant.SCHEMES`.
     schemes: tuple[str, ...] = ("asymmetric",)
-    calibration_tokens: int = 32_768  # Of the split of that name, at most.
+    calibration_tokens: int = 32_768  # Calibrate on at most so many tokens.
     calibration_seeds: tuple[int, ...] = (0,)  # Each draws its own calibration tokens.
-    eval_tokens: int = 262_144  # Held out, at most.
-    batch_size: int = 64  # Sequences per evaluation step.
-    sample_tokens: int = 256  # Of a batch, for what must sort its values.
+    eval_tokens: int = 262_144  # Score at most so many held-out tokens.
+    batch_size: int = 64  # Evaluate so many sequences per step.
+    sample_tokens: int = 256  # Statistics that sort see so many tokens of a batch.
 
     def __post_init__(self):
         check_fields(self, "quantize")
@@ -187,11 +189,11 @@ class QuantizeConfig:
 class TasksConfig:
     """Questions with right answers, and the settings under which they are asked."""
 
-    # Rows of `rfq.tasks.TASKS`; "all" is the paper's eight, "cloze" needs no files.
+    # Ask rows of `rfq.tasks.TASKS`; "all" is the paper's eight, "cloze" needs no files.
     names: tuple[str, ...] = ()
     specs: tuple[str, ...] = ("FP",)  # WnAm settings; the rest is as in quantize.
-    dir: str = "data/tasks"  # The --out of `rfq prepare tasks`.
-    cloze_items: int = 200  # Of each cloze task, at most.
+    dir: str = "data/tasks"  # Read files that `rfq prepare tasks --out` wrote here.
+    cloze_items: int = 200  # Ask at most so many questions of each cloze task.
 
     def __post_init__(self):
         check_fields(self, "tasks")
@@ -206,7 +208,7 @@ class Experiment:
     """Everything that determines a run: the four factors of the paper and the rest."""
 
     arm: str  # Name of the row, and of its directory.
-    seed: int = 0  # Of the initialization and of the order of the data.
+    seed: int = 0  # Seeds the initialization and the order of the data.
     model: ModelConfig = ModelConfig()
     init: InitConfig = InitConfig()
     optimizer: optim.OptimizerConfig = optim.KLShampooConfig()
@@ -267,12 +269,12 @@ class Experiment:
         return self.train.batch_size * self.model.seq_len
 
 
-# What does not change the trained function: a run may be named, stored, logged,
+# Fields that do not change the trained function: a run may be named, stored, logged,
 # quantized and placed differently and still be the same run.
 FREE_SECTIONS = ("arm", "data", "log", "quantize", "tasks", "sharding")
 
-# Fields that are younger than the first recorded rows, at the values that compute what
-# was computed before: a fingerprint leaves them out, so that those rows keep theirs.
+# Fields that the first recorded rows lacked, with the values that reproduce those rows.
+# A fingerprint leaves out fields at these values, so that old rows keep theirs.
 _YOUNGER: Mapping[str, Mapping[str, object]] = {
     "model": {
         "first_layer": 1,
@@ -293,8 +295,8 @@ _YOUNGER: Mapping[str, Mapping[str, object]] = {
     "optimizer": {"rates": {}, "max_precondition_dim": 16_384},
 }
 
-# How recorded runs spell an optimizer's fields that have other names by now, and the
-# only value that is left of fields that are gone.
+# Old names of an optimizer's fields in recorded runs, and the one value that removed
+# fields may have there.
 _RENAMED: Mapping[str, Mapping[str, str]] = {
     "soap": {"max_precond_dim": "max_precondition_dim"},
 }

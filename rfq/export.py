@@ -272,12 +272,12 @@ def save(
 ) -> None:
     """Write both files of a quantized checkpoint, each in one step, from process 0.
 
-    A kill between the two leaves a pair that `load` refuses.
+    A kill between the two files leaves a pair that `load` refuses.
 
     Args:
         directory: Made if it does not exist.
         quantized: Host arrays.
-        described: JSON; what `run` writes beside the tensors.
+        described: The JSON that `run` writes beside the tensors.
 
     Raises:
         InputError: the directory cannot be written, or safetensors is not installed.

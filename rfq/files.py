@@ -1,7 +1,7 @@
 """Files that are never half-written: replaced in one step, or grown line by line.
 
-What a kill can leave is the beginning of a last line; whoever reads leaves it out, and
-whoever appends cuts it off first.
+A kill can leave only part of a last line. Readers ignore it, and writers cut it off
+before they append.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # Still ours: who opens it now makes another.
+        path.unlink(missing_ok=True)  # Still ours; others make a new one.
         os.close(descriptor)
 
 
@@ -113,7 +113,7 @@ def _lock(path: pathlib.Path) -> int:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, _me().encode(), 0)
             return descriptor
-        os.close(descriptor)  # The one who held it has just removed it.
+        os.close(descriptor)  # Its holder has just removed it.
 
 
 def _me() -> str:

@@ -1,4 +1,4 @@
-"""Held-out sequences in whole batches, and what is averaged over them."""
+"""Held-out sequences in whole batches, and averages over them."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping

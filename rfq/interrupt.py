@@ -1,9 +1,9 @@
 """Ctrl-C ends a command at once and in one line, wherever it is.
 
-An exception would have to find its way out of whatever runs: of an import, of a
-compilation that returns to Python after minutes, of a callback that swallows it, and of
-an interpreter that is torn down around the threads of jax, which then crashes. What is
-on disk is whole at any moment (see `rfq.files`), so nothing has to be tidied there.
+An exception would have to leave whatever runs: an import, a compilation that returns to
+Python after minutes, a callback that swallows it, or an interpreter that shuts down
+around the threads of jax, which then crashes. The files on disk are whole at any moment
+(see `rfq.files`), so nothing has to be tidied.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from collections.abc import Callable
 STATUS = 130
 SENTENCE = "interrupted; the same command goes on from here"
 
-_SECONDS = 5.0  # Longest wait for the last words.
+_SECONDS = 5.0  # The longest wait for the last message.
 _last_words: list[Callable[[], None]] = []
 
 

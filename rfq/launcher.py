@@ -1,4 +1,4 @@
-"""What started this process: the environment of a launcher, read before any backend."""
+"""The launcher that started this process, read from the environment."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ VARIABLES = ("RFQ_COORDINATOR", "RFQ_NUM_PROCESSES", "RFQ_PROCESS_ID")
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """A job of several processes; jax asks the launcher for what is None.
+    """A job of several processes; jax asks the launcher for fields that are None.
 
     Attributes:
         launcher: A name of `LAUNCHERS`, or "RFQ_COORDINATOR".

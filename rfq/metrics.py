@@ -1,4 +1,4 @@
-"""What a person and a plotting script see of a run: JSON lines, progress, words.
+"""Output of a run for a person or a plotting script: JSON lines, progress, messages.
 
 The only file that prints. On a machine of many processes only process 0 writes; the
 others pass through here silently.
@@ -160,7 +160,7 @@ class Progress:
 
     def update(self, done: int, note: str = "") -> None:
         """Move to `done` of the total; `note` stands at the end of the line."""
-        if self._started is None:  # What compiled before the first update is over.
+        if self._started is None:  # Compilation before the first update is over.
             self._started, self._first = time.monotonic(), done
         self._done = done
         if self._bar is not None:

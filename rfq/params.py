@@ -1,4 +1,4 @@
-"""The parameter table: what each leaf of the model is, said once.
+"""The parameter table, which describes each leaf of the model once.
 
 Initialization, the optimizers' partition, weight quantization and sharding all read
 this table, so that adding a parameter is one line here and a missing line is an

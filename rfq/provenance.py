@@ -1,4 +1,4 @@
-"""What the numbers of a run are computed with: code, commit, versions, devices."""
+"""The code, commit, versions and devices that compute the numbers of a run."""
 
 import functools
 import glob

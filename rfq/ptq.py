@@ -31,7 +31,7 @@ from rfq.stats import bootstrap, central
 from rfq.tasks import decode, questions, scoring
 from rfq.types import Params, Record
 
-# What makes two rows of one run answers to the same question.
+# Two rows of one run that agree in these fields answer the same question.
 _ASKED = ("config_fingerprint", "calibration_tokens", "eval_tokens")
 
 
@@ -81,7 +81,7 @@ def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
                         record = rows.make(kind, named, {kind: values})
                         metrics.append(out / f"{kind}.jsonl", record)
                 seconds = {"seconds": time.perf_counter() - started}
-                # Last, so that a row is never without what stands behind it.
+                # Rows come last, so that a row never lacks its details.
                 if setting not in found["rows.jsonl"]:
                     row = rows.make("rows", named, outcome, seconds)
                     found["rows.jsonl"][setting] = row
@@ -182,7 +182,7 @@ def setting(experiment: Experiment, spec: str, taps: str, stream: str) -> Settin
     """Make one setting in float32, the rest as the first of the experiment's own.
 
     Args:
-        experiment: whose.
+        experiment: the experiment of the run.
         spec: a WnAm setting.
         taps: tap set, "" for the first.
         stream: placement, "" for the first.
@@ -294,7 +294,7 @@ class Sweep:
         self._mesh = sharding.make_mesh(config=experiment.sharding)
         config = experiment.quantize
         self.heldout = self._batches("heldout", config.eval_tokens)
-        # On the class the caches would keep every sweep and its arrays forever.
+        # Caches on the class would keep every sweep and its arrays forever.
         self._steps = functools.cache(self._compile)
         self._quantized = functools.lru_cache(maxsize=1)(self._quantize)
         self._calibration = functools.cache(self._draw)
@@ -454,7 +454,7 @@ class Sweep:
     def _diverge(self, spec: QuantSpec, setting: Setting) -> dict[str, np.ndarray]:
         """Measure R_l: how far the quantized model is from the full-precision one.
 
-        On the first batch only: both models run on it.
+        Both models run on the first batch only.
         """
         compiled = self._steps(setting.taps)
         found = compiled.diverge[setting.stream](

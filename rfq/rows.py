@@ -50,9 +50,9 @@ class Setting(NamedTuple):
         spec: The WnAm name, or "FP".
         stream: The placement of the stream's quantizer, "branch" or "in_place".
         calibration_seed: The draw of calibration tokens.
-        granularity: What of an activation shares a grid: "per_tensor", whose range is
-            calibrated, or "per_token" and "per_group_N", whose ranges are those of
-            each batch.
+        granularity: Which part of an activation shares a grid: "per_tensor", whose
+            range is calibrated, or "per_token" and "per_group_N", whose ranges are
+            those of each batch.
         scheme: How a range becomes a grid, of weights and activations.
     """
 
@@ -122,7 +122,7 @@ class Tasks(TypedDict):
 
     Attributes:
         questions: A digest that names the questions.
-        scores: What was found of each task.
+        scores: The scores of each task.
         items: The name of the file with the answers.
     """
 
@@ -188,7 +188,7 @@ KINDS: Mapping[str, Mapping[str, Field]] = {
     "measures": _fields(Measured),
 }
 
-# What a field was before records had it.
+# The value of a field in records that lack it.
 DEFAULTS: Mapping[str, Any] = {
     "seed": 0,
     "compute_dtype": "float32",
@@ -211,7 +211,7 @@ _DTYPES: Mapping[type, pl.DataType | type[pl.DataType]] = {
     dict: pl.String,  # As JSON text.
 }
 
-# What the fields of a task's score hold that are not numbers.
+# The types of the fields of a task's score that are not numbers.
 _WORDS = ("split", "primary")
 
 
@@ -349,8 +349,8 @@ def _typed(value: Any, dtype: Any, where: str, name: str) -> Any:
 def by_layer(records: pl.DataFrame) -> pl.DataFrame:
     """Open the column `sites`: one line a site, statistic and layer, from 1.
 
-    Any statistic that is one number a layer is there, whoever defined it. Of a site
-    that occurs once in the model the layer is 1. Histograms are left to `histograms`.
+    It has every statistic that is one number a layer. A site that occurs once in the
+    model has the layer 1. `histograms` reads the histograms.
     """
     index, site, statistic, layer, value = [], [], [], [], []
     for number, text in enumerate(records["sites"].to_list()):
@@ -405,7 +405,7 @@ def histograms(
     """Give the histograms of sites, one line a site and layer with all its numbers.
 
     Args:
-        edges: Of (x - center) / scale, around all bins.
+        edges: Edges of (x - center) / scale, around all bins.
         sites: As in a record of measures, or in statistics.json.
     """
     found = []

@@ -1,4 +1,4 @@
-"""What a run directory is: whose it is, on what data, and whether that still fits.
+"""Run directories: the experiment and data of a run, and whether they still fit.
 
 config.json     the experiment, its fingerprint, the data's and where they lay,
                 versions, device
@@ -215,8 +215,8 @@ def _recipe_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> s
 def located(experiment: Experiment, config: Mapping[str, Any]) -> Experiment:
     """Return the experiment with its data and tokenizer where they are found.
 
-    A path that leads nowhere from the working directory gives way to the absolute one
-    of when the run was made.
+    If a path does not exist from the working directory, the absolute path from the time
+    of the run replaces it.
     """
     data, places = experiment.data, _data_of(config)
     dir, *also = (
@@ -252,7 +252,7 @@ def match(ours: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
     Raises:
         InputError: names the first field that differs.
     """
-    # What was written before a field existed has its default.
+    # Older files lack newer fields, which then have their defaults.
     completed = experiment_lib.to_dict(experiment_lib.from_dict(theirs["experiment"]))
     for field, mine, other in experiment_lib.differences(ours["experiment"], completed):
         if field.split(".")[0] not in experiment_lib.FREE_SECTIONS:

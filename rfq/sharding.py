@@ -3,7 +3,7 @@
 The model and the parameter table name logical axes; nothing but this file knows a
 mesh. "pjit" is `jax.jit` with shardings today, and `steps` is where that happens.
 
-What devices say to each other in a training step follows from the table. On a mesh of
+The traffic between devices in a training step follows from the table. On a mesh of
 r x f x t devices ("data", "fsdp", "tensor"), with D = r f t, let W be the elements of
 the hidden matrices, E those of the embedding, B T the tokens of a batch, A = B T width
 / (r f) the elements of a device's part of the stream, L the layers, m the
@@ -26,9 +26,9 @@ behind the lookup. A matrix optimizer deals its stacks, S elements with padding:
     all-to-all  2 * 4 S / D                              if f t > 1: there and back
     all-gather  4 S / (f t)                              if r > 1: directions to copies
 
-Of what is one number a column (the gains) or a token, nothing is counted: together less
-than 2% at width 32. "ddp" is f = t = 1, "fsdp" is r = t = 1, "fsdp_tp" is r = 1,
-"hybrid" is t = 1. GPU and TPU backends turn an all-reduce of which each device keeps
+Gains and other arrays of one number a column or a token are not counted; together they
+are less than 2% at width 32. "ddp" is f = t = 1, "fsdp" is r = t = 1, "fsdp_tp" is r =
+1, "hybrid" is t = 1. GPU and TPU backends turn an all-reduce of which each device keeps
 its part into a reduce-scatter, whose result is f times smaller; the CPU does not.
 """
 
@@ -56,14 +56,14 @@ AXES = ("data", "fsdp", "tensor")
 # Logical axis -> the mesh axes over which it is cut; a mesh axis of size 1 cuts
 # nothing, so that this table serves all strategies.
 RULES: Mapping[str, tuple[str, ...]] = {
-    # Of parameters, gradients and moments.
+    # Axes of parameters, gradients and moments.
     "layer": (),
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "head_width": (),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
-    # Of activations, and "width" of a parameter where it is used.
+    # Axes of activations, and "width" of a parameter where it is used.
     "batch": ("data", "fsdp"),
     "copy_batch": ("data",),  # All rows that one copy of the parameters sees.
     "position": (),
@@ -82,9 +82,9 @@ STRATEGIES: Mapping[str, Mapping[str, str | int]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
-    """How a step is spread over devices and time; what it computes stays the same.
+    """How a step is spread over devices and time; its result stays the same.
 
-    The mesh is a row of `STRATEGIES`, any number of which may be given here.
+    The mesh is a row of `STRATEGIES`; each of its numbers may be replaced here.
 
     Attributes:
         strategy: "ddp" copies the parameters to every device; "fsdp" cuts each along
@@ -211,7 +211,7 @@ def params_shardings(mesh: Mesh, shapes: Params):
 
     def place(path, leaf, row: params_lib.ParamAxes) -> NamedSharding:
         if row.kind == "gain" and leaf.shape[-1] == 1:
-            return replicated(mesh)  # One number for all channels: nothing to cut.
+            return replicated(mesh)  # A gain of one number cannot be cut.
         for size, axis in zip(leaf.shape, row.logical, strict=True):
             for mesh_axis in RULES[axis]:
                 if size % mesh.shape[mesh_axis]:
@@ -269,7 +269,7 @@ def placing(mesh: Mesh) -> places.Placing:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec_for(axes)))
 
     def gather(w: Array, axes: tuple[str, ...]) -> Array:
-        # Cut as it is stored, or the partitioner might gather before a cast.
+        # It stays cut as it is stored, or the partitioner might gather before a cast.
         whole = tuple("width" if axis == "embed" else axis for axis in axes)
         return constrain(constrain(w, axes), whole)
 

@@ -54,7 +54,7 @@ Binnings = dict[str, bins.Binning]
 
 @dataclasses.dataclass(frozen=True)
 class TrainSteps:
-    """What `train.run` calls.
+    """The functions that `train.run` calls.
 
     Attributes:
         state: The abstract `TrainState`, with shardings.
@@ -109,7 +109,7 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
         loss = jnp.mean(losses_BT)
         if not records:
             return loss, {"loss": loss}
-        # What enters the first block is no block's output.
+        # The input of the first block is no block's output.
         into_L, last = (records[site] for site in BLOCK_OUTPUTS)
         penalty = jnp.mean(jnp.append(into_L[1:], last))
         return loss + weight * penalty, {"loss": loss, "penalty": penalty}
@@ -186,7 +186,7 @@ class Programs:
 
 @dataclasses.dataclass(frozen=True)
 class QuantSteps:
-    """What `ptq` calls. All but what is `as_trained` computes in float32 (D9).
+    """The functions that `ptq` calls. All but `as_trained` compute in float32 (D9).
 
     Attributes:
         params: The abstract parameters, with shardings.
@@ -277,7 +277,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             with _matmul_precision(config):
                 h_2BTD, found = jax.vmap(one, axis_name=taps.PAIR)(pair)
             first = jax.tree.map(lambda leaf: leaf[0], found)
-            # A tapped head rounds its input; what came in is what is compared.
+            # A tapped head rounds its input; the input before rounding is compared.
             return {"head_in": distortion.measure(*h_2BTD)} | first
 
         return compare
@@ -381,7 +381,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
 
 @dataclasses.dataclass(frozen=True)
 class IntegerSteps:
-    """What `export` calls; all compute in float32 where it is not on integers.
+    """The functions that `export` calls; they compute on integers or in float32.
 
     Attributes:
         params: The abstract parameters, with shardings.

@@ -105,7 +105,7 @@ def measure_divergence(x: Array, state: SiteState) -> tuple[Array, Record]:
 
     The two run side by side as a `jax.vmap` of size 2 over the axis PAIR, the clean one
     first, so that no activation of a layer needs to be kept for the other model's.
-    Recorded is the error that comes in, before the site's own rounding.
+    It records the error that comes in, before the site's own rounding.
     """
     _require_grid(state)
     clean, quantized = jax.lax.all_gather(x, PAIR)
@@ -120,18 +120,18 @@ def perturb(x: Array, state: SiteState) -> tuple[Array, Record]:
 
 
 def _require_grid(state: SiteState) -> None:
-    # `grid.fake_quantize` takes None for full precision; here it can only be a site
-    # that was forgotten, and would pass for one that quantization does not hurt.
+    # `grid.fake_quantize` takes None for full precision. Here None can only be a site
+    # that was forgotten, which would look like one that quantization does not hurt.
     known = isinstance(state, grid_lib.Grid | grid_lib.Dynamic)
     assert known, "a quantized site has no grid"
 
 
 @dataclasses.dataclass(frozen=True)
 class Excess:
-    """Leaves x alone and records how far it reaches beyond a threshold t.
+    """Leave x alone and record how far it reaches beyond a threshold t.
 
-    mean((|x| / t)^4), the term that TWEO (arXiv 2511.23225) adds to the loss for the
-    output of each block, with its power of 4.
+    The record is mean((|x| / t)^4), the term that TWEO (arXiv 2511.23225) adds to the
+    loss for the output of each block, with its power of 4.
     """
 
     threshold: float
@@ -147,7 +147,7 @@ class Statistic(NamedTuple):
 
     Attributes:
         record: (rows [num_tokens, D], site state) -> what one batch knows.
-        merge: Of two float64 records on the host.
+        merge: Two float64 records on the host -> their record together.
         numbers: name -> merged record -> one number a layer.
         sampled: It is expensive, so it sees `Measure.sample` tokens.
         binned: It needs the site's `Binning`, which a first pass must find.
@@ -224,7 +224,7 @@ STATISTICS: Mapping[str, Statistic] = {
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """Leaves x alone and records the named statistics.
+    """Leave x alone and record the named statistics.
 
     Attributes:
         statistics: Rows of `STATISTICS`.

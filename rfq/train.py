@@ -96,7 +96,7 @@ def _train(
         "seconds": log.seconds,
         "epochs": list(epochs.values()),
         "state_bytes": sharding.bytes_per_device(compiled.state),
-        # Of an arm that stays below an earlier one in this process nothing is known.
+        # An arm that needs less than an earlier one in this process leaves no trace.
         "peak_bytes": peak if peak > peak_before else None,
     }
     metrics.write_text(run_dir / "done.json", metrics.to_json(finished) + "\n")
@@ -136,7 +136,7 @@ class _Log:
         # File -> step of its last row, which a checkpoint saved now relies on.
         self.ends: dict[str, int] = {}
         self.loss = float("nan")
-        # What a killed run wrote after its last checkpoint is computed again.
+        # Rows that a killed run wrote after its last checkpoint are computed again.
         for name in _FILES:
             written = metrics.read(run_dir / name) if start > 0 else []
             kept = [row for row in written if row["step"] <= start]
@@ -174,7 +174,7 @@ class _Log:
         """Stop the run unless every named thing was found to be finite.
 
         Raises:
-            Diverged: where, what is saved and what to try; failed.json says it too.
+            Diverged: it says where, what is saved and what to try, as failed.json does.
         """
         bad = [name for name, finite in found.items() if not finite]
         if not bad:
@@ -206,7 +206,7 @@ class _Log:
                 self.note = f"loss {self.loss:.3f}, {rate:,.0f} tokens/s"
                 row = {name: float(value) for name, value in values.items()}
                 row |= {"step": step, "tokens_per_second": rate}
-                row["seconds"] = self.seconds  # Of training so far, resumed or not.
+                row["seconds"] = self.seconds  # Training time so far, resumed or not.
                 self._append("metrics", row)
 
 
