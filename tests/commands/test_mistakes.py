@@ -96,8 +96,8 @@ COMMANDS = {
     "quantize RUN --bits 8": "--bits is unknown",
     "quantize RUN --specs FP W8A1": "act_bits=1 must be an integer from 2 to 16",
     "quantize RUN --streams sideways": "quantize.streams='sideways' is unknown",
-    "evaluate RUN --data-dir OTHER": "are not those that RUN was trained on; give --da",
-    "quantize RUN --data-dir OTHER": "are not those that RUN was trained on; give --da",
+    "evaluate RUN --data-dir OTHER": "are not those that RUN was trained on",
+    "quantize RUN --data-dir OTHER": "are not those that RUN was trained on",
 }
 
 
