@@ -93,7 +93,7 @@ def _dispatch(argv: list[str]) -> int:
             return 0
         if not argv[1:]:
             raise InputError(
-                f"rfq {argv[0]} is several commands; give one of "
+                f"rfq {argv[0]} stands for several commands; give one of "
                 f"{' and '.join(f'`rfq {name}`' for name in group)}"
             )
         num_words = 2

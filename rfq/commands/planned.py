@@ -31,8 +31,8 @@ def dry_run(args: Options, arms: Sequence[Experiment], num_seeds: int) -> bool:
     for name in ("devices", "device_flops", "json"):
         if getattr(args, name) is not None and not args.dry_run:
             raise InputError(
-                f"--{name.replace('_', '-')} is of --dry-run; a run takes all devices "
-                "it has"
+                f"--{name.replace('_', '-')} goes with --dry-run; a run takes all "
+                "devices it has"
             )
     if not args.dry_run:
         return False

@@ -1,7 +1,7 @@
 """The paper's lemmas, theorems and constants, each predicted and measured.
 
-A module has, for its subject, the predictions and the measurements as pure functions,
-and below them one function per claim that pairs the two into `check.Check`s. Claims are
+Each module has the predictions and measurements of its subject as pure functions, and
+below them one function per claim that pairs the two into `check.Check`s. Claims are
 the paper's (Lemma 1 to 14, Corollary 1, Theorem 1 and 2, appendix C.3), in `run.PAPER`,
 or corrections of ours, in `run.CORRECTIONS`; `rfq theory` prints both.
 

@@ -21,7 +21,7 @@ from rfq.types import Array
 def saturated_kurtosis(num_scores: int) -> float:
     """Return a one-hot vector's gamma, (T^2 - 6 T + 6) / (T - 1) (lemma 13).
 
-    Also the largest that T values can have.
+    It is also the largest that T values can have.
     """
     return (num_scores**2 - 6.0 * num_scores + 6.0) / (num_scores - 1.0)
 
@@ -56,8 +56,8 @@ def expected_softmax_kurtosis(tau: float, num_scores: int) -> float:
 
         E p^k = 1 / Gamma(k) int E[(s e)^k exp(-s e)] E[exp(-s e)]^(T-1) d log s.
 
-    Of few draws the kurtosis is mostly less: for tau of order 1 the largest weights,
-    which are rare, make the fourth power.
+    The kurtosis of few draws is mostly smaller: for tau of order 1 the fourth power
+    comes from the largest weights, which are rare.
     """
     step = 0.25  # In log (s e), where the trapezoid rule errs by 1e-10 for k <= 4.
     g = np.arange(-10.0, 10.0, min(step, step / tau))
@@ -103,7 +103,7 @@ def single_head_scores(m: Array | None, width: int) -> np.ndarray:
     return scores(x if m is None else x @ m, x, width)
 
 
-# The paper's sizes, one layer, and few pieces since they do not matter here.
+# The paper's sizes with one layer and a small vocabulary, which does not matter here.
 PAPER = ModelConfig(num_layers=1, vocab_size=2)
 
 

@@ -7,11 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 Verdict = Literal["holds", "holds with a correction", "does not hold"]
 VERDICTS: tuple[Verdict, ...] = typing.get_args(Verdict)
-# Who states it: the paper, or we who correct it.
+# The paper states it, or we who correct the paper.
 Source = Literal["paper", "correction"]
 
-# A measurement agrees within so many of its standard errors. Some hundred checks are
-# made at a time, and a false alarm comes once in 16,000.
+# A measurement agrees within so many of its standard errors. A run makes some hundred
+# checks, and a false alarm comes once in 16,000.
 SIGMAS = 4.0
 
 
@@ -44,11 +44,11 @@ class Check:
         statement: what is claimed of which setting; one line.
         predicted: the number that the sentence or formula gives.
         measured: the same number, measured.
-        tolerance: what is allowed beside the standard error: rounding, or orders that
-            the statement leaves out.
+        tolerance: the error allowed besides the standard error, from rounding or from
+            orders that the statement leaves out.
         relation: how `measured` should compare to `predicted`.
-        corrected: what the statement predicts once it is put right, if it can be.
-        note: what the statement missed; shown where its own number fails.
+        corrected: the prediction of the corrected statement, if there is one.
+        note: the reason why the statement fails, shown where its number fails.
     """
 
     where: str

@@ -388,8 +388,8 @@ def scatter_of_rows() -> list[Check]:
             f"Gaussian rows, d {d}",
             predicted=relative_scatter(d),
             measured=exact(np.std(a4) / np.mean(a4)),
-            # Of a deviation from 2,048 rows: 1 / sqrt(2 n) were they Gaussian, and
-            # three times that for their tails.
+            # A deviation of 2,048 rows has the error 1 / sqrt(2 n) if they are
+            # Gaussian; their tails make it three times as large.
             tolerance=0.15 * relative_scatter(d),
         )
         for d, a4 in ((d, sampled_fourth("gaussian", d, seed=11)) for d in (64, 768))

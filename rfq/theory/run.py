@@ -1,7 +1,7 @@
 """DRIVER of `rfq theory`: every claim of the paper's theory with a verdict.
 
 PAPER         claim of the paper -> the checks it stands or falls with
-CORRECTIONS   what is the case where the paper is wrong -> checks of that
+CORRECTIONS   our statement where the paper is wrong -> its checks
 OUT/mechanisms.png, .svg, .jsonl    figure 2 of the paper, measured
 """
 
@@ -54,7 +54,7 @@ PAPER: Checks = {
     "Lemma 14": attention.lemma_14,
 }
 
-# By subject, most important first. None of them counts as a statement of the paper.
+# They are named by subject, most important first. None is a statement of the paper.
 CORRECTIONS: Checks = {
     "Additions dilute": stack.additions_dilute,
     "Mixing behind phi": mixing.mixing_behind_phi,
@@ -133,7 +133,7 @@ def _say_claims(rows: list[Row]) -> None:
             metrics.say(f"{claim:24} {holds:5} {corrected:9} {fails:5}  {about}")
         holds, corrected, fails = _tally(rows, source=source)
         totals.append(
-            f"Of {holds + corrected + fails} checks of {heading} {holds} hold, "
+            f"{holds + corrected + fails} checks of {heading}: {holds} hold, "
             f"{corrected} hold with a correction, {fails} do not hold."
         )
     for total in totals:

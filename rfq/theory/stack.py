@@ -57,7 +57,7 @@ class Stack(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What was measured at each depth, float64, seeds in front.
+    """The measurements at each depth, float64, seeds in front.
 
     Attributes:
         channels: moments of each channel of the stream, [seeds, layers + 1, d].
@@ -301,7 +301,7 @@ def collapse_unseen() -> list[Check]:
             statement=f"share of the energy in the channel means: {setting}",
             predicted=cosine_after("gelu", DEPTH),
             measured=trace.mean_share(DEPTH),
-            tolerance=0.05,  # Of a finite width.
+            tolerance=0.05,  # The width is finite.
         ),
     ]
 

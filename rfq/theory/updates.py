@@ -125,7 +125,7 @@ def one_step(kind: str, d: int, rate: float) -> float:
 
 # --- Claims ---------------------------------------------------------------------------
 
-# Of products of matrices in float64.
+# The rounding error of products of matrices in float64.
 _ROUNDING = 1e-12
 
 
@@ -214,7 +214,7 @@ def lemma_9() -> list[Check]:
             statement=f"||S|| / sqrt(d) = 2: random signs, d {d}",
             predicted=2.0,
             measured=exact(norm(signs(d, seed=5)) / math.sqrt(d)),
-            tolerance=0.05,  # Of a finite width: d^(-2/3) below and about it.
+            tolerance=0.05,  # At finite width it is d^(-2/3) below.
         ),
         Check(
             where="C.4",

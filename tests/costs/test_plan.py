@@ -249,6 +249,6 @@ def test_devices_belong_to_a_dry_run(capsys):
         ("--json", "rows.jsonl"),
     ):
         assert cli.main(["train", config, option, value]) == 2
-        assert f"{option} is of --dry-run" in capsys.readouterr().err
+        assert f"{option} goes with --dry-run" in capsys.readouterr().err
     with pytest.raises(InputError, match="--devices=0"):
         plan.pretend(0)

@@ -87,11 +87,11 @@ def test_the_table_says_what_the_notes_say(tmp_path, capsys):
     said = capsys.readouterr().out
     # What README.md says.
     assert (
-        "Of 80 checks of statements of the paper 55 hold, 13 hold with a correction, "
+        "80 checks of statements of the paper: 55 hold, 13 hold with a correction, "
         "12 do not hold." in said
     )
     assert (
-        "Of 37 checks of our corrections 37 hold, 0 hold with a correction, 0 do not "
+        "37 checks of our corrections: 37 hold, 0 hold with a correction, 0 do not "
         "hold." in said
     )
 
@@ -120,8 +120,8 @@ def test_every_claim_has_a_line_with_its_verdicts(cheap, tmp_path, capsys):
     assert shown["Lemma 6"].split()[2:5] == ["1", "0", "1"]
     assert not any(row["statement"] in line for line in said for row in rows)
     # Ours are not among the paper's.
-    assert "Of 7 checks of statements of the paper 6 hold" in "\n".join(said)
-    assert "Of 1 checks of our corrections 1 hold" in "\n".join(said)
+    assert "7 checks of statements of the paper: 6 hold" in "\n".join(said)
+    assert "1 checks of our corrections: 1 hold" in "\n".join(said)
 
 
 def test_every_check_goes_to_the_terminal_where_that_is_asked_for(
