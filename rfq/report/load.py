@@ -1,11 +1,11 @@
-"""Read directories into frames: every run once, every config under one name."""
+"""Read what runs left into frames: every run once, every config under one name."""
 
 import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -16,6 +16,15 @@ from rfq.errors import InputError
 Record = Mapping[str, Any]
 # Arm and seed: what tells the runs of a directory apart.
 Home = tuple[str, int]
+# What fixes an arm but its seed, by dotted path.
+Config = Mapping[str, Any]
+# What rows tell of their config, and where a config has it.
+TOLD = {
+    "model.num_layers": "num_layers",
+    "model.width": "width",
+    "model.skip": "skip",
+    "optimizer.name": "optimizer",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,33 +84,48 @@ class Results:
     notes: Sequence[str]
 
 
+class _Made(NamedTuple):
+    """One config of an arm and seed; `fingerprint` is None where no file has it."""
+
+    arm: str
+    seed: int
+    fingerprint: str | None
+    config: Config
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Part:
-    """What is read of a directory before names are settled."""
+    """What is read before names are settled; an arm and seed in it are one config."""
 
-    directory: pathlib.Path
+    source: pathlib.Path
     rows: pl.DataFrame
     runs: Sequence[Run]
     context: Record
     theory: Sequence[Record]
     notes: Sequence[str]
 
-    def fingerprints(self) -> dict[Home, str | None]:
-        """Return what names the config of each run, as far as its files tell."""
-        named = self.rows.select("arm", "seed", "config_fingerprint").rows()
-        found: dict[Home, str | None] = {(arm, seed): name for arm, seed, name in named}
-        for run in self.runs:
-            own = run.described.get("fingerprint")
-            found[run.arm, run.seed] = own or found.get((run.arm, run.seed))
-        return found
+    def row_keys(self) -> list[tuple]:
+        """Name the config of each row: by its run, else by what the row tells."""
+        homes = {(run.arm, run.seed) for run in self.runs}
+        told = self.rows.select("arm", "seed", "config_fingerprint", *TOLD.values())
+        return [row[:2] if row[:2] in homes else row for row in told.rows()]
 
-    def configs(self) -> dict[str, Record]:
-        """Return what fixes each arm but its seed; empty where only rows are there."""
-        free = (*experiment_lib.FREE_SECTIONS, "seed")
-        found: dict[str, Record] = {arm: {} for arm in self.rows["arm"].unique()}
+    def made(self) -> dict[tuple, _Made]:
+        """Return what was made by key, as far as files tell."""
+        named = self.rows.filter(pl.col("config_fingerprint").is_not_null())
+        columns = named.select("arm", "seed", "config_fingerprint").rows()
+        prints = {(arm, seed): name for arm, seed, name in reversed(columns)}
+        found = {}
         for run in self.runs:
-            kept = {k: v for k, v in run.experiment.items() if k not in free}
-            found[run.arm] = kept
+            home = (run.arm, run.seed)
+            name = run.described.get("fingerprint") or prints.get(home)
+            found[home] = _Made(*home, name, _flat(run.experiment))
+        for key in self.row_keys():
+            if key not in found:
+                config = dict(zip(TOLD, key[3:], strict=True))
+                known = {path: x for path, x in config.items() if x is not None}
+                arm, seed, name = key[:3]
+                found[key] = _Made(arm, seed, name, known)
         return found
 
     def data(self) -> str | None:
@@ -112,27 +136,28 @@ class _Part:
         return next((value for value in found if value is not None), None)
 
 
-def read(directories: Sequence[str | pathlib.Path], out: pathlib.Path) -> Results:
+def read(sources: Sequence[str | pathlib.Path], out: pathlib.Path) -> Results:
     """Read directories of `rfq compare`, `rfq train` or `rfq theory` into one result.
 
-    A run that several directories hold counts once, under its first name. An arm whose
-    name another config has before it takes what differs from that into its own:
-    `residual_adamw_num_layers_12`. The rows of a run's own directory count before
-    rows.jsonl of the comparison (D78).
+    A run that several sources hold counts once, under its first name. An arm whose
+    name another config has before it, in another source or in the same, takes what
+    differs from that into its own: `residual_adamw_num_layers_12` (D117). The rows of
+    a run's own directory count before rows.jsonl of the comparison (D78).
 
     Args:
-        directories: Where to read.
+        sources: Directories.
         out: Where the report will be written.
 
     Raises:
-        InputError: a directory holds nothing to report or a file that cannot be read;
+        InputError: a source holds nothing to report or a file that cannot be read;
             nothing was trained; data differ; two configs of one name cannot be told
             apart.
     """
-    joined = functools.reduce(_merge, [_open(pathlib.Path(d)) for d in directories])
+    parts = [part for source in sources for part in _split(_open(pathlib.Path(source)))]
+    joined = functools.reduce(_merge, parts)
     if joined.rows.is_empty() and not joined.runs:
         raise InputError(
-            f"{', '.join(map(str, directories))}: no rows and no runs to report; give "
+            f"{', '.join(map(str, sources))}: no rows and no runs to report; give "
             "also a directory that `rfq compare` or `rfq train` wrote"
         )
     return _results(joined, out)
@@ -188,7 +213,7 @@ def _open(directory: pathlib.Path) -> _Part:
     ]
     notes += [f"{unnamed} rows name no arm and were left out."] if unnamed else []
     return _Part(
-        directory=directory,
+        source=directory,
         rows=rows,
         runs=runs,
         context=read_json(directory / "context.json"),
@@ -226,31 +251,81 @@ def _rows(home: pathlib.Path, **fixed: str | int) -> pl.DataFrame:
     return rows_lib.read("rows", home / "quantize" / "rows.jsonl", **fixed)
 
 
+def _flat(config: Record, path: str = "") -> dict[str, Any]:
+    """Return what fixes an arm but its seed, by dotted path."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if not path and name in (*experiment_lib.FREE_SECTIONS, "seed"):
+            continue
+        inner = isinstance(value, Mapping)
+        found |= _flat(value, f"{path}{name}.") if inner else {f"{path}{name}": value}
+    return found
+
+
+def _differences(ours: Config, theirs: Config) -> list[str]:
+    """Return the fields that both tell and in which they differ."""
+    return [path for path in sorted(ours) if ours[path] != theirs.get(path, ours[path])]
+
+
+def _apart(one: _Made, other: _Made) -> bool:
+    """Say whether one name stands for two configs."""
+    prints = {one.fingerprint, other.fingerprint} - {None}
+    another = one.seed == other.seed and len(prints) > 1
+    return one.arm == other.arm and (
+        another or bool(_differences(one.config, other.config))
+    )
+
+
+def _split(part: _Part) -> list[_Part]:
+    """Give further configs of a name parts of their own, to merge like directories."""
+    groups: list[list[_Made]] = []
+    places: dict[tuple, int] = {}
+    for key, made in part.made().items():
+        fits = (not any(_apart(made, other) for other in group) for group in groups)
+        places[key] = next((at for at, fit in enumerate(fits) if fit), len(groups))
+        groups += [[]] if places[key] == len(groups) else []
+        groups[places[key]].append(made)
+    of_rows = pl.Series([places[key] for key in part.row_keys()], dtype=pl.Int64)
+    first, *others = [
+        dataclasses.replace(
+            part,
+            rows=part.rows.filter(of_rows == at),
+            runs=[run for run in part.runs if places[run.arm, run.seed] == at],
+        )
+        for at in range(max(1, len(groups)))
+    ]
+    # What a source has once goes with its first part.
+    bare = {"context": {"seconds": 0.0}, "theory": (), "notes": ()}
+    return [first, *(dataclasses.replace(other, **bare) for other in others)]
+
+
 def _merge(ours: _Part, theirs: _Part) -> _Part:
     data = [part.data() for part in (ours, theirs)]
     if None not in data and data[0] != data[1]:
         raise InputError(
-            f"{theirs.directory} was trained on other data than {ours.directory}; "
+            f"{theirs.source} was trained on other data than {ours.source}; "
             "losses on them cannot be compared"
         )
-    held: dict[tuple[str | None, int], str] = {
-        (fingerprint, seed): arm
-        for (arm, seed), fingerprint in ours.fingerprints().items()
-        if fingerprint is not None
-    }
-    taken, configs = ours.configs(), theirs.configs()
+    before, found = list(ours.made().values()), list(theirs.made().values())
+    held = {(m.fingerprint, m.seed): m.arm for m in before if m.fingerprint is not None}
+    named: list[_Made] = []
     names: dict[Home, str] = {}
     again = []
-    for (arm, seed), fingerprint in theirs.fingerprints().items():
-        twin = held.get((fingerprint, seed))
+    for made in found:
+        home = (made.arm, made.seed)
+        twin = held.get((made.fingerprint or "", made.seed))
+        if home in names:
+            continue
         if twin is None:
-            names[arm, seed] = _name(arm, configs[arm], taken, theirs.directory)
+            name = _name(made, before, [*named, *found], theirs.source)
+            names[home] = name
+            named.append(made._replace(arm=name))
         else:
-            again.append(f"{arm} (seed {seed}) is {twin}")
+            again.append(f"{made.arm} (seed {made.seed}) is {twin}")
     notes = [*ours.notes, *theirs.notes]
     if again:
         notes.append(
-            f"These runs of {theirs.directory} were given before and count once: "
+            f"These runs of {theirs.source} were given before and count once: "
             f"{', '.join(again)}."
         )
     renamed = pl.DataFrame(
@@ -264,37 +339,50 @@ def _merge(ours: _Part, theirs: _Part) -> _Part:
         for run in theirs.runs
         if (run.arm, run.seed) in names
     ]
+    arms = {made.arm for made in found}
     return dataclasses.replace(
         ours,
         rows=pl.concat([ours.rows, kept.with_columns(arm="name").drop("name")]),
         runs=[*ours.runs, *runs],
-        context=_context(ours.context, theirs.context, configs, names),
+        context=_context(ours.context, theirs.context, arms, names),
         theory=ours.theory or theirs.theory,
         notes=notes,
     )
 
 
 def _name(
-    arm: str, config: Record, taken: Mapping[str, Record], where: pathlib.Path
+    made: _Made, taken: Sequence[_Made], beside: Sequence[_Made], where: pathlib.Path
 ) -> str:
-    if arm not in taken or (config and config == taken[arm]):
-        return arm
-    changed = experiment_lib.differences(dict(taken[arm]), dict(config))
-    parts = [arm, *(f"{path.split('.')[-1]}_{new}" for path, _, new in changed)]
-    name = "_".join(parts)
-    if not config or not taken[arm] or taken.get(name, config) != config:
+    """Return the arm's name, with what differs if another config has it.
+
+    Args:
+        made: What is named.
+        taken: What earlier sources hold.
+        beside: What this source holds, under its own names and under final ones.
+        where: The source.
+    """
+    rival = next((m for m in taken if m.arm == made.arm and _apart(m, made)), None)
+    changed = _differences(rival.config, made.config) if rival else []
+    parts = [f"{path.split('.')[-1]}_{made.config[path]}" for path in changed]
+    own = made._replace(arm="_".join([made.arm, *parts]))
+    before = [m for m in taken if m.arm == own.arm]
+    known = [*before, *(m for m in beside if changed and m.arm == own.arm)]
+    if any(_apart(m, own) or m.seed == own.seed for m in known) or any(
+        not m.config.keys() & own.config.keys() for m in before
+    ):
         raise InputError(
-            f"arm {arm!r} in {where} has the name of another config, and config.json "
-            "does not tell them apart; give one another --arm"
+            f"arm {made.arm!r} (seed {made.seed}) of {where} has the name of another "
+            "config, and what is recorded does not tell them apart; give one another "
+            "--arm"
         )
-    return name
+    return own.arm
 
 
 def _context(
-    ours: Record, theirs: Record, configs: Record, names: Mapping[Home, str]
+    ours: Record, theirs: Record, arms: Collection[str], names: Mapping[Home, str]
 ) -> Record:
     planned = [*ours.get("arms", ()), *names.values()]
-    planned += [arm for arm in theirs.get("arms", ()) if arm not in configs]
+    planned += [arm for arm in theirs.get("arms", ()) if arm not in arms]
     seconds = [context.get("seconds") for context in (ours, theirs)]
     return {
         **theirs,

@@ -221,3 +221,35 @@ def test_another_config_of_the_name_takes_what_differs_into_its_own(tmp_path):
     name = f"{ADAMW}_num_layers_12"
     assert name in {run.arm for run in both.runs}
     assert len(both.rows.filter(arm=name)) == len(both.rows.filter(arm=ADAMW))
+
+
+def test_a_name_made_of_what_differs_is_not_given_to_two(tmp_path):
+    deep = dataclasses.replace(STORY[ADAMW], layers=12)
+    name = f"{ADAMW}_num_layers_12"
+    first = write(tmp_path / "a", STORY)
+    second = write(tmp_path / "b", {ADAMW: deep, name: STORY[ADAMW]})
+    with pytest.raises(errors.InputError, match="give one another --arm"):
+        load.read([first, second], tmp_path)
+
+
+ROW = {"arm": "a", "seed": 0, "spec": "FP", "num_layers": 6, "config_fingerprint": "f"}
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["one source", "two sources"])
+def test_rows_of_several_configs_are_told_apart(tmp_path, count):
+    def named(*changes):
+        rows = [ROW, *({**ROW, **change} for change in changes)]
+        folders = [tmp_path / str(number) for number in range(count)]
+        for folder, part in zip(folders, [rows[:-1], rows[-1:]], strict=False):
+            folder.mkdir(exist_ok=True)
+            lines = rows if count == 1 else part
+            (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+        return load.read(folders, tmp_path).rows.select("arm", "seed").rows()
+
+    other = {"config_fingerprint": "g"}
+    assert named({**other, "seed": 1}) == [("a", 0), ("a", 1)]
+    assert named({**other, "num_layers": 12}) == [("a", 0), ("a_num_layers_12", 0)]
+    deep = {"config_fingerprint": "h", "seed": 1, "num_layers": 12}
+    assert named(deep) == [("a", 0), ("a_num_layers_12", 1)]
+    with pytest.raises(errors.InputError, match="give one another --arm"):
+        named(other)

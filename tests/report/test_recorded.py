@@ -21,8 +21,6 @@ def recorded(name: str, home: pathlib.Path) -> view.View:
     rows = [
         row for file in FILES[name] for row in metrics.read(RESULTS / f"{file}.jsonl")
     ]
-    for row in rows:
-        row["arm"] += "_num_layers_12" if row["num_layers"] == 12 else ""
     metrics.rewrite(home / "rows.jsonl", rows)
     floors = {"unigram": 5.068, "bigram": 3.349}
     (home / "context.json").write_text(json.dumps({"floors": floors}))
