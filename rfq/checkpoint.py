@@ -148,10 +148,10 @@ class Checkpoints:
                 checkpoint that lacks something counts as damaged.
         """
         while (step := distributed.broadcast("newest", self.latest_step)) is not None:
-            found = distributed.broadcast("damage", lambda step=step: self.damage(step))
-            if found is None:
-                found = lacks(self.meta(step))
-            if found is None:
+            wrong = distributed.broadcast("damage", lambda step=step: self.damage(step))
+            if wrong is None:
+                wrong = lacks(self.meta(step))
+            if wrong is None:
                 return step
             distributed.broadcast("aside", lambda step=step: self._set_aside(step))
             self._manager.reload()
@@ -159,7 +159,7 @@ class Checkpoints:
             instead = "the beginning" if before is None else f"step {before}"
             metrics.say(
                 f"warning: checkpoint {self._directory / str(step)} cannot be used "
-                f"({found}); it is moved to damaged-{step}, and training goes on from "
+                f"({wrong}); it is moved to damaged-{step}, and training goes on from "
                 f"{instead}"
             )
         return None
@@ -253,8 +253,8 @@ def _item(name: str) -> str:
 
 def _files(folder: pathlib.Path) -> list[str]:
     """List the files of all items, relative; orbax marks the folder itself later."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(path.as_posix() for path in found if path.parts[0] in _ITEMS)
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if path.parts[0] in _ITEMS)
 
 
 def _sums(folder: pathlib.Path, names: Sequence[str]) -> dict[str, str]:

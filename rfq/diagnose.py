@@ -125,10 +125,10 @@ def measure(experiment: Experiment) -> Found:
         remat=False,
         scan_unroll=1,
     )
-    found = jax.jit(lambda key: _measured(experiment, model, key))(
+    measured = jax.jit(lambda key: _measured(experiment, model, key))(
         jax.random.key(experiment.seed)
     )
-    return Found(*(np.asarray(leaf, np.float64) for leaf in found))
+    return Found(*(np.asarray(leaf, np.float64) for leaf in measured))
 
 
 def _measured(experiment: Experiment, model: ModelConfig, key: Array) -> Found:
@@ -268,8 +268,8 @@ def _jacobian(
     own = dataclasses.replace(model, vocab_size=T)
 
     def streams(lookup_TD: Array) -> Array:
-        found = {**params, "embedding": lookup_TD}
-        _, records = transformer.features(found, jnp.arange(T)[None], own, seams)
+        nudged = {**params, "embedding": lookup_TD}
+        _, records = transformer.features(nudged, jnp.arange(T)[None], own, seams)
         x_LTD = _behind(records)[:, 0]
         rms_L = jnp.sqrt(jnp.mean(jax.lax.stop_gradient(x_LTD) ** 2, axis=(1, 2)))
         return x_LTD / rms_L[:, None, None]
@@ -294,19 +294,19 @@ def run(experiment: Experiment, *, out: pathlib.Path | None) -> str:
         experiment: any; its data are not read.
         out: directory for the table, diagnose.jsonl, and its figure; None for none.
     """
-    found = measure(experiment)
-    said = verdict(found)
+    measured = measure(experiment)
+    said = verdict(measured)
     metrics.say("layer " + " ".join(f"{name:>10}" for name, _ in MEASURES.values()))
-    for layer, numbers in enumerate(zip(*found, strict=True), start=1):
+    for layer, numbers in enumerate(zip(*measured, strict=True), start=1):
         shown = zip(MEASURES.values(), numbers, strict=True)
         cells = (f"{number:>10{form}}" for (_, form), number in shown)
         metrics.say(f"{layer:5} " + " ".join(cells))
     metrics.say(f"{experiment.arm}: {said}")
     if out is not None:
         metrics.make_directory(out)
-        metrics.rewrite(out / "diagnose.jsonl", rows(experiment, found))
+        metrics.rewrite(out / "diagnose.jsonl", rows(experiment, measured))
         metrics.say(f"rows: {out / 'diagnose.jsonl'}")
-        for path in render.write_files(_figure(experiment, found, said), out):
+        for path in render.write_files(_figure(experiment, measured, said), out):
             metrics.say(f"figure: {path}")
     return said
 

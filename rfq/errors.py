@@ -32,8 +32,8 @@ def lookup(table: Mapping[str, Value], name: str, what: str) -> Value:
 
 def nearest(name: str, names: Iterable[object]) -> str:
     """Return the end of a sentence that asks for a near name; "" where none is near."""
-    found = difflib.get_close_matches(name, list(map(str, names)), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    close = difflib.get_close_matches(name, list(map(str, names)), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def check_fields(config: object, section: str) -> None:

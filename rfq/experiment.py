@@ -387,15 +387,15 @@ def _section(value: object, name: str) -> dict[str, Any]:
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> list:
     """List the dotted paths at which two nested dicts differ, with both values."""
-    found = []
+    differing = []
     for key in sorted(set(ours) | set(theirs)):
         a, b = ours.get(key), theirs.get(key)
         where = f"{path}{key}"
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{where}.")
+            differing += differences(a, b, f"{where}.")
         elif a != b:
-            found.append((where, a, b))
-    return found
+            differing.append((where, a, b))
+    return differing
 
 
 def load(name: str | pathlib.Path) -> Experiment:

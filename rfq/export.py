@@ -361,10 +361,10 @@ def _to_tensors(quantized: Quantized) -> dict[str, np.ndarray]:
             suffix = ".codes" if params_lib.leaf_name(path) in quantized.weights else ""
             tensors[f"{name}{suffix}"] = np.asarray(leaf)
     for group in ("weights", "sites"):
-        for name, found in getattr(quantized, group).items():
-            code = np.min_scalar_type(int(np.max(found.levels)))
-            tensors[f"{group}.{name}.step"] = np.asarray(found.step)
-            tensors[f"{group}.{name}.zero_point"] = np.asarray(found.zero_point, code)
+        for name, stored in getattr(quantized, group).items():
+            code = np.min_scalar_type(int(np.max(stored.levels)))
+            tensors[f"{group}.{name}.step"] = np.asarray(stored.step)
+            tensors[f"{group}.{name}.zero_point"] = np.asarray(stored.zero_point, code)
     return tensors
 
 

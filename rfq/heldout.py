@@ -127,13 +127,13 @@ def histograms(
         The edges of (x - center) / scale around the bins that any site occupies, and
         per site the counts, center and scale of each layer.
     """
-    found = {site: record["histogram"].histogram for site, record in records.items()}
+    by_site = {site: record["histogram"].histogram for site, record in records.items()}
     counts = {
         site: np.atleast_2d(h.counts)
         .astype(np.int64)
         .reshape(-1, bins.NUM_BINS // _BINS_PER_BIN, _BINS_PER_BIN)
         .sum(axis=-1)
-        for site, h in found.items()
+        for site, h in by_site.items()
     }
     occupied = np.flatnonzero(sum(c.sum(axis=0) for c in counts.values()))
     shown = slice(occupied[0], occupied[-1] + 1)
@@ -143,7 +143,7 @@ def histograms(
             "counts": counts[site][:, shown].tolist(),
             **as_lists(h.binning._asdict()),
         }
-        for site, h in found.items()
+        for site, h in by_site.items()
     }
 
 

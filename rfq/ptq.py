@@ -60,7 +60,7 @@ def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
     sweep, common = _open(experiment, run_dir)
     out = run_dir / "quantize"
     files = ("rows.jsonl", "sites.jsonl", "losses.jsonl")
-    found = {name: _kept(out / name, common) for name in files}
+    kept = {name: _kept(out / name, common) for name in files}
     seen = metrics.read(out / "statistics.json")
     if not seen or seen[0]["num_tokens"] != common["eval_tokens"]:
         metrics.rewrite(out / "statistics.json", [sweep.statistics()])
@@ -72,24 +72,24 @@ def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
         distributed.preemption() as told_to_end,
     ):
         for number, setting in enumerate(wanted, start=1):
-            if not _is_whole(setting, found):
+            if not _is_whole(setting, kept):
                 started = time.perf_counter()
                 outcome, sites, losses = sweep.evaluate(setting)
                 named = {**common, **setting._asdict()}
                 for kind, values in (("sites", sites), ("losses", losses)):
-                    if values and setting not in found[f"{kind}.jsonl"]:
+                    if values and setting not in kept[f"{kind}.jsonl"]:
                         record = rows.make(kind, named, {kind: values})
                         metrics.append(out / f"{kind}.jsonl", record)
                 seconds = {"seconds": time.perf_counter() - started}
                 # Rows come last, so that a row never lacks its details.
-                if setting not in found["rows.jsonl"]:
+                if setting not in kept["rows.jsonl"]:
                     row = rows.make("rows", named, outcome, seconds)
-                    found["rows.jsonl"][setting] = row
+                    kept["rows.jsonl"][setting] = row
                     metrics.append(out / "rows.jsonl", row)
             bar.update(number, setting.spec)
             if told_to_end():
                 raise _preempted(number, len(wanted), out)
-    return [found["rows.jsonl"][setting] for setting in wanted]
+    return [kept["rows.jsonl"][setting] for setting in wanted]
 
 
 def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
@@ -117,13 +117,13 @@ def _run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, 
     sweep, common = _open(experiment, run_dir)
     path, folder = run_dir / "quantize" / "tasks.jsonl", run_dir / "quantize" / "items"
     metrics.make_directory(folder)
-    found = {
+    kept = {
         _setting_of(row): row
         for row in _matching(path, common)
         if row.get("questions") == asked.digest
     }
     wanted = _settings(experiment, experiment.tasks.specs)
-    missing = [setting for setting in wanted if setting not in found]
+    missing = [setting for setting in wanted if setting not in kept]
     needed = {s: None for m in missing for s in (sweep.full(m), sweep.canonical(m))}
     answered: dict[Setting, scoring.Answers] = {}
     num_batches = len(asked.plan.batches)
@@ -158,10 +158,10 @@ def _run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, 
             )
             metrics.rewrite(folder / items, questions.items(asked, answered[own]))
             metrics.append(path, row)
-            found[setting] = row
+            kept[setting] = row
             if told_to_end():
                 raise _preempted(number, len(missing), path)
-    return [found[setting] for setting in wanted]
+    return [kept[setting] for setting in wanted]
 
 
 def _is_whole(setting: Setting, found: Mapping[str, Mapping[Setting, Any]]) -> bool:
@@ -245,7 +245,7 @@ def _settings(experiment: Experiment, specs: Sequence[str]) -> list[Setting]:
     as trained where that was in another dtype (D17). All else is float32 (D9).
     """
     config, trained = experiment.quantize, experiment.model.compute_dtype
-    found = []
+    settings = []
     for spec, taps, stream, calibrator, seed, granularity, scheme in itertools.product(
         specs,
         config.taps,
@@ -259,9 +259,9 @@ def _settings(experiment: Experiment, specs: Sequence[str]) -> list[Setting]:
             spec, "float32", taps, stream, calibrator, seed, granularity, scheme
         )
         if spec == "FP" and trained != "float32":
-            found.append(setting._replace(compute_dtype=trained))
-        found.append(setting)
-    return list(dict.fromkeys(found))
+            settings.append(setting._replace(compute_dtype=trained))
+        settings.append(setting)
+    return list(dict.fromkeys(settings))
 
 
 def _kept(
@@ -275,8 +275,8 @@ def _kept(
 
 def _matching(path: pathlib.Path, common: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return rows that answer the same question as those that are about to be made."""
-    found = metrics.read(path)
-    return [row for row in found if all(row.get(n) == common[n] for n in _ASKED)]
+    recorded = metrics.read(path)
+    return [row for row in recorded if all(row.get(n) == common[n] for n in _ASKED)]
 
 
 def _setting_of(row: Mapping[str, Any]) -> Setting:
@@ -443,12 +443,12 @@ class Sweep:
         params = self._quantized(spec.weight_bits, setting.scheme)
         targets = self._targets(spec, setting)
         limits = calibrate.bulk_limits(self._samples(spec, setting))
-        found = tap_lib.by_site(
+        effects_by_site = tap_lib.by_site(
             compiled.distort(params, batch, targets, limits) for batch in self.heldout
         )
         return {
             site: functools.reduce(tap_lib.merge_effects, effects)
-            for site, effects in found.items()
+            for site, effects in effects_by_site.items()
         }
 
     def _diverge(self, spec: QuantSpec, setting: Setting) -> dict[str, np.ndarray]:
@@ -457,14 +457,15 @@ class Sweep:
         Both models run on the first batch only.
         """
         compiled = self._steps(setting.taps)
-        found = compiled.diverge[setting.stream](
+        distortions = compiled.diverge[setting.stream](
             self._params,
             self._quantized(spec.weight_bits, setting.scheme),
             self.heldout[0],
             self._targets(spec, setting),
         )
         return {
-            site: distortion.nmse_of(d) for site, d in jax.device_get(found).items()
+            site: distortion.nmse_of(d)
+            for site, d in jax.device_get(distortions).items()
         }
 
     def _propagate(self, taps: str, stream: str) -> dict[str, dict[str, np.ndarray]]:

@@ -93,8 +93,8 @@ def epochs(experiment: Experiment) -> dict[str, float]:
     """Count how often the whole run goes through each set of its data."""
     mixture = experiment.data.mixture
     num_sequences = experiment.train.num_steps * experiment.train.batch_size
-    found = pipeline.epochs(mixture, experiment.model.seq_len, num_sequences)
-    return dict(zip(mixture.directories, found, strict=True))
+    counts = pipeline.epochs(mixture, experiment.model.seq_len, num_sequences)
+    return dict(zip(mixture.directories, counts, strict=True))
 
 
 @contextlib.contextmanager
@@ -228,8 +228,8 @@ def located(experiment: Experiment, config: Mapping[str, Any]) -> Experiment:
     tokenizer = data.tokenizer
     if tokenizer not in tokenize.TOKENIZERS and not pathlib.Path(tokenizer).exists():
         tokenizer = places["tokenizer"]
-    found = dataclasses.replace(data, dir=dir, also=tuple(also), tokenizer=tokenizer)
-    return dataclasses.replace(experiment, data=found)
+    moved = dataclasses.replace(data, dir=dir, also=tuple(also), tokenizer=tokenizer)
+    return dataclasses.replace(experiment, data=moved)
 
 
 def _is_prepared(directory: str) -> bool:

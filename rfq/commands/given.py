@@ -15,30 +15,36 @@ def arm(
     prog: str, path: pathlib.Path, overrides: Sequence[str], scale: str | None = None
 ) -> Experiment:
     """Load the experiment of a config file, or the arm of a family that --arm names."""
-    found = arms(prog, path, overrides, scale)
-    if len(found) > 1:
+    experiments = arms(prog, path, overrides, scale)
+    if len(experiments) > 1:
         raise InputError(
-            f"config {str(path)!r} has {len(found)} arms; say which, with --arm "
-            f"{', '.join(each.arm for each in found)}"
+            f"config {str(path)!r} has {len(experiments)} arms; say which, with --arm "
+            f"{', '.join(experiment.arm for experiment in experiments)}"
         )
-    return found[0]
+    return experiments[0]
 
 
 def arms(
     prog: str, path: pathlib.Path, overrides: Sequence[str], scale: str | None
 ) -> list[Experiment]:
     """Load a config file; apply `--optimizer NAME`, then `--section.field value`."""
-    found = experiment_lib.load_arms(path, scale)
+    experiments = experiment_lib.load_arms(path, scale)
     words = [part for word in overrides for part in split_equals(word)]
     if scale is not None and "--arm" in words:
-        named = {each.arm: each for each in found}
-        found = (lookup(named, _taken(words, "--arm"), f"{path} --arm"),)
+        named = {experiment.arm: experiment for experiment in experiments}
+        experiments = (lookup(named, _taken(words, "--arm"), f"{path} --arm"),)
     if "--optimizer" in words:
         config = lookup(optim.OPTIMIZERS, _taken(words, "--optimizer"), "--optimizer")
-        found = [dataclasses.replace(each, optimizer=config()) for each in found]
+        experiments = [
+            dataclasses.replace(experiment, optimizer=config())
+            for experiment in experiments
+        ]
     if not words:
-        return list(found)
-    return [parsing.parse(f"{prog} {path}", Experiment, words, each) for each in found]
+        return list(experiments)
+    return [
+        parsing.parse(f"{prog} {path}", Experiment, words, experiment)
+        for experiment in experiments
+    ]
 
 
 def _taken(words: list[str], option: str) -> str:

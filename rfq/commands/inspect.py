@@ -33,13 +33,13 @@ def run(args: Inspect) -> None:
     """Print what the directory holds, and write it to a file where one is named."""
     if args.floors:
         floors.add(args.directory)
-    found = inspect.describe(
+    described = inspect.describe(
         args.directory,
         tokenizer=None if args.tokenizer is None else tokenize.load(args.tokenizer),
         num_samples=args.samples,
     )
-    metrics.say(inspect.render(found))
+    metrics.say(inspect.render(described))
     if args.json is not None:
-        text = json.dumps(found, indent=1) + "\n"
+        text = json.dumps(described, indent=1) + "\n"
         metrics.write_text(args.json, text)
         metrics.say(f"json: {args.json}")

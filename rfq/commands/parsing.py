@@ -84,14 +84,14 @@ def options(config: Any, prefix: str = "--") -> dict[str, Any]:
         prefix: what the options begin with.
     """
     kinds = typing.get_type_hints(config if isinstance(config, type) else type(config))
-    found: dict[str, Any] = {}
+    kind_of: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name, None)
         option = prefix + field.name.replace("_", "-")
-        found[option] = kinds[field.name]
+        kind_of[option] = kinds[field.name]
         if dataclasses.is_dataclass(value):
-            found |= options(value, f"{option}.")
-    return found
+            kind_of |= options(value, f"{option}.")
+    return kind_of
 
 
 def _root(word: str) -> str:
@@ -105,16 +105,16 @@ _PATHS = ("--data.also",)
 
 def _split_lists(words: Sequence[str], known: Mapping[str, Any]) -> list[str]:
     """Split a list of names or numbers that is one quoted word: "FP W8A8 W8A6"."""
-    found, option = [], ""
+    split, option = [], ""
     for word in words:
         if word.startswith("--"):
             option = word.replace("_", "-")
         is_list = typing.get_origin(known.get(option)) is tuple
         if is_list and option not in _PATHS and not word.startswith("--"):
-            found += word.split() or [word]
+            split += word.split() or [word]
         else:
-            found.append(word)
-    return found
+            split.append(word)
+    return split
 
 
 def _unexpected(

@@ -95,10 +95,10 @@ def run(args: Prepare) -> None:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None:
+    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
+    if numbers is None:
         raise InputError(f"--shard {text!r} must be i/n with 0 <= i < n, such as 0/4")
-    return int(found[1]), int(found[2])
+    return int(numbers[1]), int(numbers[2])
 
 
 def _say_data(directory: pathlib.Path, manifest: Manifest) -> None:
@@ -203,6 +203,8 @@ class PrepareTasks:
 def run_tasks(args: PrepareTasks) -> None:
     """Put the tasks into the directory."""
     names = [n for n in questions.names(args.tasks) if n in benchmarks.DATASETS]
-    for task, found in benchmarks.prepare(args.out, args.data_dir, names).items():
-        metrics.say(f"{task:12} {found.split:10} {len(found.documents):6,} documents")
+    for task, benchmark in benchmarks.prepare(args.out, args.data_dir, names).items():
+        metrics.say(
+            f"{task:12} {benchmark.split:10} {len(benchmark.documents):6,} documents"
+        )
     metrics.say(f"tasks: {args.out}")

@@ -410,15 +410,15 @@ def _random_gradients(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> list[Params
 
 def _sizes(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[tuple[int, int], int]:
     """Count the matrices of each shape: (m, n) with m <= n -> how many there are."""
-    found: dict[tuple[int, int], int] = {}
+    counts: dict[tuple[int, int], int] = {}
     for name, leaf in shapes.items():
         axes = params_lib.TABLE[name].matrix
         assert axes is not None
         rows = int(np.prod([leaf.shape[axis] for axis in axes.in_axes]))
         cols = int(np.prod([leaf.shape[axis] for axis in axes.out_axes]))
         m, n = sorted((rows, cols))
-        found[m, n] = found.get((m, n), 0) + leaf.size // (m * n)
-    return found
+        counts[m, n] = counts.get((m, n), 0) + leaf.size // (m * n)
+    return counts
 
 
 def _gemms(sizes: Mapping[tuple[int, int], int]) -> Iterator[None]:

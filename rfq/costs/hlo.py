@@ -84,13 +84,13 @@ def collectives(text: str) -> list[Collective]:
             entry = name if head["entry"] else entry
         elif name:
             bodies[name].append(line)
-    found: list[Collective] = []
+    listed: list[Collective] = []
 
     def walk(computation: str, times: int) -> None:
         for line in bodies.get(computation, []):
             match = _COLLECTIVE.search(line)
             if match is not None:
-                found.append(Collective(match["op"], _result(match), times, line))
+                listed.append(Collective(match["op"], _result(match), times, line))
                 continue
             trips = _TRIPS.search(line)
             for role, called in _CALLED.findall(line):
@@ -99,7 +99,7 @@ def collectives(text: str) -> list[Collective]:
                     walk(callee, times * inside)
 
     walk(entry, 1)
-    return found
+    return listed
 
 
 def collective_bytes(text: str) -> dict[str, int]:
@@ -108,10 +108,10 @@ def collective_bytes(text: str) -> dict[str, int]:
     Returns:
         Operation, for example "all-gather", to bytes; only those that occur.
     """
-    found: dict[str, int] = {}
+    totals: dict[str, int] = {}
     for one in collectives(text):
-        found[one.op] = found.get(one.op, 0) + one.times * one.num_bytes
-    return found
+        totals[one.op] = totals.get(one.op, 0) + one.times * one.num_bytes
+    return totals
 
 
 def _result(match: re.Match[str]) -> int:

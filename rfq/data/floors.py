@@ -49,11 +49,11 @@ def add(directory: str | pathlib.Path) -> dict[str, float]:
         InputError: as `manifest.load`, or the directory cannot be written.
     """
     directory = pathlib.Path(directory)
-    found = read(directory)
-    if found is not None:
-        return found
-    found = compute(directory)
-    row = {"manifest": _fingerprint(directory), "floors": found}
+    losses = read(directory)
+    if losses is not None:
+        return losses
+    losses = compute(directory)
+    row = {"manifest": _fingerprint(directory), "floors": losses}
     temporary = directory / f".{FILE_NAME}.{secrets.token_hex(8)}"
     try:
         temporary.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
@@ -64,7 +64,7 @@ def add(directory: str | pathlib.Path) -> dict[str, float]:
             f"the floors cannot be written to {directory} ({error.strerror}); make "
             "room, or check its permissions"
         ) from error
-    return found
+    return losses
 
 
 def _fingerprint(directory: pathlib.Path) -> str:

@@ -82,12 +82,12 @@ def _samples(
     sequences = pipeline.Sequences(directory, manifest, name, window_len)
     rng = np.random.default_rng(0)
     chosen = rng.choice(len(sequences), min(num_samples, len(sequences)), False)
-    found = []
+    samples = []
     for index in sorted(map(int, chosen)):
         ids = sequences[index]
         text = None if tokenizer is None else tokenizer.decode(ids)
-        found.append({"window": index, "ids": ids.tolist(), "text": text})
-    return found
+        samples.append({"window": index, "ids": ids.tolist(), "text": text})
+    return samples
 
 
 def render(row: dict[str, Any]) -> str:

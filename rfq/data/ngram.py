@@ -47,7 +47,7 @@ def cross_entropies(
     sums, num_targets = np.zeros(len(NAMES)), 0
     for rows in _chunks(heldout_windows):
         for probabilities in models.score(rows):
-            sums += [-np.log(each).sum() for each in probabilities]
+            sums += [-np.log(probability).sum() for probability in probabilities]
             num_targets += len(probabilities[0])
     return dict(zip(NAMES, (sums / num_targets).tolist(), strict=True))
 
@@ -130,8 +130,8 @@ class _Models:
         rows = rows.astype(np.int64)
         for n in range(2, len(NAMES)):
             if rows.shape[1] >= n:
-                found = self.last(rows[:, :n])
-                yield [*found, *[found[-1]] * (len(NAMES) - n)]
+                probabilities = self.last(rows[:, :n])
+                yield [*probabilities, *[probabilities[-1]] * (len(NAMES) - n)]
         longest = len(NAMES)
         if rows.shape[1] >= longest:
             every = np.lib.stride_tricks.sliding_window_view(rows, longest, axis=1)
@@ -139,11 +139,11 @@ class _Models:
 
     def last(self, rows: np.ndarray) -> list[np.ndarray]:
         """Compute p(last token | those before), of the shortest context first."""
-        found = [self._unigram[rows[:, -1]]]
+        probabilities = [self._unigram[rows[:, -1]]]
         for order, n in zip(self._orders, range(2, rows.shape[1] + 1), strict=False):
             codes = _codes(rows[:, -n:], n, self._vocab_size)
-            found.append(self._interpolated(order, codes, found[-1]))
-        return found
+            probabilities.append(self._interpolated(order, codes, probabilities[-1]))
+        return probabilities
 
     def _interpolated(
         self, order: _Counts, codes: np.ndarray, shorter: np.ndarray

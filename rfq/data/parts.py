@@ -161,10 +161,10 @@ class Work:
         every = np.concatenate([np.zeros((0, 2), np.uint64), *digests])
         order = np.lexsort((every[:, 1], every[:, 0]))  # Stable: the first stays first.
         repeats = np.all(every[order[1:]] == every[order[:-1]], axis=1)
-        found = np.zeros(len(every), bool)
-        found[order[1:]] = repeats
+        is_duplicate = np.zeros(len(every), bool)
+        is_duplicate[order[1:]] = repeats
         ends = np.cumsum([len(rows) for rows in digests])
-        return dict(enumerate(np.split(found, ends[:-1])))
+        return dict(enumerate(np.split(is_duplicate, ends[:-1])))
 
     def _digests(self, index: int) -> np.ndarray:
         """Return 128 bits of each text's sha256 in a unit: uint64 [documents, 2]."""
@@ -239,8 +239,8 @@ class Work:
 
     def _written(self, unit: int) -> list[Part]:
         """Return the parts of a unit that are whole, from its beginning."""
-        found: list[Part] = []
-        while (path := self._record(unit, len(found))).exists():
+        parts: list[Part] = []
+        while (path := self._record(unit, len(parts))).exists():
             try:
                 part = manifest.part_from_json(path.read_text(encoding="utf-8"))
             except (ValueError, KeyError, TypeError):  # Cut like a shard, perhaps.
@@ -248,8 +248,8 @@ class Work:
             shards = (shard for s in part.splits.values() for shard in s.shards)
             if not all(_is_whole(self.directory / x.name, x) for x in shards):
                 break
-            found.append(part)
-        return found
+            parts.append(part)
+        return parts
 
     def _write_shard(
         self, path: pathlib.Path, windows: np.ndarray

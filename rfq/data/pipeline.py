@@ -113,7 +113,7 @@ def texts(directory: str | pathlib.Path, name: str, tokenizer: Tokenizer) -> lis
     Raises:
         InputError: as `open_split`.
     """
-    found = []
+    decoded = []
     stream: list[np.ndarray] = []
     for window in windows(directory, name, max_tokens=_MAX_TEXT_TOKENS):
         # A window begins with the last id of the one before, or a stream of its own.
@@ -123,8 +123,8 @@ def texts(directory: str | pathlib.Path, name: str, tokenizer: Tokenizer) -> lis
     ids = np.concatenate(stream)
     ends = np.isin(ids, (tokenizer.bos_id, tokenizer.eos_id))
     for document in np.split(ids, np.flatnonzero(ends)):
-        found.append(tokenizer.decode(document))
-    return [text for text in found if text]
+        decoded.append(tokenizer.decode(document))
+    return [text for text in decoded if text]
 
 
 class Batches:

@@ -271,9 +271,9 @@ def _row_group(
                     yield texts[row], names[0][row].as_py() if names else None
 
     def documents() -> Iterator[Document]:
-        found, reading = 0, read()
+        num_read, reading = 0, read()
         while True:
-            where = f"{path}, row {rows.start + found}"
+            where = f"{path}, row {rows.start + num_read}"
             try:
                 value, name = next(reading)
                 buffer = value.as_buffer()
@@ -290,12 +290,12 @@ def _row_group(
                 raise InputError(
                     f"{where} has no text (null); repair the row or remove it"
                 )
-            id = f"{path.name}:{rows.start + found}" if name is None else str(name)
-            found += 1
-            yield Document(id, text, num_bytes * found // len(rows))
-        if found != len(rows):
+            id = f"{path.name}:{rows.start + num_read}" if name is None else str(name)
+            num_read += 1
+            yield Document(id, text, num_bytes * num_read // len(rows))
+        if num_read != len(rows):
             raise InputError(
-                f"{path} holds {found} rows in row group {number} where its footer "
+                f"{path} holds {num_read} rows in row group {number} where its footer "
                 f"says {len(rows)}; the file is damaged"
             )
 
@@ -336,9 +336,9 @@ def _tfds(name: str, field: str) -> Source:
             f"{TFDS_PREFIX}{name} has no text feature {field!r} (got {got}); name the "
             "feature that holds the text with --text-field"
         )
-    each = num_bytes / len(examples)
+    bytes_each = num_bytes / len(examples)
     starts = range(0, len(examples), _TFDS_EXAMPLES)
-    pieces = (_tfds_piece(name, field, examples, start, each) for start in starts)
+    pieces = (_tfds_piece(name, field, examples, start, bytes_each) for start in starts)
     return Source(f"{TFDS_PREFIX}{name}", tuple(pieces))
 
 

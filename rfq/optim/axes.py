@@ -111,15 +111,15 @@ def resolve(axes: Axes, params: optax.Params) -> list[Leaf]:
     if axes is None:
         axes = two_axes
     rows = at_leaves(params, axes, "axes")
-    found = [
+    leaves = [
         Leaf(path, leaf, row)
         for path, leaf, row in zip(
             paths(params), jax.tree.leaves(params), rows, strict=True
         )
     ]
-    for leaf in found:
+    for leaf in leaves:
         _check(leaf)
-    return found
+    return leaves
 
 
 def two_axes(params: optax.Params) -> AxesTree:

@@ -62,12 +62,12 @@ def describe(
         2 parameters, 12 matrices, 38.4 kB of state
     """
     leaves = axes_lib.resolve(axes, axes_lib.floating(params))
-    found = [_treated(leaf, optimizer) for leaf in leaves]
-    sys.stdout.write(_table(found))
+    treatments = [_treated(leaf, optimizer) for leaf in leaves]
+    sys.stdout.write(_table(treatments))
     said = axes_lib.unspoken(leaves) if axes is None else None
     if said is not None:
         sys.stdout.write(f"note: {said}\n")
-    return found
+    return treatments
 
 
 def _treated(leaf: Leaf, optimizer: OptimizerConfig) -> Treatment:

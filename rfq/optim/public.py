@@ -170,12 +170,12 @@ def _function(
 
 def _attributes(config: type) -> dict[str, str]:
     """Collect the explanations of a config's fields from its classes' docstrings."""
-    found = {}
+    explanations = {}
     for base in reversed(config.__mro__):
         _, _, section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")
         for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.M):
-            found[name] = " ".join(text.split())
-    return found
+            explanations[name] = " ".join(text.split())
+    return explanations
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -64,5 +64,5 @@ def score(
     right = task_lib.correct(
         task_lib.examples(task_name, task, documents), loglikelihoods
     )
-    means = {name: float(found.mean()) for name, found in right._asdict().items()}
+    means = {name: float(values.mean()) for name, values in right._asdict().items()}
     return {name: means[name] for name in (*task.metrics, "acc_bytes")}

@@ -79,12 +79,12 @@ def documents(
     """
     disturb = lookup(_LEVELS, task_name, "task")
     words = [text.split() for text in texts]
-    corpus = np.array([word for found in words for word in found])
+    corpus = np.array([word for document in words for word in document])
     places = [
-        (found, start)
-        for found in words
+        (document, start)
+        for document in words
         for start in range(
-            _CONTEXT_WORDS, len(found) - _CHOICE_WORDS + 1, _CHOICE_WORDS
+            _CONTEXT_WORDS, len(document) - _CHOICE_WORDS + 1, _CHOICE_WORDS
         )
     ]
     rng = np.random.default_rng(seed)
@@ -92,15 +92,15 @@ def documents(
     for index in rng.permutation(len(places)):
         if len(items) == num_items:
             break
-        found, start = places[index]
-        right = found[start : start + _CHOICE_WORDS]
+        document, start = places[index]
+        right = document[start : start + _CHOICE_WORDS]
         drawn = [disturb(right, corpus, rng) for _ in range(_MAX_DRAWS)]
-        choices = list(dict.fromkeys(" ".join(each) for each in [right, *drawn]))
+        choices = list(dict.fromkeys(" ".join(choice) for choice in [right, *drawn]))
         if len(choices) >= NUM_CHOICES:
             order = rng.permutation(NUM_CHOICES)
             items.append(
                 {
-                    "context": " ".join(found[start - _CONTEXT_WORDS : start]),
+                    "context": " ".join(document[start - _CONTEXT_WORDS : start]),
                     "choices": [choices[place] for place in order],
                     "label": int(np.flatnonzero(order == 0)[0]),
                 }

@@ -100,16 +100,16 @@ def generate(
     key = jax.random.key(sampling.seed)
     states = dict(model.states)
     cache, last = prefill(model.params, states, tokens, lengths, key, *how)
-    found = [np.asarray(last)[:, None]]
+    drawn = [np.asarray(last)[:, None]]
     for start in range(1, max_new_tokens, _STRIDE):
-        said = np.concatenate(found, axis=1)
+        said = np.concatenate(drawn, axis=1)
         if all(is_done(number, row) for number, row in enumerate(said)):
             break
         cache, last, new = extend(
             model.params, states, cache, last, jnp.int32(start), key, *how
         )
-        found.append(np.asarray(new))
-    return list(np.concatenate(found, axis=1)[:, :max_new_tokens])
+        drawn.append(np.asarray(new))
+    return list(np.concatenate(drawn, axis=1)[:, :max_new_tokens])
 
 
 def until(ids: np.ndarray, ends: Sequence[int]) -> np.ndarray:

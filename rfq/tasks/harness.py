@@ -101,10 +101,10 @@ class Harness(TemplateLM):
         """
         del disable_tqdm
         pairs = [request.args for request in requests]
-        found = self._answers(scoring.encode(pairs, self._tokens))
-        for pair, answer in zip(pairs, found, strict=True):
+        answers = self._answers(scoring.encode(pairs, self._tokens))
+        for pair, answer in zip(pairs, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", pair, answer)
-        return found
+        return answers
 
     def _loglikelihood_tokens(
         self,
@@ -124,12 +124,12 @@ class Harness(TemplateLM):
         """Sum the log-likelihood of whole texts, each token scored once behind bos."""
         del disable_tqdm
         texts = [request.args[0] for request in requests]
-        found = self._answers(
+        answers = self._answers(
             scoring.encode([("", text) for text in texts], self._tokens)
         )
-        for text, (score, _) in zip(texts, found, strict=True):
+        for text, (score, _) in zip(texts, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), score)
-        return [score for score, _ in found]
+        return [score for score, _ in answers]
 
     def _answers(self, spans: list[scoring.Span]) -> list[tuple[float, bool]]:
         if not spans:
@@ -137,9 +137,9 @@ class Harness(TemplateLM):
         mesh = sharding.make_mesh(config=self._experiment.sharding)
         planned = questions.lay_out(self._experiment, spans, mesh)
         with metrics.progress("requests", len(planned.batches)) as bar:
-            found = self._sweep.answer(self._setting, planned, bar.update)
+            answers = self._sweep.answer(self._setting, planned, bar.update)
         return list(
-            zip(found.loglikelihood.tolist(), found.is_greedy.tolist(), strict=True)
+            zip(answers.loglikelihood.tolist(), answers.is_greedy.tolist(), strict=True)
         )
 
     def generate_until(
@@ -151,7 +151,7 @@ class Harness(TemplateLM):
             InputError: a request wants what the decoder does not do.
         """
         del disable_tqdm
-        found: list[str] = [""] * len(requests)
+        continuations: list[str] = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(number)
@@ -163,10 +163,10 @@ class Harness(TemplateLM):
                 for number, text in zip(
                     numbers, self._continued(texts, wishes), strict=True
                 ):
-                    found[number] = text
+                    continuations[number] = text
                     args = requests[number].args
                     self.cache_hook.add_partial("generate_until", args, text)
-        return found
+        return continuations
 
     def _continued(self, texts: list[str], wishes: Mapping[str, Any]) -> list[str]:
         unknown = sorted(set(wishes) - set(_GENERATION))

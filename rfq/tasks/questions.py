@@ -246,7 +246,7 @@ _AVERAGES = (
 
 def items(questions: Questions, answers: scoring.Answers) -> list[dict[str, Any]]:
     """Return what was answered to every document, for JSON lines."""
-    found, right = questions.loglikelihoods(answers), _correct(questions, answers)
+    scores_of, right = questions.loglikelihoods(answers), _correct(questions, answers)
     return [
         {
             "task": name,
@@ -258,7 +258,7 @@ def items(questions: Questions, answers: scoring.Answers) -> list[dict[str, Any]
         for name, asked in questions.tasks.items()
         for metrics in [right[name]._asdict()]
         for number, (example, scores) in enumerate(
-            zip(asked.examples, found[name], strict=True)
+            zip(asked.examples, scores_of[name], strict=True)
         )
     ]
 
@@ -266,9 +266,9 @@ def items(questions: Questions, answers: scoring.Answers) -> list[dict[str, Any]
 def _correct(
     questions: Questions, answers: scoring.Answers
 ) -> dict[str, task_lib.Correct]:
-    found = questions.loglikelihoods(answers)
+    loglikelihoods = questions.loglikelihoods(answers)
     return {
-        name: task_lib.correct(asked.examples, found[name])
+        name: task_lib.correct(asked.examples, loglikelihoods[name])
         for name, asked in questions.tasks.items()
     }
 

@@ -191,7 +191,7 @@ def _rows(
     rows: list[np.ndarray] = []
     parts: list[list[_Part]] = []
     for ids, num_targets, _ in spans:
-        found: list[_Part] = []
+        request_parts: list[_Part] = []
         done = len(ids) - num_targets
         while done < len(ids):
             stop = min(len(ids), done + seq_len)
@@ -200,9 +200,9 @@ def _rows(
             row = index.setdefault(inputs.tobytes(), len(rows))
             if row == len(rows):
                 rows.append(inputs)
-            found.append(_Part(row, done - 1 - start, ids[done:stop]))
+            request_parts.append(_Part(row, done - 1 - start, ids[done:stop]))
             done = stop
-        parts.append(found)
+        parts.append(request_parts)
     return rows, parts
 
 
@@ -273,16 +273,16 @@ def answer(
         planned: as `plan` laid out the requests.
         progress: is told after each batch how many are done.
     """
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    scored: list[tuple[np.ndarray, np.ndarray]] = []
     running: tuple[Array, Array] | None = None
     for done, batch in enumerate(planned.batches):
         following = step(batch)
         if running is not None:  # Read only once the next one is on its way.
-            found.append(jax.device_get(running))
+            scored.append(jax.device_get(running))
         running = following
         progress(done)
-    found.append(jax.device_get(running))
-    log_probs = [log_prob.astype(np.float64) for log_prob, _ in found]
+    scored.append(jax.device_get(running))
+    log_probs = [log_prob.astype(np.float64) for log_prob, _ in scored]
     return Answers(
         np.array(
             [
@@ -293,7 +293,7 @@ def answer(
         ),
         np.array(
             [
-                all(found[p.batch][1][p.group, p.positions].all() for p in places)
+                all(scored[p.batch][1][p.group, p.positions].all() for p in places)
                 for places in planned.places
             ]
         ),

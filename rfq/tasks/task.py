@@ -73,7 +73,7 @@ def examples(
         InputError: a document lacks a column or holds what cannot be read; the sentence
             gives the task's name, the document's number and what it has.
     """
-    found = []
+    asked = []
     for number, document in enumerate(documents, start=1):
         try:
             example = task.example(document)
@@ -89,8 +89,8 @@ def examples(
                 f"task {name!r}: document {number} cannot be read ({error}); it is "
                 f"{dict(document)!r}"
             ) from error
-        found.append(example)
-    return found
+        asked.append(example)
+    return asked
 
 
 def correct(
