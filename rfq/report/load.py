@@ -141,7 +141,7 @@ def read(sources: Sequence[str | pathlib.Path], out: pathlib.Path) -> Results:
 
     A run that several sources hold counts once, under its first name. An arm whose
     name another config has before it, in another source or in the same, takes what
-    differs from that into its own: `residual_adamw_num_layers_12` (D117). The rows of
+    differs from that into its own: `residual_adamw_num_layers_12` (D130). The rows of
     a run's own directory count before rows.jsonl of the comparison (D78).
 
     Args:
