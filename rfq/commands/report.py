@@ -14,16 +14,18 @@ class Report:
     """Write tables, figures, the paper's claims and one page from what is there.
 
     It takes any number of directories of `rfq compare`, or runs of `rfq train` that
-    `rfq quantize` measured; a directory with theory.jsonl adds the lemmas. A run counts
-    once, even if several directories hold it. If two configs share an arm's name, the
-    fields in which they differ are added to it.
+    `rfq quantize` measured, or files of rows; a directory with theory.jsonl adds the
+    lemmas. A run counts once, even if several of them hold it. If two configs share an
+    arm's name, the fields in which they differ are added to it.
 
     Example: rfq report runs/demo
     Example: rfq report runs/demo runs/mine runs/theory --out runs/all
+    Example: rfq report configs/results/demo.jsonl --out runs/recorded
     """
 
-    # Give directories of `rfq compare`, of `rfq train`, or with theory.jsonl.
-    directories: parsing.Positional[tuple[pathlib.Path, ...]]
+    # Give directories of `rfq compare`, of `rfq train`, or with theory.jsonl, or files
+    # of rows.
+    sources: parsing.Positional[tuple[pathlib.Path, ...]]
     # Write report.html, tables/ and figures/ here. The default is the one directory
     # given.
     out: Annotated[pathlib.Path | None, parsing.DIR] = None
@@ -33,8 +35,13 @@ def run(args: Report) -> None:
     """Write the report of the directories."""
     # All processes of a job must see devices before one can ask for any.
     given.banner()
-    if args.out is None and len(args.directories) != 1:
+    if args.out is None and len(args.sources) != 1:
         raise InputError(
-            f"{len(args.directories)} directories; give one, or several and --out DIR"
+            f"{len(args.sources)} directories or files; give one directory, or several "
+            "and --out DIR"
         )
-    compare.publish(args.directories, args.out or args.directories[0])
+    if args.out is None and args.sources[0].is_file():
+        raise InputError(
+            f"{str(args.sources[0])!r} is a file; add --out DIR, where the report goes"
+        )
+    compare.publish(args.sources, args.out or args.sources[0])

@@ -54,7 +54,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
-    """Everything that directories hold, as frames with the columns arm and seed.
+    """Everything that sources hold, as frames with the columns arm and seed.
 
     Attributes:
         directory: Where the report goes.
@@ -137,7 +137,7 @@ class _Part:
 
 
 def read(sources: Sequence[str | pathlib.Path], out: pathlib.Path) -> Results:
-    """Read directories of `rfq compare`, `rfq train` or `rfq theory` into one result.
+    """Read what `rfq compare`, `rfq train` or `rfq theory` wrote into one result.
 
     A run that several sources hold counts once, under its first name. An arm whose
     name another config has before it, in another source or in the same, takes what
@@ -145,7 +145,7 @@ def read(sources: Sequence[str | pathlib.Path], out: pathlib.Path) -> Results:
     a run's own directory count before rows.jsonl of the comparison (D78).
 
     Args:
-        sources: Directories.
+        sources: Directories, and files of rows.
         out: Where the report will be written.
 
     Raises:
@@ -183,20 +183,36 @@ def read_json(path: pathlib.Path) -> Record:
     return value
 
 
-def _open(directory: pathlib.Path) -> _Part:
-    if not directory.is_dir():
+def _open(source: pathlib.Path) -> _Part:
+    if source.is_file():
+        return _file(source)
+    if not source.is_dir():
         raise InputError(
-            f"{str(directory)!r} is not a directory; give one that `rfq compare` or "
+            f"{str(source)!r} is not a directory and no file of rows; give one that "
+            "`rfq compare`, `rfq train` or `rfq quantize` wrote"
+        )
+    return _directory(source)
+
+
+def _file(path: pathlib.Path) -> _Part:
+    """Read a file of rows, such as rows.jsonl of a comparison, without its runs."""
+    rows = rows_lib.read("rows", path)
+    if rows.is_empty() or rows["spec"].null_count():
+        raise InputError(
+            f"{str(path)!r} is no file of rows, of which each line has the field "
+            "'spec'; give rows.jsonl, or a directory that `rfq compare` or "
             "`rfq train` wrote"
         )
+    return _part(path, rows, files=[path])
+
+
+def _directory(directory: pathlib.Path) -> _Part:
     homes = [directory, *sorted(directory.glob("arms/*/seed-*"))]
     runs = [run for home in homes if (run := _run(home)) is not None]
     own = [_rows(run.home, arm=run.arm, seed=run.seed) for run in runs]
     rows = pl.concat([rows_lib.frame("rows", []), *own])
     joined = rows_lib.read("rows", directory / "rows.jsonl")
-    unnamed = joined["arm"].null_count()
-    named = joined.filter(pl.col("arm").is_not_null())
-    rows = pl.concat([rows, named.join(rows, on=["arm", "seed"], how="anti")])
+    rows = pl.concat([rows, joined.join(rows, on=["arm", "seed"], how="anti")])
     theory = rows_lib.lines(directory / "theory.jsonl")
     if joined.is_empty() and not runs and not theory:
         raise InputError(
@@ -205,6 +221,19 @@ def _open(directory: pathlib.Path) -> _Part:
         )
     files = [directory / "rows.jsonl"]
     files += [path for run in runs for path in sorted(run.home.rglob("*.jsonl"))]
+    return dataclasses.replace(
+        _part(directory, rows, files),
+        runs=runs,
+        context=read_json(directory / "context.json"),
+        theory=theory,
+    )
+
+
+def _part(
+    source: pathlib.Path, rows: pl.DataFrame, files: Sequence[pathlib.Path]
+) -> _Part:
+    """Keep the rows that name an arm, and note what the files lack."""
+    unnamed = rows["arm"].null_count()
     notes = [
         f"The last line of {path.name} is cut off and was left out; the command that "
         "writes it was stopped or is still running."
@@ -213,11 +242,11 @@ def _open(directory: pathlib.Path) -> _Part:
     ]
     notes += [f"{unnamed} rows name no arm and were left out."] if unnamed else []
     return _Part(
-        source=directory,
-        rows=rows,
-        runs=runs,
-        context=read_json(directory / "context.json"),
-        theory=theory,
+        source=source,
+        rows=rows.filter(pl.col("arm").is_not_null()),
+        runs=[],
+        context={},
+        theory=[],
         notes=notes,
     )
 

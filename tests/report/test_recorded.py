@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from rfq import metrics
+from rfq import errors, metrics
+from rfq.commands import report as command
 from rfq.report import claims, load, paper, tables, view
 
 RESULTS = pathlib.Path(__file__).parents[2] / "configs" / "results"
@@ -48,3 +49,30 @@ def test_losses_and_increases_are_those_that_were_noted(name, tmp_path):
         cells = {k: v for cell in made.cells(line) for k, v in cell.data.items()}
         for key, value in NOTED[f"{name}_glance"][cells["arm"]].items():
             assert cells[key] == pytest.approx(value, rel=1e-9, abs=1e-12)
+
+
+def test_files_of_rows_are_read_as_they_are(tmp_path):
+    files = [RESULTS / f"demo{name}.jsonl" for name in ("", "_seeds", "_ablation")]
+    found = load.read(files, tmp_path)
+    homes = set(found.rows.select("arm", "seed", "num_layers").unique().rows())
+    free, adamw = "residual_free_kl_shampoo", "residual_adamw"
+    assert {row for row in homes if row[0] == free} == {(free, s, 6) for s in range(3)}
+    assert {row for row in homes if row[0] == adamw} == {
+        (adamw, s, 6) for s in range(3)
+    }
+    assert {row for row in homes if row[2] == 12} == {
+        ("residual_free_adamw_num_layers_12", 0, 12),
+        (f"{free}_num_layers_12", 0, 12),
+    }
+    assert len(found.rows) == sum(len(metrics.read(file)) for file in files)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    with pytest.raises(errors.InputError, match="no file of rows"):
+        load.read([RESULTS / "bench_optim.jsonl"], tmp_path)
+
+
+def test_the_report_of_a_file_needs_a_place():
+    given = command.Report((RESULTS / "demo.jsonl",))
+    with pytest.raises(errors.InputError, match="add --out DIR"):
+        command.run(given)
