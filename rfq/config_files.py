@@ -130,7 +130,7 @@ def _said_of(path: pathlib.Path) -> Iterator[None]:
             for frame in traceback.extract_tb(error.__traceback__)
             if os.path.abspath(frame.filename) == os.path.abspath(path)
         ]
-        if not lines:  # Of another file, which has said so, or none of a config.
+        if not lines:  # It is in another file, and says so.
             raise
         what = f"{error}" if isinstance(error, InputError) else _one_line(error)
         raise InputError(f"config {str(path)!r} line {lines[-1]}: {what}") from error

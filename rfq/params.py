@@ -14,7 +14,7 @@ from rfq.errors import InputError
 
 
 class MatrixAxes(NamedTuple):
-    """Which axes of a leaf are the matrix; every other axis is a batch of matrices.
+    """The axes of a leaf that are the matrix; any other axis is a batch of matrices.
 
     y = x W contracts x with `in_axes` and leaves `out_axes`. A leaf `[L, D, H, K]` with
     `in_axes=(1,)` and `out_axes=(2, 3)` is L matrices of shape D x HK.

@@ -44,7 +44,7 @@ class Subject(TypedDict):
 
 
 class Setting(NamedTuple):
-    """How a model was quantized; it names a record among those of its run.
+    """The way a model was quantized; it names a record among those of its run.
 
     Attributes:
         spec: The WnAm name, or "FP".

@@ -1,4 +1,4 @@
-"""Where arrays live: one table from logical axes to mesh axes.
+"""The places of arrays: one table from logical axes to mesh axes.
 
 The model and the parameter table name logical axes; nothing but this file knows a
 mesh. "pjit" is `jax.jit` with shardings today, and `steps` is where that happens.
@@ -82,7 +82,7 @@ STRATEGIES: Mapping[str, Mapping[str, str | int]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
-    """How a step is spread over devices and time; its result stays the same.
+    """The spread of a step over devices and time; its result stays the same.
 
     The mesh is a row of `STRATEGIES`; each of its numbers may be replaced here.
 

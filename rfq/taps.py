@@ -51,7 +51,7 @@ class Probe(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """What a grid does to a site."""
+    """The effect of a grid on a site."""
 
     error: distortion.Distortion
     usage: distortion.Usage

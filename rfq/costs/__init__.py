@@ -1,1 +1,1 @@
-"""What a run costs: measured times, planned memory and bytes between devices."""
+"""The costs of a run: measured times, planned memory and bytes between devices."""

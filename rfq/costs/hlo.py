@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: how many bytes its collectives make."""
+"""Facts read from a compiled program, such as the bytes that its collectives make."""
 
 import re
 from typing import NamedTuple

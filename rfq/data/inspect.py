@@ -1,4 +1,4 @@
-"""What a prepared directory holds, for a person and as JSON."""
+"""The contents of a prepared directory, for a person and as JSON."""
 
 import pathlib
 from typing import Any

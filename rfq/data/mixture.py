@@ -1,4 +1,4 @@
-"""Which prepared sets are trained on, and in what shares."""
+"""The prepared sets that are trained on, and their shares."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Where documents come from: the embedded corpus, files, and TensorFlow Datasets.
+"""The sources of documents: the embedded corpus, files, and TensorFlow Datasets.
 
 A source is a list of pieces, each of which can be read without the others: a file, a
 row group of a Parquet file, a range of a TFDS split. So machines can share a long

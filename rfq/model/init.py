@@ -333,7 +333,7 @@ def _gaussian_matrices(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """Which recipe fills the parameters, and its scales.
+    """The recipe that fills the parameters, and its scales.
 
     The scales alpha_* and the choices below them belong to "orthogonal" alone. Their
     defaults are the paper's (section 4, appendix D) read as D14 to D16 and D20 to D22

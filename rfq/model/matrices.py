@@ -1,4 +1,4 @@
-"""What is measured of a model's weights."""
+"""Statistics of a model's weights."""
 
 import math
 

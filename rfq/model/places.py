@@ -1,4 +1,4 @@
-"""How the model's arrays are spread over devices, as the model sees it.
+"""The spread of the model's arrays over devices, as the model sees it.
 
 `rfq.sharding` makes such a value for a mesh; on one device `ANYWHERE` does nothing.
 """

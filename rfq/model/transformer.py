@@ -30,7 +30,7 @@ def _declare(module: nn.Module, name: str, *shape: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Seams:
-    """What an experiment may swap in the forward pass without touching the model.
+    """The parts of the forward pass that an experiment may swap, outside the model.
 
     Attributes:
         taps: What to do at which sites.

@@ -1,4 +1,4 @@
-"""Which leaves of a parameter tree are matrices, and along which axes.
+"""The leaves of a parameter tree that are matrices, and the axes of these.
 
 A leaf `[batch..., in..., out...]`, its axes in any order, is a batch of matrices; a
 `MatrixAxes` says which axes are which. Every other leaf is left to AdamW (in spectral

@@ -32,7 +32,7 @@ Mask = optax.Params | Callable[[optax.Params], optax.Params] | None
 
 
 class Directions(NamedTuple):
-    """What an optimizer does to the two kinds of leaves."""
+    """The directions of an optimizer for the two kinds of leaves."""
 
     matrix: optax.GradientTransformation
     other: optax.GradientTransformation

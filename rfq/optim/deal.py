@@ -34,7 +34,7 @@ Placement = NamedSharding | optax.Params | None
 
 
 class Deal(NamedTuple):
-    """How the matrices of a group travel between the parts of leaves and a stack.
+    """The way of a group's matrices between the parts of leaves and a stack.
 
     A device has a part of every matrix of a leaf that is cut along its matrix axes, and
     all of it where it has a copy. It has `num` / devices whole matrices of the stack.

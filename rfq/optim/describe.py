@@ -1,4 +1,4 @@
-"""What an optimizer makes of a parameter tree, leaf by leaf, before it is run."""
+"""A description of an optimizer's work on each leaf of a tree, before it runs."""
 
 import math
 import sys

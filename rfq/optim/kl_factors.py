@@ -1,4 +1,4 @@
-"""What KL-Shampoo and KL-SOAP share (Lin et al., arXiv 2509.03378).
+"""The factors that KL-Shampoo and KL-SOAP share (Lin et al., arXiv 2509.03378).
 
 Each factor has a rotated matrix S~ (see `rfq.optim.eigenbasis`) and, per eigenvector,
 s: the inverse square root of a separate running estimate of the eigenvalue. With

@@ -29,7 +29,7 @@ HEADROOM = 1e8
 
 
 class Inner(Protocol):
-    """What a rule remembers of a stack: a NamedTuple of arrays [N, ...]."""
+    """The memory of a rule about a stack: a NamedTuple of arrays [N, ...]."""
 
     def diagnostics(self) -> Mapping[str, Array]:
         """Return per-matrix numbers [N], named as in `AGGREGATES`."""

@@ -22,7 +22,7 @@ Call = Callable[[Array, Any, Array], tuple[Array, Array, Any]]
 
 
 class Member(NamedTuple):
-    """Where one leaf's matrices stand in their stack, and how to bring them there."""
+    """The place of one leaf's matrices in their stack, and the way there."""
 
     index: int
     path: str

@@ -72,7 +72,7 @@ def finalize(
 
 
 class LayerSample(NamedTuple):
-    """What calibration recorded about one site in one layer.
+    """The record that calibration made of one site in one layer.
 
     Attributes:
         batches: the ranges of the batches in the order they came, leaves
@@ -246,7 +246,7 @@ FirstPass = Mapping[str, Mapping[str, Record]]
 
 
 class SiteSample(NamedTuple):
-    """What calibration saw of one site; leaves [L], or scalars for what exists once.
+    """The sample that calibration took of a site; leaves [L], or scalars if it is one.
 
     Attributes:
         batches: the ranges of the batches in order, leaves [num_batches, L].

@@ -1,4 +1,4 @@
-"""How far a quantized tensor is from its reference: SQNR and NMSE (appendix D).
+"""The distance of a quantized tensor from its reference: SQNR and NMSE (appendix D).
 
 `nmse` of one tensor and its own quantization is local. The same function of the clean
 model's tensor and the fully quantized model's is the end-to-end relative error
@@ -113,7 +113,7 @@ def token_sqnr_db(reference: Array, quantized: Array) -> Array:
 
 
 class Usage(NamedTuple):
-    """How a grid is used: what it clips, what it sets to 0, and what the bulk gets.
+    """The use of a grid: how much it clips, sets to 0 and leaves for the bulk.
 
     It tells the three ways to lose accuracy apart: clipping (`clip_noise` is most of
     the noise), dead values (`num_dead` is most of the count) and rounding (neither).

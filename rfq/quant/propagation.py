@@ -1,4 +1,4 @@
-"""How rounding errors travel through a model, and what all of them add up to.
+"""The travel of rounding errors through a model, and the sum of all of them.
 
 A site s that is rounded adds an error n_s to its tensor x_s. Its relative energy
 e_s = |n_s|^2 / |x_s|^2 is the site's NMSE. To first order the error that enters a site

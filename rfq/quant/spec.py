@@ -1,4 +1,4 @@
-"""What to quantize to, in the paper's WnAm notation."""
+"""The bit widths to quantize to, in the paper's WnAm notation."""
 
 import dataclasses
 import re

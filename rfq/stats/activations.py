@@ -1,4 +1,4 @@
-"""What a model's activations look like, layer by layer, for any model."""
+"""Statistics of a model's activations, layer by layer, for any model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from rfq.types import Array
 
 
 class Layer(NamedTuple):
-    """What `describe` says of one array.
+    """The statistics that `describe` gives of one array.
 
     Attributes:
         name: Its path in the tree.

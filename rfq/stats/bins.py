@@ -22,7 +22,7 @@ _NUM_SAMPLED = 4096
 
 
 class Binning(NamedTuple):
-    """Where the bins lie, in units of x: scalars, or one a layer."""
+    """The places of the bins, in units of x: scalars, or one a layer."""
 
     center: Array
     scale: Array

@@ -1,4 +1,4 @@
-"""How far a weight matrix is from an isometry, read off its singular values.
+"""The distance of a weight matrix from an isometry, by its singular values.
 
 Lemma 4: spectral optimizers keep a matrix near its orthogonal initialization, steps of
 sign do not. The Gram matrix is the one on the small side, since the other is singular.

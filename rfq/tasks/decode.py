@@ -29,7 +29,7 @@ _PROMPT_UNIT = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn."""
+    """The settings by which the next token is drawn."""
 
     temperature: float = 0.0  # The softmax's; 0 takes the likeliest token.
     top_p: float = 1.0  # Draw among the likeliest tokens with this total probability.

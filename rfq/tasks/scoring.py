@@ -45,7 +45,7 @@ class Rows(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What is known of each request, [N] in their order.
+    """The scores of all requests, [N] in their order.
 
     Attributes:
         loglikelihood: log-likelihood of the whole continuation, float64.
@@ -115,7 +115,7 @@ class _Part(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a part's scores lie in what the batches give."""
+    """The place of a part's scores in the results of the batches."""
 
     batch: int
     group: int

@@ -19,7 +19,7 @@ Metric = Literal["acc", "acc_norm"]
 
 
 class Example(NamedTuple):
-    """What a document asks.
+    """The question of a document.
 
     Attributes:
         requests: one pair for each choice, in order.

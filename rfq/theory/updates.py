@@ -1,4 +1,4 @@
-"""What a step of sign or spectral descent does to an isometry."""
+"""The effect of a step of sign or spectral descent on an isometry."""
 
 import functools
 import math
