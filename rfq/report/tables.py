@@ -1065,16 +1065,12 @@ def number_text(number: Number) -> str:
 def theory(shown: View) -> Table:
     """Count the checks of `rfq theory` by verdict, the paper's own and ours apart.
 
-    A row says by `source` whether it checks the paper or a correction; rows without it
-    are of the corrections where their claim is named F and a number.
+    A row says by `source` whether it checks the paper or a correction.
     """
     counted: dict[str, list[str]] = {}
     for row in shown.results.theory:
-        ours = str(row.get("claim", "")).lstrip("F").isdigit()
-        source = row.get("source") or ("correction" if ours else "paper")
-        label = (
-            "our corrections" if source == "correction" else "the paper's statements"
-        )
+        ours = row.get("source") == "correction"
+        label = "our corrections" if ours else "the paper's statements"
         counted.setdefault(label, []).append(str(row.get("verdict")))
     lines = [
         {

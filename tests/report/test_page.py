@@ -184,9 +184,9 @@ def test_a_directory_without_results_is_refused(tmp_path):
 
 def test_the_checks_of_the_paper_and_of_our_corrections_are_counted_apart(tmp_path):
     theory = [
-        {"claim": "Lemma 1", "verdict": "holds"},
-        {"claim": "F1", "verdict": "holds"},
-        {"claim": "Skips dilute", "verdict": "does not hold", "source": "correction"},
+        {"claim": "Lemma 1", "verdict": "holds", "source": "paper"},
+        {"claim": "Additions dilute", "verdict": "holds", "source": "correction"},
+        {"claim": "GELU's gain", "verdict": "does not hold", "source": "correction"},
     ]
     made = tables.theory(view.of(story(tmp_path, theory)))
     counts = [(line["source"], line["checks"], line["holds"]) for line in made.lines]
