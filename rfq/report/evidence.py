@@ -423,7 +423,9 @@ class Evidence:
 
     def lost_accuracy(self, arm: str, name: str, stream: str) -> Estimate:
         """Return the loss of the mean accuracy over tasks from full precision."""
-        asked = self.shown.results.tasks.filter(arm=arm, spec=name, stream=stream)
+        asked = self.shown.of_setting(self.shown.results.tasks).filter(
+            arm=arm, spec=name, stream=stream
+        )
         kept = asked.unique(["seed", "calibration_seed", *view.COMMON, "questions"])
         lost = kept.with_columns(
             lost=-pl.col("avg_change"),

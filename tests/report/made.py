@@ -26,6 +26,7 @@ class Made:
         speed: training steps a second.
         curve: training loss at each logged step.
         accuracy: change of the mean accuracy at a setting.
+        taps, calibrator: those with which tasks were evaluated.
         diverged: no row, and a note that training failed.
         losses: of quantized sequences, as in losses.jsonl.
     """
@@ -57,6 +58,8 @@ class Made:
     curve: tuple[float, ...] = (4.0, 3.5, 3.0)
     device: str = "1 gpu device(s)"
     accuracy: dict = dataclasses.field(default_factory=dict)
+    taps: str = "paper"
+    calibrator: str = "min_max"
     model: dict = dataclasses.field(default_factory=dict)
     train: dict = dataclasses.field(default_factory=dict)
     losses: tuple[dict, ...] = ()
@@ -190,6 +193,8 @@ def _run(name: str, made: Made) -> dict:
             {
                 "spec": spec,
                 "stream": stream,
+                "taps": made.taps,
+                "calibrator": made.calibrator,
                 "scores": {"piqa": {"primary": "acc", "acc": 0.5}},
                 "avg_change": change,
                 "avg_change_lo": change - 0.005,

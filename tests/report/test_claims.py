@@ -268,6 +268,17 @@ def test_a_gap_has_the_interval_of_a_paired_bootstrap(judge):
     assert gap.hi - gap.lo < 1e-9
 
 
+@pytest.mark.parametrize(
+    ("setting", "lost"),
+    [({}, 0.2), ({"calibrator": "mse"}, None), ({"taps": "all"}, None)],
+    ids=["the same", "calibrator", "taps"],
+)
+def test_accuracies_of_another_setting_are_no_evidence(tmp_path, setting, lost):
+    found = story(tmp_path, **{KL: {"accuracy": {"W8A8": -0.2}, **setting}})
+    seen = evidence.Evidence(shown=view.of(found), paper=paper.load())
+    assert seen.lost_accuracy(KL, "W8A8", "branch").value == pytest.approx(lost)
+
+
 def test_rank_correlation_shares_the_ranks_of_ties():
     # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
     rho = evidence.rank_correlation([1.0, 7.0, 7.0, 9.0], [0.1, 0.2, 0.3, 0.4])
