@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from rfq.report import judges, tables
+from rfq.report import cells, judges
 from rfq.report.evidence import Evidence, Facts, NotTestable
 from rfq.report.judges import Judge, Judgement
 from rfq.report.paper import Paper, words
@@ -34,7 +34,7 @@ class Scale(NamedTuple):
     @property
     def needs(self) -> str:
         """The bounds in words."""
-        params = tables.count_text(self.num_params)
+        params = cells.count_text(self.num_params)
         bounds = (
             (self.num_params, f"{params} parameters or more"),
             (self.num_layers, f"{self.num_layers} layers or more"),

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 
-from rfq.report import style, tables, view
+from rfq.report import cells, style, view
 from rfq.report.evidence import Evidence
 from rfq.report.paper import Paper, words
 from rfq.report.render import Figure, Panel
@@ -722,8 +722,8 @@ def histograms(shown: View) -> Figure:
     for arm, made in drawn.items():
         gamma, loss = lines[arm]["excess_kurtosis"], shown.full_loss(arm).value
         texts = [
-            tables.MISSING if gamma is None else tables.write(gamma, "kurtosis"),
-            tables.MISSING if loss is None else f"{loss:.2f}",
+            cells.MISSING if gamma is None else cells.write(gamma, "kurtosis"),
+            cells.MISSING if loss is None else f"{loss:.2f}",
         ]
         title = f"{view.arm_label(arm)}: γ = {texts[0]}, loss {texts[1]}"
         panels.append(Panel(arm, title, _stairs(shown, {arm: made}, reach, fill=True)))

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from rfq.report import judges, tables, view
+from rfq.report import cells, judges, view
+from rfq.report.cells import count_text, signed
 from rfq.report.claims import Judged
 from rfq.report.evidence import Evidence, NotTestable
-from rfq.report.tables import GLANCE_SPECS, count_text, signed
+from rfq.report.tables import GLANCE_SPECS
 from rfq.report.view import View
 
 
@@ -131,12 +132,12 @@ def _size(evidence: Evidence) -> str:
         parts.append(f"{steps:,.0f} steps, the paper {paper.num_steps:,}")
     if tokens:
         parts.append(f"{count_text(tokens)} tokens seen")
-    size = "; ".join(parts) or tables.MISSING
+    size = "; ".join(parts) or cells.MISSING
     peaks = {
         a: k for a in shown.arms if (k := shown.block_kurtosis(a).value) is not None
     }
     if not peaks:
-        return f"Size: {size}. Kurtosis: {tables.MISSING}."
+        return f"Size: {size}. Kurtosis: {cells.MISSING}."
     arm = max(peaks, key=lambda name: peaks[name])
     theirs = max(entry.excess_kurtosis for entry in paper.kurtosis)
     reach = (
@@ -145,7 +146,7 @@ def _size(evidence: Evidence) -> str:
         if peaks[arm] < theirs / 10
         else "the same order of magnitude"
     )
-    largest = tables.write(peaks[arm], "kurtosis")
+    largest = cells.write(peaks[arm], "kurtosis")
     return (
         f"Size: {size}. The largest block kurtosis here is {largest} "
         f"({view.arm_label(arm)}); the paper states up to {theirs:,.0f}: {reach}."

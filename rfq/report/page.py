@@ -11,11 +11,24 @@ import polars as pl
 
 from rfq import files
 from rfq.errors import InputError
-from rfq.report import claims, figures, notes, paper, render, style, tables, view
+from rfq.report import (
+    accuracy,
+    beside,
+    cells,
+    claims,
+    figures,
+    notes,
+    paper,
+    render,
+    style,
+    tables,
+    training,
+    view,
+)
+from rfq.report.cells import Table
 from rfq.report.evidence import Evidence
 from rfq.report.load import Record, Results
 from rfq.report.render import Figure
-from rfq.report.tables import Table
 from rfq.report.view import View
 
 
@@ -36,15 +49,15 @@ def make(results: Results) -> Report:
     everyone = view.with_arms(shown, printed.arms)
     judged = claims.judge(shown, printed)
     widths = {p.weight_bits for p in shown.precisions if p.name != "FP"}
-    beside = sorted(widths & {8, 16, None}, key=lambda w: (w is None, w != 8, w))
+    known = sorted(widths & {8, 16, None}, key=lambda w: (w is None, w != 8, w))
     measured = [s for s in view.OTHER_SITES if s in set(shown.ends["site"])]
     written = [
         tables.glance(shown),
         *tables.claims(judged),
         tables.main(shown),
         tables.arms(evidence),
-        *tables.tasks(evidence),
-        *(tables.beside(evidence, width) for width in beside),
+        *accuracy.tasks(evidence),
+        *(beside.beside(evidence, width) for width in known),
         tables.kurtosis(shown, (*view.PAPER_SITES, view.FINAL)),
         tables.kurtosis(shown, measured, "_other"),
         tables.further_statistics(shown),
@@ -53,13 +66,13 @@ def make(results: Results) -> Report:
         tables.weights_cost(evidence),
         tables.weights(shown),
         tables.matched_loss(shown),
-        tables.equal_cost(evidence),
-        tables.ranges(shown),
-        tables.costs(evidence),
-        tables.calibrators(shown),
+        training.equal_cost(evidence),
+        training.ranges(shown),
+        training.costs(evidence),
+        training.calibrators(shown),
         tables.theory(shown),
-        tables.paper_kurtosis(evidence),
-        *(tables.printed(printed, name) for name in printed.tables),
+        beside.paper_kurtosis(evidence),
+        *(beside.printed(printed, name) for name in printed.tables),
         *(
             tables.main(view.of(results, setting))
             for setting in view.settings(results)[1:]
@@ -118,7 +131,7 @@ def provenance(shown: View) -> list[tuple[str, str]]:
         .rows()
     )
     for run in results.runs:
-        prints.setdefault(run.arm, [run.described.get("fingerprint", tables.MISSING)])
+        prints.setdefault(run.arm, [run.described.get("fingerprint", cells.MISSING)])
     seconds = [run.done["seconds"] for run in results.runs if "seconds" in run.done]
     total = results.context.get("seconds")
     configs = (f"{view.arm_label(a)} {', '.join(p)}" for a, p in prints.items())
@@ -133,7 +146,7 @@ def provenance(shown: View) -> list[tuple[str, str]]:
         "Evaluation tokens": distinct("eval_tokens"),
         "Calibration tokens": distinct("calibration_tokens"),
     }
-    return [(name, value or tables.MISSING) for name, value in lines.items()]
+    return [(name, value or cells.MISSING) for name, value in lines.items()]
 
 
 def _flat(record: Record, path: str = "") -> Iterable[str]:
@@ -207,8 +220,8 @@ def run(results: Results) -> pathlib.Path:
             folder.mkdir(parents=True, exist_ok=True)
         for made in report.tables.values():
             for kind, text in (
-                ("md", tables.markdown(made)),
-                ("csv", tables.comma_separated(made)),
+                ("md", cells.markdown(made)),
+                ("csv", cells.comma_separated(made)),
             ):
                 path = folders["tables"] / f"{made.name}.{kind}"
                 files.replace(path, text)

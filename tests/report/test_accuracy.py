@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rfq import tasks as tasks_lib
-from rfq.report import evidence, load, paper, tables, view
+from rfq.report import accuracy, cells, evidence, load, paper, view
 from rfq.tasks import questions, scoring
 from rfq.tasks import task as task_lib
 from tests.tasks.documents import DOCUMENTS
@@ -46,7 +46,7 @@ def answers(given: questions.Questions, arm: str) -> scoring.Answers:
     return scoring.Answers(np.array(scores), np.zeros(len(scores), bool))
 
 
-def compared(folder: pathlib.Path, names: tuple[str, ...]) -> list[tables.Table]:
+def compared(folder: pathlib.Path, names: tuple[str, ...]) -> list[cells.Table]:
     """The tables of a compare directory whose arms answered in full precision."""
     given = asked(names)
     for arm in ARMS:
@@ -65,12 +65,12 @@ def compared(folder: pathlib.Path, names: tuple[str, ...]) -> list[tables.Table]
     return made(folder, folder)
 
 
-def made(folder: pathlib.Path, out: pathlib.Path) -> list[tables.Table]:
+def made(folder: pathlib.Path, out: pathlib.Path) -> list[cells.Table]:
     shown = view.of(load.read([folder], out))
-    return tables.tasks(evidence.Evidence(shown=shown, paper=paper.load()))
+    return accuracy.tasks(evidence.Evidence(shown=shown, paper=paper.load()))
 
 
-def data(table: tables.Table) -> list[dict]:
+def data(table: cells.Table) -> list[dict]:
     """The named numbers of each line."""
     return [
         {key: value for cell in table.cells(line) for key, value in cell.data.items()}
@@ -79,7 +79,7 @@ def data(table: tables.Table) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def eight(tmp_path_factory) -> list[tables.Table]:
+def eight(tmp_path_factory) -> list[cells.Table]:
     return compared(tmp_path_factory.mktemp("eight"), questions.GROUPS["all"])
 
 
@@ -141,7 +141,7 @@ def test_without_the_items_a_difference_is_missing(tmp_path):
     compared(tmp_path, ("arc_c",))
     (tmp_path / "arms" / ARMS[0] / "seed-0/quantize/items/FP.jsonl").unlink()
     values = [line["arc_c"] for line in data(made(tmp_path, tmp_path)[1])]
-    assert values[:2] == [tables.MISSING] * 2
+    assert values[:2] == [cells.MISSING] * 2
     assert isinstance(values[2], float)
 
 
@@ -154,6 +154,6 @@ def test_what_is_not_recorded_is_missing_and_never_zero(tmp_path):
         del row["scores"]["arc_c"][name]
     path.write_text(json.dumps(row) + "\n")
     table = made(tmp_path, tmp_path)[0]
-    first = next(csv.DictReader(io.StringIO(tables.comma_separated(table))))
-    assert (first["avg_se"], first["arc_c_se"]) == (tables.MISSING, tables.MISSING)
+    first = next(csv.DictReader(io.StringIO(cells.comma_separated(table))))
+    assert (first["avg_se"], first["arc_c_se"]) == (cells.MISSING, cells.MISSING)
     assert "arc_c missing" in table.caption

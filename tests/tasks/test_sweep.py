@@ -9,7 +9,7 @@ import pytest
 
 from rfq import cli, metrics, ptq, tasks
 from rfq.errors import Preempted
-from rfq.report import evidence, load, paper, tables, view
+from rfq.report import accuracy, evidence, load, paper, view
 from rfq.tasks import commonsense
 from rfq.tasks import task as task_lib
 from tests import tiny
@@ -149,7 +149,7 @@ def test_the_report_sets_accuracies_beside_the_papers(asked, tmp_path):
     shutil.copytree(run_dir, home)
     shown = view.of(load.read([tmp_path], tmp_path))
     found = evidence.Evidence(shown=shown, paper=paper.load())
-    (table,) = tables.tasks(found)
+    (table,) = accuracy.tasks(found)
     # Other tests may have asked the run for settings of their own.
     shown_rows = [line for line in table.lines if isinstance(line["arm"], str)]
     assert len(shown_rows) == len(tiny.lines(home / "quantize" / "tasks.jsonl"))
