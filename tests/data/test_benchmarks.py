@@ -62,7 +62,7 @@ def test_a_wheel_is_read_as_it_is(tmp_path):
 _TFDS = """
 import sys
 import tensorflow_datasets as tfds
-from rfq import tasks
+from rfq import tasks as tasks_lib
 from rfq.data import benchmarks
 from tests.tasks.documents import DOCUMENTS
 
@@ -101,7 +101,7 @@ for task, example in tasks.items():
     assert found.split == "other", found.split
     # TensorFlow Datasets shuffles.
     ours, theirs = (
-        sorted(tasks.build_requests(task, given)) for given in (found.documents, rows)
+        sorted(tasks_lib.build_requests(task, given)) for given in (found.documents, rows)
     )
     assert ours == theirs, task
 assert "tensorflow" not in sys.modules
