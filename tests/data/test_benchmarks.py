@@ -101,7 +101,8 @@ for task, example in tasks.items():
     assert found.split == "other", found.split
     # TensorFlow Datasets shuffles.
     ours, theirs = (
-        sorted(tasks_lib.build_requests(task, given)) for given in (found.documents, rows)
+        sorted(tasks_lib.build_requests(task, given))
+        for given in (found.documents, rows)
     )
     assert ours == theirs, task
 assert "tensorflow" not in sys.modules

@@ -271,8 +271,8 @@ def reviewer(clone: pathlib.Path) -> Iterator[Step]:
         says=["parameters"],
     )
     yield Step(
-        what="report the theory",
-        command="rfq report runs/theory --out runs/theory-page",
+        what="report recorded rows and the theory",
+        command="rfq report configs/results/demo.jsonl runs/theory --out runs/page",
         activated=True,
         says=["report.html"],
     )
