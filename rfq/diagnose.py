@@ -202,26 +202,25 @@ def _attention(
 ) -> Array:
     """Compute what one layer's heads multiply the values with, [B, T, H, S].
 
-    The kind of attention mixes one-hot values, so that its result is its matrix.
+    The model's attention mixes one-hot values, so that its result is its matrix. Heads
+    get zeros behind their width, or the values do, because all must be equally wide.
     """
     divisor = model.head_width if model.attention_scale == "head_width" else model.width
     kind = layers.ATTENTION_KINDS[model.attention_kind]
-    T, H = q_BTHK.shape[1:3]
-    eye_BTHS = jnp.broadcast_to(
-        jnp.eye(T)[None, :, None, :], (q_BTHK.shape[0], T, H, T)
-    )
+    B, T, H, K = q_BTHK.shape
+    width = max(T, K)
+    eye_BTHS = jnp.broadcast_to(jnp.eye(T, width)[None, :, None], (B, T, H, width))
+    scale = tau / math.sqrt(divisor)
+
+    def wide(x_BTHK: Array) -> Array:
+        return jnp.pad(x_BTHK, ((0, 0), (0, 0), (0, 0), (0, width - K)))
 
     def attend(q_BTHK: Array, slope_H: Array | None) -> Array:
-        logits = jnp.einsum("bthk,bshk->bths", q_BTHK, k_BTHK)
-        logits *= tau / math.sqrt(divisor)
-        if slope_H is not None:
-            keys_S = jnp.arange(T, dtype=jnp.float32)
-            logits += slope_H[None, None, :, None] * keys_S[None, None, None, :]
-        seen_TS = jnp.tril(jnp.ones((T, T), bool))
-        logits = jnp.where(seen_TS[None, :, None, :], logits, -jnp.inf)
-        return jax.nn.softmax(logits, axis=-1)
+        q, k = wide(q_BTHK), wide(k_BTHK)
+        return layers.causal_attention(q, k, eye_BTHS, scale, "xla", slope_H)
 
-    return kind.mix(attend, q_BTHK, eye_BTHS, *(block[name] for name in kind.leaves))
+    mixed = kind.mix(attend, q_BTHK, eye_BTHS, *(block[name] for name in kind.leaves))
+    return mixed[..., :T]
 
 
 def _mixing(a_LBTHS: Array) -> tuple[Array, Array, Array]:
