@@ -41,7 +41,7 @@ class TrainState:
 
 # Where the outputs of all blocks but the last, and that of the last, are seen.
 BLOCK_OUTPUTS = ("attn_norm_in", "final_norm_in")
-# Tokens on which the gains of errors are measured, one run for each site and layer.
+# At most so many tokens measure the gains of errors, one run for each site and layer.
 _GAIN_TOKENS = 1024
 
 # {site: what it is rounded to}, leaves [L] or scalars; host numbers enter as data.

@@ -206,6 +206,26 @@ def test_one_bad_number_makes_a_state_not_finite():
 
 
 @pytest.mark.mesh
+def test_gains_of_errors_are_the_same_where_devices_share_the_rows(monkeypatch):
+    sixteen = np.concatenate(batches()[:2])
+    length = sixteen.shape[1]
+
+    def gains(num_devices: int, num_tokens: int):
+        monkeypatch.setattr(steps, "_GAIN_TOKENS", num_tokens)
+        mesh = sharding.make_mesh(num_devices)
+        compiled = steps.compile_quant(experiment(), mesh, "paper")
+        batch = sharding.to_global(sixteen, mesh)
+        return jax.device_get(compiled.propagate["in_place"](PARAMS, batch))
+
+    # Eleven rows, which eight devices cannot share evenly.
+    alone, shared = gains(1, 11 * length), gains(8, 11 * length)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, shared, alone)
+    into_last = shared["mlp_norm_in"]["head_in"][-1]
+    assert np.all(into_last > 0.1)
+
+
+@pytest.mark.mesh
 @pytest.mark.parametrize(
     ("optimizer", "strategy"),
     # Others, with real processes, are in `tests/multihost/test_training.py`.
