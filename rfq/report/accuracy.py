@@ -189,16 +189,8 @@ def _differences(shown: View, records: Sequence[_Asked], suffix: str) -> Table:
         lines.append(line)
     more = [[task, task, "signed"] for task in names]
     more += [["avg", "average", "signed"] for _ in averaged]
-    return (
-        table("tasks_arms", _by_precision(lines), more, suffix="")
-        if not suffix
-        else (
-            dataclasses.replace(
-                table("tasks_arms", _by_precision(lines), more),
-                name=f"tasks{suffix}_arms",
-            )
-        )
-    )
+    made = table("tasks_arms", _by_precision(lines), more)
+    return dataclasses.replace(made, name=f"tasks{suffix}_arms")
 
 
 def _right(asked: _Asked, shown: View) -> dict[str, np.ndarray]:

@@ -139,7 +139,8 @@ def main(shown: View) -> Table:
                 line["sqnr_db"] = Cell("exact", {"sqnr_db": "exact"}, "quiet")
             lines.append(line)
     named = [value or MISSING for value in shown.setting]
-    first = shown.setting in view.settings(shown.results)[:1]
+    # Where nothing was quantized there is no setting, and this table is the first.
+    first = shown.setting not in view.settings(shown.results)[1:]
     setting = zip(rows_lib.COMMON, named, strict=True)
     return table(
         "main",

@@ -4,12 +4,13 @@ import csv
 import io
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
 from rfq import tasks as tasks_lib
-from rfq.report import accuracy, cells, evidence, load, paper, view
+from rfq.report import accuracy, cells, evidence, load, page, paper, view
 from rfq.tasks import questions, scoring
 from rfq.tasks import task as task_lib
 from tests.tasks.documents import DOCUMENTS
@@ -94,6 +95,15 @@ def test_each_task_stands_beside_the_papers(eight):
     texts = dict(zip([c[0] for c in eight[0].columns], cells, strict=True))
     assert texts["hellaswag"].text == "1.000 / 0.385"
     assert texts["avg"].text == "1.000 ± 0.000 / 0.452"
+
+
+def test_the_page_shows_what_no_arm_reached(tmp_path):
+    compared(tmp_path, questions.GROUPS["all"])
+    text = page.run(load.read([tmp_path], tmp_path)).read_text(encoding="utf-8")
+    (table,) = re.findall(r'id="table-tasks".*?</table>', text, re.S)
+    assert table.count("<tr") == 1 + len(ARMS) + 3
+    for name in ("chance", "collapsed"):
+        assert f">{name}</td>" in table
 
 
 def test_what_guessing_reaches_is_marked_and_shown(eight):

@@ -167,8 +167,9 @@ def test_a_statistic_that_the_report_does_not_know_is_shown(tmp_path):
     assert "of_tomorrow" in page.html_page(made)
 
 
-def test_almost_nothing_still_makes_a_page(tmp_path):
-    row = {"arm": "<b>odd</b>", "spec": "W8A8"}
+@pytest.mark.parametrize("spec", ["W8A8", "FP"])
+def test_almost_nothing_still_makes_a_page(tmp_path, spec):
+    row = {"arm": "<b>odd</b>", "spec": spec}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     found = report.run(load.read([tmp_path], tmp_path)).read_text(encoding="utf-8")
     assert found.count("missing") > 20

@@ -153,6 +153,12 @@ def trainer(clone: pathlib.Path) -> Iterator[Step]:
         says=["loss", "rfq quantize runs/mine"],
     )
     yield Step(
+        what="report what is not quantized",
+        command="rfq report runs/mine --out runs/early",
+        activated=True,
+        says=["report.html"],
+    )
+    yield Step(
         what="quantize it",
         command='rfq quantize runs/mine --specs "FP W8A8 W4A4"',
         activated=True,
