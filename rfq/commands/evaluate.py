@@ -82,7 +82,7 @@ def _evaluate_tasks(experiment: Experiment, run_dir: pathlib.Path) -> None:
     questions.names(experiment.tasks.names)
     given.banner()
     rows = ptq.run_tasks(experiment, run_dir)
-    for row in rows:
+    for setting, row in zip(numbers.settings(rows), rows, strict=True):
         said = [
             f"{name} {numbers.percent(row[name], score['se'])}"
             for name, score in row["scores"].items()
@@ -94,10 +94,7 @@ def _evaluate_tasks(experiment: Experiment, run_dir: pathlib.Path) -> None:
                 f"{numbers.percent(row['avg_without_boolq'])} (constant answers: "
                 f"{numbers.percent(lo)} to {numbers.percent(hi)})"
             )
-        metrics.say(
-            f"{row['spec']:8} {row['compute_dtype']:8} {row['taps']:6} "
-            f"{row['stream']:9} {', '.join(said)}"
-        )
+        metrics.say(f"{setting}  {', '.join(said)}")
     for name, score in rows[0]["scores"].items():
         counted = [
             f"{score[field]:,} requests {what}"

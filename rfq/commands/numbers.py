@@ -1,9 +1,10 @@
 """Format results for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rfq import metrics
+from rfq.rows import Setting
 
 
 def plain(value: float | None, sign: str = "") -> str:
@@ -15,6 +16,17 @@ def percent(share: float, error: float | None = None) -> str:
     """Format a share in per cent, with its standard error where there is one."""
     text = f"{100 * share:.1f}"
     return f"{text} %" if error is None else f"{text} ± {100 * error:.1f} %"
+
+
+def settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the setting of each row in columns: the usual fields, and those that vary."""
+    columns = []
+    for field in Setting._fields:
+        words = [str(row[field]) for row in rows]
+        if field in ("spec", "taps", "stream") or len(set(words)) > 1:
+            width = max(map(len, words))
+            columns.append([word.ljust(width) for word in words])
+    return ["  ".join(words) for words in zip(*columns, strict=True)]
 
 
 def say_quantized(row: Mapping[str, Any]) -> None:

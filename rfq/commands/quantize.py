@@ -45,10 +45,10 @@ def run(args: Quantize, overrides: Sequence[str]) -> None:
             numbers.say_quantized(row)
         metrics.say(f"quantized: {args.export}")
         return
-    for row in ptq.run(experiment, args.run):
+    rows = ptq.run(experiment, args.run)
+    for name, row in zip(numbers.settings(rows), rows, strict=True):
         metrics.say(
-            f"{row['spec']:8} {row['taps']:6} {row['stream']:9} "
-            f"loss {numbers.plain(row['loss'])} "
+            f"{name}  loss {numbers.plain(row['loss'])} "
             f"({numbers.plain(row['loss_increase'], '+')}, "
             f"95 % {numbers.plain(row['loss_increase_lo'], '+')} to "
             f"{numbers.plain(row['loss_increase_hi'], '+')})"
