@@ -19,7 +19,7 @@ def percent(share: float, error: float | None = None) -> str:
 
 
 def settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name the setting of each row in columns: the usual fields, and those that vary."""
+    """Name the setting of each row in columns: usual fields, and those that vary."""
     columns = []
     for field in Setting._fields:
         words = [str(row[field]) for row in rows]
