@@ -300,7 +300,7 @@ def test_a_state_goes_on_with_padding_of_zeros(name):
     sizes = shapes(3, 4)
     grads = [
         {key: rng.normal(size=size).astype(np.float32) for key, size in sizes.items()}
-        for _ in range(24)
+        for _ in range(62)
     ]
 
     def made(mesh):
