@@ -1,4 +1,4 @@
-"""What reads a run, killed by the system at seeded moments and started again."""
+"""What reads a run, killed by the system in seeded writes and started again."""
 
 import json
 import pathlib
@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from rfq import metrics
 from tests import tiny
+from tests.smoke import killed_writer
 from tests.tasks.documents import DOCUMENTS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,20 +44,24 @@ def _words(words: str, folder: pathlib.Path) -> list[str]:
     return [names.get(word, word) for word in words.split()]
 
 
-def _start(words: list[str], env) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rfq", *words],
+def _run(number: int, seconds: float, words: list[str], env):
+    """Run a command that is killed in its write of this number; 0 is none."""
+    armed = [killed_writer.__name__, str(number), str(seconds)]
+    return subprocess.run(
+        [sys.executable, "-m", *armed, *words],
         cwd=ROOT,
         env={**env, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        timeout=600,
     )
 
 
-def _finish(process: subprocess.Popen[str]) -> None:
-    _, stderr = process.communicate(timeout=600)
-    assert process.returncode == 0, stderr
+def _finish(words: list[str], env) -> int:
+    """Run a command to its end; how often it wrote."""
+    done = _run(0, 0.0, words, env)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
 
 
 def _written(folder: pathlib.Path, names: tuple[str, ...]) -> list[object]:
@@ -91,23 +95,15 @@ def test_what_reads_a_run_goes_on_after_a_kill_to_the_same_files(
         for name in ("boolq", "piqa"):
             text = "".join(json.dumps(row) + "\n" for row in DOCUMENTS[name][:6])
             (each / "dir" / f"{name}.jsonl").write_text(text)
-    began = time.monotonic()
-    _finish(_start(_words(words, whole), one_device_env))
-    took = time.monotonic() - began
+    num_writes = _finish(_words(words, whole), one_device_env)
+    # A report starts over; of the others each kill leaves less to do for the next.
+    most = num_writes if command == "report" else num_writes // (num_kills + 1)
     rng = np.random.default_rng(len(command))
-    killed = 0
-    for share in rng.uniform(0.3, 1.0, num_kills):
-        process = _start(_words(words, folder), one_device_env)
-        try:
-            # The first third is imports, where there is nothing to break.
-            process.communicate(timeout=share * took)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            killed += 1
+    for _ in range(num_kills):
+        number, seconds = int(rng.integers(1, max(1, most) + 1)), rng.uniform(0, 2e-3)
+        killed = _run(number, seconds, _words(words, folder), one_device_env)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
         for path in folder.rglob("*.jsonl"):
             metrics.read(path)
-    # What is nearly done may end before its moment comes.
-    assert killed >= num_kills // 2
-    _finish(_start(_words(words, folder), one_device_env))
+    _finish(_words(words, folder), one_device_env)
     assert _written(folder, names) == _written(whole, names)
