@@ -2,12 +2,17 @@
 
 MEASURES      column -> what is said of each layer at initialization
 CALLS         verdict -> the test that gives it, the first that holds
-OUT/diagnose.jsonl, .png, .svg    the table and its figure
+OUT/diagnose.jsonl              a row for each model
+OUT/ARM-seed-SEED.png, .svg     its figure
 
 It needs neither data nor training: the model gets sequences of distinct random tokens.
+Of a run that is finished it also says how training ended, and of several how often the
+verdict was right.
 """
 
+import collections
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq import metrics, taps
+from rfq import metrics, runs, taps
+from rfq.data import floors
 from rfq.experiment import Experiment
 from rfq.model import init, layers, transformer
 from rfq.model.config import ModelConfig
@@ -83,11 +89,14 @@ class Thresholds:
         cosine: tokens more alike than this have collapsed.
         diagonal: attention above this, in every layer, is the identity.
         softest: a head that gives earlier tokens this much mixes.
+        plateau: a run that ends less than this below the unigrams' loss, in nats, has
+            learned nothing of its context.
     """
 
     cosine: float = 0.4
     diagonal: float = 0.9
     softest: float = 0.2
+    plateau: float = 0.3
 
 
 def _collapse(found: Found, limits: Thresholds) -> str:
@@ -117,7 +126,10 @@ def verdict(found: Found, limits: Thresholds = Thresholds()) -> str:
 
 
 def measure(experiment: Experiment) -> Found:
-    """Draw the model of an experiment and measure every block; compile once."""
+    """Draw the model of an experiment and measure every block.
+
+    Models of one shape are compiled once.
+    """
     model = dataclasses.replace(
         experiment.model,
         compute_dtype="float32",
@@ -125,15 +137,18 @@ def measure(experiment: Experiment) -> Found:
         remat=False,
         scan_unroll=1,
     )
-    measured = jax.jit(lambda key: _measured(experiment, model, key))(
-        jax.random.key(experiment.seed)
+    params_key, key = jax.random.split(jax.random.key(experiment.seed))
+    params = jax.jit(init.init, static_argnums=(0, 1))(
+        experiment.init, model, key=params_key
     )
-    return Found(*(np.asarray(leaf, np.float64) for leaf in measured))
+    return Found(
+        *(np.asarray(leaf, np.float64) for leaf in _measured(params, key, model))
+    )
 
 
-def _measured(experiment: Experiment, model: ModelConfig, key: Array) -> Found:
-    params_key, tokens_key, nudge_key = jax.random.split(key, 3)
-    params = init.init(experiment.init, model, key=params_key)
+@functools.partial(jax.jit, static_argnums=2)
+def _measured(params: Params, key: Array, model: ModelConfig) -> Found:
+    tokens_key, nudge_key = jax.random.split(key)
     batch = _tokens(model, tokens_key)
     keep = transformer.Seams(taps.Taps(_keep, ("attn_norm_in", "final_norm_in")))
     seen = transformer.Seams(taps.Taps(_keep, (*keep.taps.sites, "q", "k")))
@@ -286,43 +301,98 @@ def _jacobian(
 # --- What is said and written ---------------------------------------------------------
 
 
-def run(experiment: Experiment, *, out: pathlib.Path | None) -> str:
-    """Measure the model of an experiment, print the table and return the verdict.
+# An experiment, with its run directory if it was trained.
+Subject = tuple[Experiment, pathlib.Path | None]
+
+
+def run(
+    models: Sequence[Subject],
+    *,
+    out: pathlib.Path | None,
+) -> list[dict[str, Any]]:
+    """Measure each model, print its table and its verdict, and compare it with its run.
 
     Args:
-        experiment: any; its data are not read.
-        out: directory for the table, diagnose.jsonl, and its figure; None for none.
+        models: what is measured, one after another.
+        out: directory for the rows, diagnose.jsonl, and a figure each; None for none.
+
+    Returns:
+        a row for each model: a list over the layers for each measure, the verdict, and
+        `ended`, see `outcome`.
     """
-    measured = measure(experiment)
-    said = verdict(measured)
+    rows = []
+    for experiment, run_dir in models:
+        measured = measure(experiment)
+        rows.append(row(experiment, measured, run_dir))
+        _say(measured, rows[-1])
+        if out is not None:
+            metrics.make_directory(out)
+            metrics.rewrite(out / "diagnose.jsonl", rows)
+            for path in render.write_files(_figure(experiment, measured), out):
+                metrics.say(f"figure: {path}")
+    if out is not None:
+        metrics.say(f"rows: {out / 'diagnose.jsonl'}")
+    counts = collections.Counter(
+        (kind(row["verdict"]), row["ended"]) for row in rows if row["ended"]
+    )
+    for (said, ended), count in sorted(counts.items()):
+        metrics.say(f"{count} of {counts.total()} runs: {said}, then {ended}")
+    return rows
+
+
+def kind(said: str) -> str:
+    """Leave the layer out of a verdict."""
+    return said.partition(" at layer")[0]
+
+
+def row(
+    experiment: Experiment, found: Found, run_dir: pathlib.Path | None
+) -> dict[str, Any]:
+    """Put what was measured, what is said of it and what became of it in one row."""
+    ended = {"loss": None, "unigram": None, "ended": ""}
+    if run_dir is not None and runs.is_finished(run_dir):
+        losses = floors.read(experiment.data.dir) or {"unigram": math.nan}
+        loss = metrics.read(run_dir / "measures.jsonl")[-1]["loss"]
+        ended = {
+            "loss": loss,
+            "unigram": losses["unigram"],
+            "ended": outcome(loss, losses["unigram"]),
+        }
+    named = {
+        "arm": experiment.arm,
+        "seed": experiment.seed,
+        "num_layers": experiment.model.num_layers,
+        "verdict": verdict(found),
+    }
+    measures = {name: list(map(float, values)) for name, values in _items(found)}
+    return named | ended | measures
+
+
+def outcome(
+    loss: float | None, unigram: float, limits: Thresholds = Thresholds()
+) -> str:
+    """Say where training ended; "" where the data's floors are not known."""
+    if math.isnan(unigram):
+        return ""
+    learned = loss is not None and loss < unigram - limits.plateau
+    return "learned" if learned else "stayed at the unigrams' loss"
+
+
+def _items(found: Found) -> list[tuple[str, Numbers]]:
+    return list(zip(Found._fields, found, strict=True))
+
+
+def _say(found: Found, row: Mapping[str, Any]) -> None:
     metrics.say("layer " + " ".join(f"{name:>10}" for name, _ in MEASURES.values()))
-    for layer, numbers in enumerate(zip(*measured, strict=True), start=1):
+    for layer, numbers in enumerate(zip(*found, strict=True), start=1):
         shown = zip(MEASURES.values(), numbers, strict=True)
         cells = (f"{number:>10{form}}" for (_, form), number in shown)
         metrics.say(f"{layer:5} " + " ".join(cells))
-    metrics.say(f"{experiment.arm}: {said}")
-    if out is not None:
-        metrics.make_directory(out)
-        metrics.rewrite(out / "diagnose.jsonl", rows(experiment, measured))
-        metrics.say(f"rows: {out / 'diagnose.jsonl'}")
-        for path in render.write_files(_figure(experiment, measured, said), out):
-            metrics.say(f"figure: {path}")
-    return said
-
-
-def rows(experiment: Experiment, found: Found) -> list[dict[str, Any]]:
-    """Return one row for each layer, as JSON lines have it."""
-    said = verdict(found)
-    return [
-        {
-            "arm": experiment.arm,
-            "seed": experiment.seed,
-            "verdict": said,
-            "layer": layer,
-        }
-        | dict(zip(Found._fields, map(float, numbers), strict=True))
-        for layer, numbers in enumerate(zip(*found, strict=True), start=1)
-    ]
+    ended = ""
+    if row["ended"]:
+        loss = "no finite loss" if row["loss"] is None else f"{row['loss']:.3f} nats"
+        ended = f"; it {row['ended']}: {loss}, unigrams {row['unigram']:.3f}"
+    metrics.say(f"{row['arm']} seed {row['seed']}: {row['verdict']}{ended}")
 
 
 # Panel -> title, scale, and the measures that it shows with their labels.
@@ -353,7 +423,7 @@ _PANELS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
 }
 
 
-def _figure(experiment: Experiment, found: Found, said: str) -> render.Figure:
+def _figure(experiment: Experiment, found: Found) -> render.Figure:
     depths = np.arange(1, experiment.model.num_layers + 1)
 
     def panel(name: str) -> render.Panel:
@@ -372,8 +442,8 @@ def _figure(experiment: Experiment, found: Found, said: str) -> render.Figure:
         return render.Panel(name=name, title=title, draw=draw)
 
     return render.Figure(
-        name="diagnose",
-        title=f"{experiment.arm} at its initialization: {said}",
+        name=f"{experiment.arm}-seed-{experiment.seed}",
+        title=f"{experiment.arm} at its initialization: {verdict(found)}",
         guide="Behind each block, before any training.",
         panels=[panel(name) for name in _PANELS],
     )

@@ -1,7 +1,6 @@
 """What is said of a model before training is true of it, and verdicts follow."""
 
 import dataclasses
-import json
 import pathlib
 
 import jax
@@ -122,15 +121,43 @@ def test_thresholds_are_data():
     assert diagnose.verdict(given, Thresholds(cosine=0.2)) == "collapses at layer 1"
 
 
-def test_what_is_measured_is_written_and_drawn(tmp_path, monkeypatch):
+def test_what_is_measured_is_written_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(diagnose, "measure", lambda arm: found())
     arm = experiment.Experiment(arm="mine", model=ModelConfig(num_layers=4))
-    assert diagnose.run(arm, out=tmp_path) == "healthy"
-    assert [row["layer"] for row in metrics.read(tmp_path / "diagnose.jsonl")] == [
-        *range(1, 5)
-    ]
-    for kind in ("png", "svg"):
-        assert (tmp_path / f"diagnose.{kind}").stat().st_size > 1000
+    (row,) = diagnose.run([(arm, None)], out=tmp_path)
+    assert row == metrics.read(tmp_path / "diagnose.jsonl")[0]
+    assert [len(row[name]) for name in Found._fields] == [4] * len(Found._fields)
+    assert (row["verdict"], row["ended"], row["loss"]) == ("healthy", "", None)
+    assert "runs:" not in capsys.readouterr().out
+    for suffix in ("png", "svg"):
+        assert (tmp_path / f"mine-seed-0.{suffix}").stat().st_size > 1000
+
+
+def test_what_became_of_a_run_stands_beside_its_verdict(tmp_path, monkeypatch, capsys):
+    apart = {0: found(), 1: found(token_cosine=np.full(4, 0.9)), 2: found()}
+    monkeypatch.setattr(diagnose, "measure", lambda arm: apart[arm.seed])
+    monkeypatch.setattr(diagnose.floors, "read", lambda directory: {"unigram": 5.0})
+    models = []
+    for seed, loss in enumerate((3.2, 4.8, float("nan"))):
+        run_dir = tmp_path / str(seed)
+        run_dir.mkdir()
+        metrics.rewrite(run_dir / "measures.jsonl", [{"loss": 6.0}, {"loss": loss}])
+        metrics.rewrite(run_dir / "done.json", [{"seconds": 1.0}])
+        model = ModelConfig(num_layers=4)
+        arm = experiment.Experiment(arm="mine", model=model, seed=seed)
+        models.append((arm, run_dir))
+    rows = diagnose.run(models, out=None)
+    stayed = "stayed at the unigrams' loss"
+    assert [row["ended"] for row in rows] == ["learned", stayed, stayed]
+    said = capsys.readouterr().out
+    for line in (
+        "mine seed 0: healthy; it learned: 3.200 nats, unigrams 5.000",
+        "mine seed 1: collapses at layer 1; it stayed at the unigrams' loss: 4.800",
+        "1 of 3 runs: collapses, then stayed at the unigrams' loss",
+        "1 of 3 runs: healthy, then learned",
+        "1 of 3 runs: healthy, then stayed at the unigrams' loss",
+    ):
+        assert line in said
 
 
 @pytest.mark.parametrize("path", sorted(DEEP.glob("*.py")), ids=lambda path: path.stem)
@@ -147,16 +174,12 @@ def test_recipes_that_train_are_healthy_and_recipes_that_do_not_are_named(
 ):
     arm = str(DEEP / "residual_free_kl_shampoo.py")
     assert cli.main(["diagnose", arm, "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[-4].endswith("healthy")
-    rows = [
-        json.loads(s)
-        for s in (tmp_path / "diagnose.jsonl").read_text().split("\n")
-        if s
-    ]
-    assert [row["layer"] for row in rows] == list(range(1, 13))
-    assert all(np.isfinite(row[name]) for row in rows for name in Found._fields)
-    for kind in ("png", "svg"):
-        assert (tmp_path / f"diagnose.{kind}").stat().st_size > 1000
+    assert "residual_free_kl_shampoo seed 0: healthy\n" in capsys.readouterr().out
+    (row,) = metrics.read(tmp_path / "diagnose.jsonl")
+    assert row["num_layers"] == 12
+    for name in Found._fields:
+        assert len(row[name]) == 12
+        assert np.all(np.isfinite(row[name]))
 
     base = experiment.load(DEEP / "residual_free_kl_shampoo.py")
     width = base.model.head_width
