@@ -490,7 +490,13 @@ class Sweep:
             {site: coarse[site] - fine[site] for site in coarse},
         )
         measured = self._divergence(finest, setting)
-        return {site: np.atleast_1d(r) + added[site] for site, r in measured.items()}
+        errors = {site: np.atleast_1d(r) + added[site] for site, r in measured.items()}
+        return errors | {"head_in": propagation.normalized(errors["head_in"])}
+
+    @functools.cached_property
+    def _loss_per_error(self) -> float:
+        compiled = self._steps(self._experiment.quantize.taps[0])
+        return float(compiled.loss_per_error(self._params, self.heldout[0]))
 
     @functools.cached_property
     def _measured(self) -> dict[str, dict[str, Record]]:
@@ -528,6 +534,7 @@ class Sweep:
             "dead_fraction": None,
             "relative_error": None,
             "predicted_error": None,
+            "predicted_loss_increase": None,
             "excess_kurtosis": float(np.max(gamma["attn_norm_in"])),
             "final_norm_excess_kurtosis": float(gamma["final_norm_in"]),
             "bits_per_byte": heldout.bits_per_byte(
@@ -555,7 +562,9 @@ class Sweep:
         outcome["sqnr_db"] = float(summary.mean_sqnr_db)
         outcome["min_sqnr_db"] = float(summary.min_sqnr_db)
         outcome["relative_error"] = float(relative["head_in"])
-        outcome["predicted_error"] = float(predicted["head_in"][0])
+        error = float(predicted["head_in"][0])
+        outcome["predicted_error"] = error
+        outcome["predicted_loss_increase"] = self._loss_per_error * error
         return outcome, sites, losses.tolist()
 
     def full(self, setting: Setting) -> Setting:

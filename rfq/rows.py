@@ -94,6 +94,7 @@ class Outcome(TypedDict):
     dead_fraction: float | None
     relative_error: float | None
     predicted_error: float | None
+    predicted_loss_increase: float | None
     excess_kurtosis: float
     final_norm_excess_kurtosis: float
     bits_per_byte: float
@@ -196,6 +197,7 @@ DEFAULTS: Mapping[str, Any] = {
     "granularity": "per_tensor",
     "scheme": "asymmetric",
     "predicted_error": None,
+    "predicted_loss_increase": None,
 }
 
 # Fields that optimizers add to metrics and that readers use.

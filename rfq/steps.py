@@ -204,6 +204,8 @@ class QuantSteps:
         propagate: stream -> (params, batch) -> {source: {target: [L, L]}}, how much of
             an error of the source arrives at the target (`quant.propagation`), at the
             taps' sites and at "head_in".
+        loss_per_error: (params, batch) -> nats a token that an error at "head_in" costs
+            (`propagation.loss_per_error`).
         measure: (params, batch) -> {site: {statistic: record}} at every site: all that
             one pass can tell, and the binning for the next.
         histogram: (params, batch, {site: Binning}) -> {site: {"histogram": Sample}} of
@@ -222,6 +224,7 @@ class QuantSteps:
         Callable[[Params, Params, Batch, Targets], dict[str, distortion.Distortion]],
     ]
     propagate: dict[str, Callable[[Params, Batch], dict[str, dict[str, Array]]]]
+    loss_per_error: Callable[[Params, Batch], Array]
     measure: Callable[[Params, Batch], dict[str, Record]]
     histogram: Callable[[Params, Batch, Binnings], dict[str, Record]]
 
@@ -282,6 +285,15 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
 
         return compare
 
+    def few(batch: Batch) -> Array:
+        return batch[: max(1, _GAIN_TOKENS // batch.shape[1]), :-1]
+
+    def loss_per_error(params: Params, batch: Batch) -> Array:
+        with _matmul_precision(config):
+            h_BTD, _ = transformer.features(params, few(batch), config, plain)
+            head = transformer.head(params, config, transformer.PLAIN, None)
+            return propagation.loss_per_error(head, h_BTD, key=jax.random.key(0))
+
     def propagate(stream: str):
         perturbed = seams(taps.perturb, tapped, stream)
 
@@ -295,7 +307,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             return {s: x if s in BLOCK_SITES else x[None] for s, x in entered.items()}
 
         def gains(params: Params, batch: Batch):
-            tokens_BT = batch[: max(1, _GAIN_TOKENS // batch.shape[1]), :-1]
+            tokens_BT = few(batch)
             entered = jax.eval_shape(enter, params, tokens_BT, {})
             unmoved = {s: jnp.zeros(entered[s].shape, jnp.float32) for s in tapped}
             run = functools.partial(enter, params, tokens_BT)
@@ -374,6 +386,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             for stream in layers.STREAMS
         },
         propagate={s: compiled(propagate(s)) for s in layers.STREAMS},
+        loss_per_error=compiled(loss_per_error),
         measure=compiled(measure),
         histogram=compiled(histogram, everywhere),
     )

@@ -7,13 +7,22 @@ white, and errors of different sites and layers are uncorrelated, their energies
 
     R_t = sum_s G_ts e_s,    G_ts = E |J_ts u|^2 / |x_t|^2 * |x_s|^2 / E |u|^2
 
-with u white. In an isometric model without skips every gain is 1, so that R_t is the
-sum of the errors above t. A skip that carries the clean stream makes gains small; a
-skip that carries the rounded one keeps those of the stream. The equation is ours. It
-holds while R_t is small: R has no bound here, and is at most about 2 in a model that
-normalizes its stream.
+with u white. In an isometric model without skips
+every gain is 1, so that R_t is the sum of the errors above t. A skip that carries the
+clean stream makes gains small; a skip that carries the rounded one keeps those of the
+stream. Behind a norm the sum S = sum_s G_ts e_s is bounded: the normalized tensor has
+cosine 1 / sqrt(1 + S) with the clean one, so that R_t = 2 - 2 / sqrt(1 + S).
+
+What R costs follows from the head. A white error of relative energy R at its input h
+moves the logits by dz and the mean loss, to second order and where the model's own
+probabilities p are right, by
+
+    dL = R c,    c = 1/2 E Var_p(J_h u),    u white with |u| = |h|.
+
+These equations are ours.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -71,14 +80,14 @@ def gains(
 def predict(
     measured: Mapping[str, Mapping[str, np.ndarray]], nmse: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Add up R_t = sum_s G_ts e_s over the sites and layers that are rounded.
+    """Add up S_t = sum_s G_ts e_s over the sites and layers that are rounded.
 
     Args:
         measured: As `gains` returns.
         nmse: {source: e_s, one a layer}.
 
     Returns:
-        {target: R_t, one a layer}.
+        {target: S_t, one a layer}.
     """
     totals: dict[str, np.ndarray] = {}
     for source, errors in nmse.items():
@@ -86,6 +95,32 @@ def predict(
             added = np.atleast_1d(errors) @ np.asarray(gain, np.float64)
             totals[target] = totals.get(target, 0.0) + added
     return totals
+
+
+def normalized(added):
+    """Return R = 2 - 2 / sqrt(1 + S) of a tensor behind a norm.
+
+    Args:
+        added: S, the energy of the errors over that of the signal, before the norm.
+    """
+    return 2.0 - 2.0 / np.sqrt(1.0 + added)
+
+
+def loss_per_error(head: Callable[[Array], Array], h: Array, *, key: Array) -> Array:
+    """Measure c, the nats a token that a relative error of energy 1 would cost.
+
+    Args:
+        head: From h to the logits, [..., V].
+        h: The head's input, [..., D].
+        key: Draws one error for each token.
+    """
+    h = h.astype(jnp.float32)
+    u = jax.random.normal(key, h.shape)
+    u *= jnp.linalg.norm(h, axis=-1, keepdims=True) / math.sqrt(h.shape[-1])
+    logits, moved = jax.jvp(head, (h,), (u,))
+    p = jax.nn.softmax(logits, axis=-1)
+    mean = jnp.sum(p * moved, axis=-1, keepdims=True)
+    return jnp.mean(jnp.sum(p * (moved - mean) ** 2, axis=-1)) / 2.0
 
 
 def _energy(x: Array) -> Array:

@@ -66,3 +66,27 @@ def test_the_prediction_is_what_small_errors_do():
     measured = jnp.sum((moved["end"] - clean["end"]) ** 2) / jnp.sum(clean["end"] ** 2)
     predicted = propagation.predict(gains, {"site": nmse})["end"][0]
     assert predicted == pytest.approx(float(measured), rel=0.15)
+
+
+def test_behind_a_norm_the_sum_is_bounded_as_its_cosine_says():
+    x, u = jax.random.normal(jax.random.key(0), (2, 64, 4096))
+    unit = lambda v: v / jnp.linalg.norm(v, axis=-1, keepdims=True)  # noqa: E731
+    for added in (1e-3, 0.3, 3.0):
+        moved = unit(unit(x) + np.sqrt(added) * unit(u)) - unit(x)
+        measured = jnp.mean(jnp.sum(moved**2, axis=-1))
+        assert propagation.normalized(added) == pytest.approx(float(measured), rel=0.02)
+
+
+def test_the_cost_of_an_error_is_what_small_errors_cost():
+    # Targets are drawn from the model's own probabilities, as the equation assumes.
+    h_key, w_key, u_key, key = jax.random.split(jax.random.key(5), 4)
+    h = jax.random.normal(h_key, (4096, D))
+    w = jax.random.normal(w_key, (D, 50)) / np.sqrt(D)
+    cost = propagation.loss_per_error(lambda x: x @ w, h, key=key)
+    error = 1e-2
+    norms = jnp.linalg.norm(h, axis=-1, keepdims=True)
+    u = jax.random.normal(u_key, h.shape) * norms / np.sqrt(D)
+    clean = jax.nn.log_softmax(h @ w)
+    noisy = jax.nn.log_softmax((h + np.sqrt(error) * u) @ w)
+    measured = jnp.mean(jnp.sum(jnp.exp(clean) * (clean - noisy), axis=-1))
+    assert float(cost) * error == pytest.approx(float(measured), rel=0.05)
