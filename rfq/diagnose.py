@@ -222,7 +222,7 @@ def _attention(
     """
     divisor = model.head_width if model.attention_scale == "head_width" else model.width
     kind = layers.ATTENTION_KINDS[model.attention_kind]
-    B, T, H, K = q_BTHK.shape
+    B, T, H, K = k_BTHK.shape
     width = max(T, K)
     eye_BTHS = jnp.broadcast_to(jnp.eye(T, width)[None, :, None], (B, T, H, width))
     scale = tau / math.sqrt(divisor)
@@ -279,7 +279,7 @@ def _jacobian(
     # A row of the lookup is a position, so that a nudge of it is one of the position.
     lookup_TD = params["embedding"][tokens_1T[0]]
     scale = jnp.sqrt(jnp.mean(lookup_TD**2))
-    own = dataclasses.replace(model, vocab_size=T)
+    own = dataclasses.replace(model, vocab_size=T, vocab_padding=0, head="tied")
 
     def streams(lookup_TD: Array) -> Array:
         nudged = {**params, "embedding": lookup_TD}

@@ -281,6 +281,12 @@ _YOUNGER: Mapping[str, Mapping[str, object]] = {
         "attention_kind": "softmax",
         "attention_gate": "none",
         "embedding": "plain",
+        "num_kv_heads": None,
+        "vocab_padding": 0,
+        "norm_eps": 1e-6,
+        "mlp": "gelu",
+        "biases": "none",
+        "head": "tied",
     },
     "init": {
         "qk_pair": "tied",

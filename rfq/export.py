@@ -222,7 +222,7 @@ def evaluate(directory: pathlib.Path, data_dir: str | None = None) -> dict[str, 
     manifest = manifest_lib.load(experiment.data.dir)
     manifest_lib.check(
         manifest,
-        vocab_size=experiment.model.vocab_size,
+        vocab_size=experiment.model.num_tokens,
         tokenizer_fingerprint=described["tokenizer_fingerprint"],
     )
     config = experiment.quantize

@@ -30,38 +30,55 @@ class ParamAxes(NamedTuple):
     Attributes:
         kind: "matrix" (matrix optimizers, weight quantization), "projection" (matrix
             optimizers; folds into the embedding, which is not quantized), "embedding"
-            (AdamW, the tied head), "gain" (AdamW without decay, never quantized) or
-            "constant" (data beside the weights: neither trained nor quantized).
+            (AdamW; the lookup and the head), "gain" (AdamW without decay, never
+            quantized; starts at 1), "bias" (the same, but starts at 0) or "constant"
+            (data beside the weights: neither trained nor quantized).
         logical: one name per array axis, translated to mesh axes in `sharding`; an
             axis of a gain may also have one element (`model.norm`).
-        matrix: the matrix axes; None for gains and constants.
+        matrix: the matrix axes; None for gains, biases and constants.
     """
 
-    kind: Literal["matrix", "projection", "embedding", "gain", "constant"]
+    kind: Literal["matrix", "projection", "embedding", "gain", "bias", "constant"]
     logical: tuple[str, ...]
     matrix: MatrixAxes | None
 
 
-_QKV = ParamAxes(
-    "matrix", ("layer", "embed", "heads", "head_width"), MatrixAxes((1,), (2, 3))
-)
+def _to_heads(heads: str) -> ParamAxes:
+    logical = ("layer", "embed", heads, "head_width")
+    return ParamAxes("matrix", logical, MatrixAxes((1,), (2, 3)))
+
+
+def _of_heads(heads: str) -> ParamAxes:
+    return ParamAxes("bias", ("layer", heads, "head_width"), None)
+
+
+# As the head, logits = h E^T: it maps width (in) to vocabulary (out).
+_VOCABULARY = ParamAxes("embedding", ("vocab", "embed"), MatrixAxes((1,), (0,)))
 _PROJECTION = ParamAxes("projection", ("embed", "width"), MatrixAxes((0,), (1,)))
+_TO_HIDDEN = ParamAxes("matrix", ("layer", "embed", "mlp"), MatrixAxes((1,), (2,)))
 
 TABLE: Mapping[str, ParamAxes] = {
-    # As the head, logits = h E^T: the embedding maps width (in) to vocabulary (out).
-    "embedding": ParamAxes("embedding", ("vocab", "embed"), MatrixAxes((1,), (0,))),
+    "embedding": _VOCABULARY,
+    # Only where `model.head` is "untied".
+    "unembedding": _VOCABULARY,
     # Only where `model.embedding` is "projected".
     "w_embed": _PROJECTION,
     "w_unembed": _PROJECTION,
-    "w_q": _QKV,
-    "w_k": _QKV,
-    "w_v": _QKV,
+    "w_q": _to_heads("heads"),
+    "w_k": _to_heads("kv_heads"),
+    "w_v": _to_heads("kv_heads"),
+    # Only where `model.biases` is "qkv".
+    "b_q": _of_heads("heads"),
+    "b_k": _of_heads("kv_heads"),
+    "b_v": _of_heads("kv_heads"),
     # Only where `model.attention_gate` is "head".
     "w_gate": ParamAxes("matrix", ("layer", "embed", "heads"), MatrixAxes((1,), (2,))),
     "w_o": ParamAxes(
         "matrix", ("layer", "heads", "head_width", "embed"), MatrixAxes((1, 2), (3,))
     ),
-    "w_up": ParamAxes("matrix", ("layer", "embed", "mlp"), MatrixAxes((1,), (2,))),
+    "w_up": _TO_HIDDEN,
+    # Only where `model.mlp` is gated.
+    "w_mlp_gate": _TO_HIDDEN,
     "w_down": ParamAxes("matrix", ("layer", "mlp", "embed"), MatrixAxes((1,), (2,))),
     "attn_norm": ParamAxes("gain", ("layer", "embed"), None),
     "mlp_norm": ParamAxes("gain", ("layer", "embed"), None),
@@ -132,9 +149,9 @@ def quantized_axes(params):
 
 
 def decayed(params):
-    """Return True at leaves that weight decay shrinks: all but gains and constants."""
+    """Return True at leaves that weight decay shrinks: those that are matrices."""
     return jax.tree.map(
-        lambda row: row.kind not in ("gain", "constant"),
+        lambda row: row.matrix is not None,
         axes(params),
         is_leaf=lambda row: isinstance(row, ParamAxes),
     )

@@ -42,7 +42,7 @@ def check(experiment: Experiment) -> Manifest:
     for manifest in manifests:
         manifest_lib.check(
             manifest,
-            vocab_size=experiment.model.vocab_size,
+            vocab_size=experiment.model.num_tokens,
             tokenizer_fingerprint=tokenizer.fingerprint,
         )
     mesh = sharding.make_mesh(config=experiment.sharding)

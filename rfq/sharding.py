@@ -60,6 +60,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "layer": (),
     "embed": ("fsdp",),
     "heads": ("tensor",),
+    "kv_heads": ("tensor",),
     "head_width": (),
     "mlp": ("tensor",),
     "vocab": ("tensor",),

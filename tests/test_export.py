@@ -33,7 +33,8 @@ def _quick(monkeypatch):
     """As `tiny.quick`: each program of a model and a stream is compiled once."""
 
     def compile_integer(given: Experiment, mesh, stream: str) -> steps.IntegerSteps:
-        only = Experiment(arm="any", model=given.model, sharding=given.sharding)
+        kept = {n: getattr(given, n) for n in ("model", "init", "sharding")}
+        only = Experiment(arm="any", **kept)
         return _compile(only, mesh, stream)
 
     tiny.quick(monkeypatch)
@@ -205,20 +206,29 @@ def test_every_width_is_read_as_it_was_written(residual, tmp_path, weight_bits):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
-def test_rivals_are_exported_and_what_folds_into_the_embedding_stays_float32(
-    tmp_path_factory, tmp_path
+@pytest.mark.parametrize(
+    ("others", "matrix", "left"),
+    [
+        (examples.RIVALS, "w_gate", ("w_embed", "w_unembed", "final_norm")),
+        (examples.LLAMA, "w_mlp_gate", ("embedding", "unembedding", "final_norm")),
+    ],
+    ids=["rivals", "llama"],
+)
+def test_any_block_is_exported_and_what_is_no_hidden_matrix_stays_float32(
+    tmp_path_factory, tmp_path, others, matrix, left
 ):
     base = tiny.experiment(tiny.data(tmp_path_factory))
-    given = tiny.with_fields(base, "model", **examples.RIVALS)
+    given = tiny.with_fields(
+        base, "model", **{**others, "mlp_ratio": 2, "vocab_padding": 0}
+    )
     run_dir = tiny.fabricated(given, tmp_path / "run")
     (row,) = export.run(_specs(given, "W8A8"), run_dir, tmp_path / "exported")
     assert np.isfinite(row["loss"])
     quantized, _ = export.load(tmp_path / "exported" / "W8A8")
     params = _params(run_dir)
-    for name in ("w_embed", "w_unembed", "final_norm"):
+    for name in left:
         np.testing.assert_array_equal(quantized.params[name], params[name])
-    assert quantized.params["blocks"]["w_gate"].dtype == np.int8
+    assert quantized.params["blocks"][matrix].dtype == np.int8
 
 
 def test_ranges_are_the_extremes_of_calibration_on_rounded_weights(residual):

@@ -24,9 +24,15 @@ for kind in layers.ATTENTION_KINDS:
         SHAPES = {**shapes, "blocks": {**SHAPES["blocks"], **shapes["blocks"]}}
 
 
+OF_LLAMA = {"biases": "qkv", "mlp": "swiglu", "head": "untied"}
+shapes = transformer.shapes(examples.config(**OF_LLAMA))
+SHAPES = {**shapes, **SHAPES, "blocks": {**shapes["blocks"], **SHAPES["blocks"]}}
+
+
 NORMS = {"attn_norm", "mlp_norm", "final_norm"}
 OF_HEADS = {"head_decay", "mix_identity", "mix_softmax", "mix_uniform"}
-UNDECAYED = {*NORMS, *OF_HEADS, "skip_weight"}
+BIASES = {"b_q", "b_k", "b_v"}
+UNDECAYED = {*NORMS, *OF_HEADS, *BIASES, "skip_weight"}
 
 
 def leaves(tree, is_leaf=None):
@@ -51,7 +57,7 @@ def test_every_axis_is_a_layer_an_input_or_an_output(name):
     shape = leaves(SHAPES)[name].shape
     assert len(row.logical) == len(shape)
     if row.matrix is None:
-        assert row.kind in ("gain", "constant")
+        assert row.kind in ("gain", "bias", "constant")
         return
     layer = (0,) if row.logical[0] == "layer" else ()
     axes = (*layer, *row.matrix.in_axes, *row.matrix.out_axes)
@@ -62,7 +68,7 @@ def test_stacked_leaves_lead_with_the_layer():
     for name in SHAPES["blocks"]:
         assert TABLE[name].logical[0] == "layer"
         assert leaves(SHAPES)[name].shape[0] == examples.CONFIG.num_layers
-    once = {"embedding", "w_embed", "w_unembed", "final_norm"}
+    once = {"embedding", "unembedding", "w_embed", "w_unembed", "final_norm"}
     assert once == {n for n, row in TABLE.items() if "layer" not in row.logical}
 
 
@@ -75,8 +81,9 @@ def test_products_chain_through_the_axes_of_the_table():
 
     def ends(name):
         row = TABLE[name]
+        # Several heads may share a key and a value.
         return tuple(
-            tuple(row.logical[i] for i in axes)
+            tuple(row.logical[i].removeprefix("kv_") for i in axes)
             for axes in (row.matrix.in_axes, row.matrix.out_axes)
         )
 
@@ -89,7 +96,7 @@ def test_products_chain_through_the_axes_of_the_table():
 def test_matrix_optimizers_get_the_hidden_matrices():
     found = leaves(params_lib.matrix_axes(SHAPES), is_leaf=is_axes)
     others = {name for name, axes in found.items() if axes is None}
-    assert others == {"embedding", *UNDECAYED}
+    assert others == {"embedding", "unembedding", *UNDECAYED}
     assert found["w_o"] == MatrixAxes((1, 2), (3,))
 
 

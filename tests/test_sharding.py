@@ -130,6 +130,27 @@ def test_each_device_has_its_share_of_every_parameter(strategy, shares):
 
 @pytest.mark.mesh
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_part_of_llama_is_cut(strategy):
+    model = examples.config(
+        **{**examples.LLAMA, "mlp_ratio": 2, "num_kv_heads": 2},
+        **{"width": 48, "num_heads": 4, "vocab_size": 40},
+    )
+    mesh = mesh_for(strategy)
+    found = placed(mesh, transformer.shapes(model))
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    for name, cut in (
+        ("['unembedding']", (tensor, fsdp)),
+        ("['blocks']['w_mlp_gate']", (1, fsdp, tensor)),
+        ("['blocks']['w_k']", (1, fsdp, tensor, 1)),
+        ("['blocks']['b_k']", (1, tensor, 1)),
+    ):
+        shape, where = found[name]
+        shard = where.shard_shape(shape)
+        assert tuple(n // m for n, m in zip(shape, shard, strict=True)) == cut, name
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_gates_and_projections_are_cut_and_a_single_gain_is_not(strategy):
     model = examples.config(width=48, num_heads=2, vocab_size=40, **examples.RIVALS)
     mesh = mesh_for(strategy)
@@ -152,8 +173,8 @@ def test_gates_and_projections_are_cut_and_a_single_gain_is_not(strategy):
     ("strategy", "sizes", "message"),
     [
         ("fsdp", {}, r"parameter \['.*'embed' of size 12 .*8 dev.*sharding\.fsdp"),
-        ("fsdp_tp", {}, r"parameter \['.*'heads' of size 3 .*2 dev.*'tensor'"),
-        ("ddp", {"tensor": 4}, r"parameter \['.*'heads' of size 3 .*4 dev.*'tensor'"),
+        ("fsdp_tp", {}, r"parameter \['.*heads' of size 3 .*2 dev.*'tensor'"),
+        ("ddp", {"tensor": 4}, r"parameter \['.*heads' of size 3 .*4 dev.*'tensor'"),
     ],
 )  # fmt: skip
 def test_a_parameter_that_does_not_divide_is_named_with_its_axis(

@@ -64,7 +64,7 @@ _WORDS = ["the", "union", "of", "states", "shall", "meet", "in", "congress", "an
 _make_mesh = sharding.make_mesh
 _compile_train = functools.cache(steps.compile_train)
 _compile_quant = functools.cache(steps.compile_quant)
-_ANY = Experiment(arm="any")
+_ANY = Experiment(arm="any", init=InitConfig(recipe="gpt2"))
 
 
 def quick(patch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The decoder's shape, and the names of the activations that a tap can reach."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -47,24 +48,33 @@ FED_BY: Mapping[str, str] = {
     "w_gate": "attn_in",
     "w_o": "attn_out",
     "w_up": "mlp_in",
+    "w_mlp_gate": "mlp_in",
     "w_down": "mlp_hidden",
     "embedding": "head_in",
+    "unembedding": "head_in",
 }
+
+# The parameter that turns features into logits.
+HEADS: Mapping[str, str] = {"tied": "embedding", "untied": "unembedding"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape and numerics of the decoder. Defaults are appendix D of the paper.
 
-    The MLP is ungated with two matrices and the embedding is tied to the head: the
-    only reading under which appendix D's sizes give its 194 M parameters.
+    There, the MLP is ungated with two matrices and the embedding is tied to the head:
+    the only reading under which appendix D's sizes give its 194 M parameters.
     """
 
     num_layers: int = 24  # L, the number of blocks.
     width: int = 768  # D, the width of the stream.
     num_heads: int = 12  # H heads, each D / H wide.
-    mlp_ratio: int = 4  # F / D, the MLP's hidden width over the stream's.
-    vocab_size: int = 32_000  # V, which must be the tokenizer's.
+    # Heads of keys and values, each shared by as many queries; None is num_heads.
+    num_kv_heads: int | None = None
+    mlp_ratio: float = 4  # F / D, the MLP's hidden width over the stream's.
+    vocab_size: int = 32_000  # V, which must be the tokenizer's and the padding.
+    # Rows at the end of the vocabulary that no token has, as public models have them.
+    vocab_padding: int = 0
     seq_len: int = 512  # T, which must divide the window length of the data.
     # How a sublayer joins the stream: "residual" adds to it (equation 1),
     # "residual_free" replaces it (equation 2), "weighted" adds to `init.skip_weight`
@@ -73,6 +83,11 @@ class ModelConfig:
     # A norm has a gain and no bias; "single_scale_norm" has one gain for all channels
     # (SSNorm of Outlier-Safe Pre-Training, arXiv 2506.19697).
     norm: Literal[*layers.NORMS] = "rms_norm"  # pyright: ignore
+    norm_eps: float = 1e-6  # Added to a norm's mean square.
+    # "gelu" of h W_up, or h W_up times "swiglu"'s silu or "geglu"'s GELU of h W_gate.
+    mlp: Literal[*layers.MLPS] = "gelu"  # pyright: ignore
+    # "qkv" adds a bias to queries, keys and values, before their rotation.
+    biases: Literal["none", "qkv"] = "none"
     # The attention temperature is tau_l = beta ** -l (section 4 iii).
     beta: float = 1.1
     first_layer: Literal[0, 1] = 1  # The l of the first block.
@@ -88,6 +103,8 @@ class ModelConfig:
     # "projected" puts a learned D x D matrix behind the lookup and one before the tied
     # head (EmbProj of Outlier-Safe Pre-Training); both fold into the embedding.
     embedding: Literal["plain", "projected"] = "plain"
+    # The head is the embedding ("tied") or has weights of its own ("untied").
+    head: Literal[*HEADS] = "tied"  # pyright: ignore
     rope_base: float = 10_000.0  # Slowest rotation of RoPE, positions per radian.
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # For activations.
     # "xla" runs anywhere; "cudnn" is flash attention on NVIDIA GPUs, bfloat16 only.
@@ -106,9 +123,19 @@ class ModelConfig:
         return self.width // self.num_heads
 
     @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
     def mlp_width(self) -> int:
         """F, the hidden width of the MLP."""
-        return self.mlp_ratio * self.width
+        return round(self.mlp_ratio * self.width)
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids that a tokenizer may give: the vocabulary without its padding."""
+        return self.vocab_size - self.vocab_padding
 
     @property
     def gain_width(self) -> int:
@@ -118,8 +145,8 @@ class ModelConfig:
     def __post_init__(self):
         check_fields(self, "model")
         for name in (
-            "num_layers", "width", "num_heads", "mlp_ratio", "vocab_size", "seq_len",
-            "scan_unroll", "loss_chunks",
+            "num_layers", "width", "num_heads", "vocab_size", "seq_len", "scan_unroll",
+            "loss_chunks",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name}={getattr(self, name)} must be >= 1")
@@ -128,6 +155,32 @@ class ModelConfig:
                 f"model.width={self.width} must be a multiple of "
                 f"model.num_heads={self.num_heads}"
             )
+        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
+            raise InputError(
+                f"model.num_kv_heads={self.num_kv_heads} must divide "
+                f"model.num_heads={self.num_heads}, or be None"
+            )
+        if self.attention_kind == "shaped" and self.kv_heads != self.num_heads:
+            raise InputError(
+                "model.attention_kind='shaped' passes each head's own values on, so "
+                f"model.num_kv_heads={self.num_kv_heads} must be None"
+            )
+        ratio = f"model.mlp_ratio={self.mlp_ratio}"
+        if not 0 < self.mlp_ratio < math.inf:
+            raise InputError(f"{ratio} must be > 0")
+        if not math.isclose(self.mlp_ratio * self.width, self.mlp_width, rel_tol=1e-9):
+            raise InputError(
+                f"{ratio} times model.width={self.width} must be a whole number, the "
+                f"hidden width of the MLP; give {self.mlp_width / self.width!r} for "
+                f"{self.mlp_width}"
+            )
+        if not 0 <= self.vocab_padding < self.vocab_size:
+            raise InputError(
+                f"model.vocab_padding={self.vocab_padding} must be from 0 to "
+                f"model.vocab_size={self.vocab_size}, and less"
+            )
+        if not 0 < self.norm_eps < math.inf:
+            raise InputError(f"model.norm_eps={self.norm_eps} must be > 0")
         if self.head_width % 2:
             raise InputError(
                 f"model.width / model.num_heads = {self.head_width} must be even: "
@@ -161,15 +214,19 @@ def site_width(config: ModelConfig, site: str) -> int:
 def num_params(config: ModelConfig) -> int:
     """Count the trained parameters: 12 D^2 L + V D at F = 4 D, plus the norm gains.
 
-    A gate adds H D a layer, a projected embedding 2 D^2, shaped attention 3 H a layer.
+    A gate adds H D a layer, a projected embedding 2 D^2, shaped attention 3 H a layer,
+    a gated MLP D F a layer, an untied head V D.
     """
     c = config
-    of_heads = sum(
+    of_heads = c.num_heads * sum(
         params_lib.TABLE[name].kind == "gain"
         for name in layers.ATTENTION_KINDS[c.attention_kind].leaves
     )
+    if c.biases == "qkv":
+        of_heads += (c.num_heads + 2 * c.kv_heads) * c.head_width
     gains = (2 * c.num_layers + 1) * c.gain_width
-    return _matmul_weights(c) + gains + of_heads * c.num_layers * c.num_heads
+    lookup = c.vocab_size * c.width if c.head == "untied" else 0
+    return _matmul_weights(c) + gains + of_heads * c.num_layers + lookup
 
 
 def flops_per_token(config: ModelConfig) -> int:
@@ -184,7 +241,9 @@ def flops_per_token(config: ModelConfig) -> int:
 
 def _matmul_weights(config: ModelConfig) -> int:
     c = config
-    block = 4 * c.width**2 + 2 * c.width * c.mlp_width
+    of_heads = 2 * (c.num_heads + c.kv_heads) * c.head_width
+    of_mlp = (2 + len(layers.MLPS[c.mlp].leaves)) * c.mlp_width
+    block = c.width * (of_heads + of_mlp)
     if c.attention_gate == "head":
         block += c.width * c.num_heads
     projections = 2 * c.width**2 if c.embedding == "projected" else 0

@@ -20,7 +20,7 @@ from rfq import factorize
 from rfq import params as params_lib
 from rfq.errors import InputError, check_fields
 from rfq.model import layers, transformer
-from rfq.model.config import ModelConfig
+from rfq.model.config import HEADS, ModelConfig
 from rfq.types import Array, Params
 
 # --- The paper's recipe ------------------------------------------------------------
@@ -403,6 +403,22 @@ def check(config: InitConfig, model: ModelConfig) -> None:
             "init.w_down='looks_linear' needs an even model.mlp_ratio * model.width, "
             f"not {model.mlp_width}"
         )
+    if config.recipe == "orthogonal":
+        for field, given, own in (
+            ("num_kv_heads", model.kv_heads, model.num_heads),
+            ("mlp", model.mlp, "gelu"),
+        ):
+            if given != own:
+                raise InputError(
+                    "init.recipe='orthogonal' ties W_Q to W_K, W_V to W_O and W_U to "
+                    f"W_D, which it cannot with model.{field}={given!r} and not "
+                    f"{own!r}; choose init.recipe gpt2, xavier or kaiming"
+                )
+        if model.mlp_ratio < 1:
+            raise InputError(
+                "init.recipe='orthogonal' needs model.mlp_ratio >= 1, not "
+                f"{model.mlp_ratio}: the rows of W_U are orthogonal"
+            )
     per_layer, all_layers = model.num_heads, model.num_layers * model.num_heads
     if len(config.sharpness) not in (0, per_layer, all_layers):
         raise InputError(
@@ -420,6 +436,10 @@ def alpha_qk_for(diagonal_logit: float, head_width: int) -> float:
     return diagonal_logit / math.sqrt(head_width)
 
 
+# Kinds of parameters that start at one number in all recipes.
+_STARTS: Mapping[str, float] = {"gain": 1.0, "bias": 0.0}
+
+
 def init(config: InitConfig, model: ModelConfig, *, key: Array) -> Params:
     """Draw all parameters, float32, in the tree of `transformer.shapes`."""
     check(config, model)
@@ -433,9 +453,10 @@ def init(config: InitConfig, model: ModelConfig, *, key: Array) -> Params:
         drawn["w_q"] = jnp.where(silent, 0.0, drawn["w_q"])
     drawn["head_decay"] = jnp.asarray(config.head_decay * soft_LH, jnp.float32)
     drawn["skip_weight"] = jnp.full(model.num_layers, config.skip_weight)
-    drawn["embedding"] = config.embedding_std * jax.random.normal(
-        key_for(key, "embedding"), shapes["embedding"].shape
-    )
+    for name in {"embedding", HEADS[model.head]}:
+        drawn[name] = config.embedding_std * jax.random.normal(
+            key_for(key, name), shapes["embedding"].shape
+        )
     if model.embedding == "projected":
         # All recipes start as the plain model with a rotated embedding.
         D, key_embed = model.width, key_for(key, "w_embed")
@@ -444,8 +465,9 @@ def init(config: InitConfig, model: ModelConfig, *, key: Array) -> Params:
 
     def pick(path: tuple, leaf: jax.ShapeDtypeStruct) -> Array:
         name = params_lib.leaf_name(path)
-        if params_lib.TABLE[name].kind == "gain":
-            return jnp.ones(leaf.shape, jnp.float32)
+        start = _STARTS.get(params_lib.TABLE[name].kind)
+        if start is not None:
+            return jnp.full(leaf.shape, start, jnp.float32)
         return drawn[name].reshape(leaf.shape)
 
     return jax.tree_util.tree_map_with_path(pick, shapes)

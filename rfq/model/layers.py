@@ -19,17 +19,18 @@ Stream = Callable[[Array, Array], Array]
 _EPS = 1e-6
 
 
-def rms_norm(x: Array, gain: Array) -> Array:
-    """Compute x / sqrt(mean(x^2) + 1e-6) * gain over the last axis, in float32."""
+def rms_norm(x: Array, gain: Array, eps: float = _EPS) -> Array:
+    """Compute x / sqrt(mean(x^2) + eps) * gain over the last axis, in float32."""
     x32 = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + _EPS)
+    scale = jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + eps)
     return (x32 * scale * _as_row(gain, x)).astype(x.dtype)
 
 
-def layer_norm(x: Array, gain: Array) -> Array:
-    """Compute (x - mean) / sqrt(var + 1e-6) * gain over the last axis; no bias."""
+def layer_norm(x: Array, gain: Array, eps: float = _EPS) -> Array:
+    """Compute (x - mean) / sqrt(var + eps) * gain over the last axis; no bias."""
     x32 = x.astype(jnp.float32)
-    return rms_norm(x32 - jnp.mean(x32, axis=-1, keepdims=True), gain).astype(x.dtype)
+    centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    return rms_norm(centered, gain, eps).astype(x.dtype)
 
 
 def _as_row(gain: Array, x: Array) -> Array:
@@ -68,12 +69,12 @@ class Norm(NamedTuple):
     """A row of `NORMS`.
 
     Attributes:
-        apply: (x, gain) -> norm(x) * gain over the last axis, whose mean square is that
-            of the gain.
+        apply: (x, gain, eps) -> norm(x) * gain over the last axis, whose mean square is
+            that of the gain; eps has a default.
         one_gain: One gain serves all channels.
     """
 
-    apply: Callable[[Array, Array], Array]
+    apply: Callable[..., Array]
     one_gain: bool = False
 
 
@@ -134,9 +135,10 @@ def causal_attention(
     scale * q.k - m (t - s) for query t and key s.
 
     Args:
-        q_BTHK: Queries, keys and values have the same shape.
-        k_BTHK: See q_BTHK.
-        v_BTHK: See q_BTHK.
+        q_BTHK: Queries of H heads.
+        k_BTHK: Keys of as many heads, or of fewer, of which each serves neighboring
+            queries (Ainslie et al., arXiv 2305.13245).
+        v_BTHK: Values, of the shape of the keys.
         scale: Scalar tau_l / sqrt(K) or tau_l / sqrt(D); data, so that all layers of a
             scan share one program.
         implementation: "xla" anywhere, "cudnn" for flash attention on NVIDIA GPUs.
@@ -257,6 +259,40 @@ ATTENTION_KINDS: Mapping[str, AttentionKind] = {
     "shaped": AttentionKind(
         shaped_attention, ("mix_identity", "mix_softmax", "mix_uniform"), "all"
     ),
+}
+
+
+def gelu(up_BTF: Array) -> Array:
+    """Compute x Phi(x), exactly."""
+    return jax.nn.gelu(up_BTF, approximate=False)
+
+
+def swiglu(up_BTF: Array, gate_BTF: Array) -> Array:
+    """Compute up * silu(gate) (Shazeer, arXiv 2002.05202)."""
+    return up_BTF * jax.nn.silu(gate_BTF)
+
+
+def geglu(up_BTF: Array, gate_BTF: Array) -> Array:
+    """Compute up * gelu(gate) (Shazeer, arXiv 2002.05202)."""
+    return up_BTF * gelu(gate_BTF)
+
+
+class Mlp(NamedTuple):
+    """A row of `MLPS`.
+
+    Attributes:
+        hidden: (h W_up, *(h W of each leaf)) -> the hidden activation.
+        leaves: Matrices beside W_up that `hidden` needs: rows of `params.TABLE`.
+    """
+
+    hidden: Callable[..., Array]
+    leaves: tuple[str, ...] = ()
+
+
+MLPS: Mapping[str, Mlp] = {
+    "gelu": Mlp(gelu),
+    "swiglu": Mlp(swiglu, ("w_mlp_gate",)),
+    "geglu": Mlp(geglu, ("w_mlp_gate",)),
 }
 
 

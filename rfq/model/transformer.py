@@ -17,7 +17,7 @@ from rfq import taps as taps_lib
 from rfq.errors import InputError
 from rfq.model import cache as cache_lib
 from rfq.model import layers, places, products
-from rfq.model.config import MODEL_SITES, SITES, ModelConfig
+from rfq.model.config import HEADS, MODEL_SITES, SITES, ModelConfig
 from rfq.types import Array, Params, Record, SiteState
 
 
@@ -74,13 +74,12 @@ class _Block(nn.Module):
         c = self.config
         layer, states = scanned
         norm, skip = layers.NORMS[c.norm].apply, layers.SKIPS[c.skip]
-        kind = layers.ATTENTION_KINDS[c.attention_kind]
+        kind, mlp = layers.ATTENTION_KINDS[c.attention_kind], layers.MLPS[c.mlp]
         D, H, K, F = c.width, c.num_heads, c.head_width, c.mlp_width
         attn_norm = _declare(self, "attn_norm", c.gain_width)
         mlp_norm = _declare(self, "mlp_norm", c.gain_width)
-        w_q, w_k, w_v = (_declare(self, n, D, H, K) for n in ("w_q", "w_k", "w_v"))
         w_o = _declare(self, "w_o", H, K, D)
-        w_up, w_down = _declare(self, "w_up", D, F), _declare(self, "w_down", F, D)
+        w_down = _declare(self, "w_down", F, D)
         of_skip = tuple(_declare(self, n) for n in skip.leaves)
         of_heads = tuple(_declare(self, n, H) for n in kind.leaves)
 
@@ -99,6 +98,17 @@ class _Block(nn.Module):
             y = self.seams.dot(x, w, name, states.get(name))
             return place(y, ("batch", "position", *axes))
 
+        def to_heads(h_BTD: Array, which: str, num_heads: int, axis: str) -> Array:
+            w = _declare(self, f"w_{which}", D, num_heads, K)
+            y_BTHK = dot(h_BTD, w, f"w_{which}", axis, "head_width")
+            if c.biases == "qkv":
+                bias_HK = _declare(self, f"b_{which}", num_heads, K)
+                y_BTHK = y_BTHK + bias_HK[None, None].astype(y_BTHK.dtype)
+            return y_BTHK
+
+        def to_hidden(h_BTD: Array, name: str) -> Array:
+            return dot(h_BTD, _declare(self, name, D, F), name, "mlp")
+
         def connect(x_BTD: Array, tapped_BTD: Array, update_BTD: Array) -> Array:
             carried = skip.join(
                 self.seams.stream(x_BTD, tapped_BTD), update_BTD, *of_skip
@@ -109,13 +119,16 @@ class _Block(nn.Module):
         tau = jnp.float32(c.beta) ** -layer
         scale = tau / math.sqrt(K if c.attention_scale == "head_width" else D)
         tapped = site("attn_norm_in", x_BTD)
-        h_BTD = site("attn_in", norm(tapped, attn_norm)).astype(c.compute_dtype)
-        heads = ("heads", "head_width")
+        h_BTD = norm(tapped, attn_norm, c.norm_eps)
+        h_BTD = site("attn_in", h_BTD).astype(c.compute_dtype)
         cache = states.get(CACHE)
         at_BT = cache_lib.positions(h_BTD.shape[1], cache)
-        q = site("q", layers.rope(dot(h_BTD, w_q, "w_q", *heads), c.rope_base, at_BT))
-        k = site("k", layers.rope(dot(h_BTD, w_k, "w_k", *heads), c.rope_base, at_BT))
-        v = site("v", dot(h_BTD, w_v, "w_v", *heads))
+        q = to_heads(h_BTD, "q", H, "heads")
+        k = to_heads(h_BTD, "k", c.kv_heads, "kv_heads")
+        v = to_heads(h_BTD, "v", c.kv_heads, "kv_heads")
+        q = site("q", layers.rope(q, c.rope_base, at_BT))
+        k = site("k", layers.rope(k, c.rope_base, at_BT))
+        v = site("v", v)
         if cache is not None:
             records[CACHE] = cache = cache_lib.extended(cache, k, v)
 
@@ -134,8 +147,9 @@ class _Block(nn.Module):
 
         # MLP.
         tapped = site("mlp_norm_in", x_BTD)
-        h_BTD = site("mlp_in", norm(tapped, mlp_norm)).astype(c.compute_dtype)
-        hidden_BTF = jax.nn.gelu(dot(h_BTD, w_up, "w_up", "mlp"), approximate=False)
+        h_BTD = norm(tapped, mlp_norm, c.norm_eps)
+        h_BTD = site("mlp_in", h_BTD).astype(c.compute_dtype)
+        hidden_BTF = mlp.hidden(*(to_hidden(h_BTD, n) for n in ("w_up", *mlp.leaves)))
         update = dot(site("mlp_hidden", hidden_BTF), w_down, "w_down", "width")
         x_BTD = connect(x_BTD, tapped, update)
         return x_BTD, records
@@ -152,6 +166,8 @@ class _Transformer(nn.Module):
         c = self.config
         embedding_VD = _declare(self, "embedding", c.vocab_size, c.width)
         final_norm = _declare(self, "final_norm", c.gain_width)
+        if c.head == "untied":
+            _declare(self, HEADS[c.head], c.vocab_size, c.width)  # `head` reads it.
         block = nn.remat(_Block, prevent_cse=False) if c.remat else _Block
         stack = nn.scan(
             block,
@@ -162,7 +178,7 @@ class _Transformer(nn.Module):
         )(c, self.seams, name="blocks")
         last_layer = c.first_layer + c.num_layers - 1
         layer_numbers = jnp.arange(c.first_layer, last_layer + 1, dtype=jnp.float32)
-        once = (*MODEL_SITES, "embedding")
+        once = (*MODEL_SITES, *HEADS.values())
         block_states = {name: s for name, s in states.items() if name not in once}
 
         # Look up, then cast: the gradient's scatter-add must run in float32, where a
@@ -185,7 +201,8 @@ class _Transformer(nn.Module):
             return x_out
 
         norm = layers.NORMS[c.norm].apply
-        h_BTD = site("head_in", norm(site("final_norm_in", x_BTD), final_norm))
+        tapped = site("final_norm_in", x_BTD)
+        h_BTD = site("head_in", norm(tapped, final_norm, c.norm_eps))
         return h_BTD, {name: r for name, r in records.items() if r is not None}
 
 
@@ -296,17 +313,19 @@ def head(
 ) -> Callable[[Array], Array]:
     """Return the head h -> h E^T, or h W_unembed E^T where the embedding is projected.
 
-    The embedding is transposed once for all slices.
+    E is the embedding, or the head's own weights where it is untied. It is transposed
+    once for all slices.
     Each share of the batch multiplies with a copy of its own, so that the gradients of
     all slices are summed where they arise and cross devices once, not once a slice.
     """
-    logical = params_lib.TABLE["embedding"].logical
-    embedding_VD = _in_use(params["embedding"], logical, seams, config.compute_dtype)
-    head_DV, state = embedding_VD.T, (states or {}).get("embedding")
+    name = HEADS[config.head]
+    logical = params_lib.TABLE[name].logical
+    head_VD = _in_use(params[name], logical, seams, config.compute_dtype)
+    head_DV, state = head_VD.T, (states or {}).get(name)
     place, num_shares = seams.placing.activation, seams.placing.num_shares
 
     def dot(h_BTD: Array, head_DV: Array) -> Array:
-        return seams.dot(h_BTD, head_DV, "embedding", state)
+        return seams.dot(h_BTD, head_DV, name, state)
 
     def project(h_BTD: Array) -> Array:
         if config.embedding == "plain":

@@ -137,7 +137,7 @@ def _compiled(trained: ModelConfig, seams: transformer.Seams):
     def prefill(params, states, tokens_BT, lengths_B, key, *how):
         B = tokens_BT.shape[0]
         slots = jnp.zeros(
-            (c.num_layers, B, c.seq_len, c.num_heads, c.head_width), jnp.float32
+            (c.num_layers, B, c.seq_len, c.kv_heads, c.head_width), jnp.float32
         )
         empty = cache_lib.Cache(slots, slots, jnp.zeros((c.num_layers, B), jnp.int32))
         first = jax.random.fold_in(key, 0)

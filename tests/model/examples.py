@@ -32,6 +32,16 @@ RIVALS = {
     "embedding": "projected",
     "first_layer": 0,
 }
+# The block of LLaMA and Qwen2. Three heads share one key in the smaller sizes here.
+LLAMA = {
+    "num_kv_heads": 1,
+    "mlp": "swiglu",
+    "mlp_ratio": 5 / 3,
+    "biases": "qkv",
+    "head": "untied",
+    "norm_eps": 1e-2,
+    "vocab_padding": 3,
+}
 SKIPS = tuple(layers.SKIPS)
 STREAMS = tuple(layers.STREAMS)
 

@@ -20,7 +20,7 @@ def sizes(model):
     shapes = transformer.shapes(model)
     rows = params_lib.axes(shapes)
     counted = dict.fromkeys(
-        ("matrix", "projection", "embedding", "gain", "constant"), 0
+        ("matrix", "projection", "embedding", "gain", "bias", "constant"), 0
     )
     jax.tree.map(
         lambda leaf, row: counted.update(
@@ -44,6 +44,7 @@ def sizes(model):
             {**examples.RIVALS},
             {"attention_kind": "shaped"},
             {"attention_kind": "decaying", "skip": "weighted"},
+            {"num_kv_heads": 1, "mlp": "swiglu", "biases": "qkv", "head": "untied"},
         ]
     ),
 )
@@ -65,7 +66,8 @@ def test_formulas_count_what_the_model_declares(
     # Constants are not trained.
     trained = sum(counted.values()) - counted["constant"]
     assert config_lib.num_params(model) == trained
-    multiplied = trained - counted["gain"]
+    lookup = model.vocab_size * model.width if model.head == "untied" else 0
+    multiplied = trained - counted["gain"] - counted["bias"] - lookup
     # Both products of attention, causal half, forward and twice backward: 3 * 2 * T D.
     attention = 6 * num_layers * model.seq_len * model.width
     assert config_lib.flops_per_token(model) == 6 * multiplied + attention
@@ -83,6 +85,17 @@ def test_formulas_count_what_the_model_declares(
         ({"beta": 0.0}, ["model.beta=0.0"]),
         ({"beta": math.nan}, ["model.beta=nan"]),
         ({"rope_base": -1.0}, ["model.rope_base=-1.0"]),
+        ({"num_kv_heads": 5}, ["model.num_kv_heads=5", "model.num_heads=12"]),
+        ({"num_kv_heads": 0}, ["model.num_kv_heads=0", "None"]),
+        (
+            {"num_kv_heads": 6, "attention_kind": "shaped"},
+            ["'shaped'", "model.num_kv_heads=6"],
+        ),
+        ({"mlp_ratio": 0}, ["model.mlp_ratio=0", "> 0"]),
+        ({"mlp_ratio": 2.6667}, ["model.mlp_ratio=2.6667", "2048"]),
+        ({"mlp": "relu"}, ["model.mlp='relu'", "swiglu"]),
+        ({"vocab_padding": 32_000}, ["model.vocab_padding=32000"]),
+        ({"norm_eps": 0.0}, ["model.norm_eps=0.0"]),
         ({"skip": "resfree"}, ["model.skip='resfree'", "residual_free"]),
         ({"norm": "batch_norm"}, ["model.norm='batch_norm'", "rms_norm"]),
         ({"attention_gate": "element"}, ["model.attention_gate='element'", "head"]),

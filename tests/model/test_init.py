@@ -199,6 +199,9 @@ def test_shaped_attention_starts_without_queries_and_with_weights_of_one():
         ({"sharpness": (1.0,) * 3}, {}, ["3 numbers", "give 2", "or 24"]),
         ({"w_down": "centered"}, {"mlp_ratio": 1}, ["'centered'", "mlp_ratio >= 2"]),
         ({"w_down": "looks_linear"}, {"mlp_ratio": 1}, ["'looks_linear'", "not 1"]),
+        ({}, {"num_kv_heads": 1}, ["'orthogonal'", "model.num_kv_heads=1", "gpt2"]),
+        ({}, {"mlp": "geglu"}, ["'orthogonal'", "model.mlp='geglu'", "gpt2"]),
+        ({}, {"mlp_ratio": 0.5}, ["'orthogonal'", "mlp_ratio >= 1"]),
     ],
 )
 def test_a_recipe_that_does_not_fit_the_model_is_refused(options, sizes, names):

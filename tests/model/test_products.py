@@ -41,4 +41,7 @@ def test_matmul_keeps_the_carrier():
 
 def test_every_matrix_of_the_table_is_among_them():
     matrices = {name for name, row in params_lib.TABLE.items() if row.matrix}
-    assert matrices == {*_WEIGHTS, "w_k", "w_v", "w_gate", "w_embed", "w_unembed"}
+    assert matrices == {
+        *(*_WEIGHTS, "w_k", "w_v", "w_gate", "w_mlp_gate"),
+        *("w_embed", "w_unembed", "unembedding"),
+    }

@@ -66,6 +66,8 @@ def loss_and_grads(model):
         ("residual", "single_scale_norm", "head_width", examples.RIVALS),
         ("weighted", "rms_norm", "head_width", {"attention_kind": "decaying"}),
         ("residual_free", "rms_norm", "head_width", {"attention_kind": "shaped"}),
+        ("residual", "rms_norm", "head_width", examples.LLAMA),
+        ("residual", "layer_norm", "width", {"mlp": "geglu", "norm_eps": 0.1}),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{len(value)} others",
 )
@@ -100,8 +102,15 @@ def test_the_loss_is_that_of_float64_numpy():
         ("residual_free", {}),
         ("weighted", {"attention_kind": "decaying"}),
         ("residual_free", {"attention_kind": "shaped"}),
+        ("residual", examples.LLAMA),
     ],
-    ids=["residual, gated, projected", "residual_free", "weighted, decaying", "shaped"],
+    ids=[
+        "residual, gated, projected",
+        "residual_free",
+        "weighted, decaying",
+        "shaped",
+        "llama",
+    ],
 )
 def test_a_loss_does_not_depend_on_later_tokens(skip, others):
     model, params, _ = example(skip=skip, **others)
@@ -279,8 +288,26 @@ def test_a_quantized_site_without_a_grid_is_not_silently_left_alone():
 # --- The dot -----------------------------------------------------------------------
 
 
-def test_every_weight_meets_the_activations_through_dot_under_its_name():
-    model, params, batch = example(**examples.RIVALS)
+D, H, K, F, V = 12, 3, 4, 24, 29
+_LLAMA_SHAPES = {
+    **{"w_q": (D, H, K), "w_k": (D, 1, K), "w_v": (D, 1, K), "w_o": (H, K, D)},
+    **{"w_up": (D, 20), "w_mlp_gate": (D, 20), "w_down": (20, D)},
+    "unembedding": (D, V),
+}
+_RIVALS_SHAPES = {
+    **{"w_q": (D, H, K), "w_k": (D, H, K), "w_v": (D, H, K), "w_o": (H, K, D)},
+    **{"w_gate": (D, H), "w_embed": (D, D), "w_unembed": (D, D)},
+    **{"w_up": (D, F), "w_down": (F, D), "embedding": (D, V)},
+}
+
+
+@pytest.mark.parametrize(
+    ("others", "shapes"),
+    [(examples.RIVALS, _RIVALS_SHAPES), (examples.LLAMA, _LLAMA_SHAPES)],
+    ids=["rivals", "llama"],
+)
+def test_every_weight_meets_the_activations_through_dot_under_its_name(others, shapes):
+    model, params, batch = example(**others)
     seen = {}
 
     def dot(x, w, name, state):
@@ -290,22 +317,14 @@ def test_every_weight_meets_the_activations_through_dot_under_its_name():
 
     seams = transformer.Seams(dot=dot)
     logits, _ = run(model, params, batch, seams)
-    D, H, K, F, V = 12, 3, 4, 24, 29
-    assert seen == {
-        "w_q": (D, H, K),
-        "w_k": (D, H, K),
-        "w_v": (D, H, K),
-        "w_gate": (D, H),
-        "w_embed": (D, D),
-        "w_unembed": (D, D),
-        "w_o": (H, K, D),
-        "w_up": (D, F),
-        "w_down": (F, D),
-        "embedding": (D, V),
-    }
-    assert set(seen) == {n for n, row in params_lib.TABLE.items() if row.matrix}
+    assert seen == shapes
     plain, _ = run(model, params, batch)
     np.testing.assert_allclose(logits, plain, rtol=FORWARD, atol=FORWARD)
+
+
+def test_every_matrix_of_the_table_has_met_them():
+    matrices = {name for name, row in params_lib.TABLE.items() if row.matrix}
+    assert {*_RIVALS_SHAPES, *_LLAMA_SHAPES} == matrices
 
 
 def rounded_and_kept(x, state):
@@ -335,6 +354,7 @@ def on_integers(model, params, batch, weight_bits, act_bits):
     [
         *itertools.product(decoder.SKIPS, [{}], [8, 4]),
         ("residual", examples.RIVALS, 8),
+        ("residual", examples.LLAMA, 8),
     ],
     ids=lambda value: f"{len(value)} others" if isinstance(value, dict) else None,
 )
@@ -396,7 +416,7 @@ def test_weights_alone_on_integers_are_rounded_weights():
 
 
 def test_every_weight_is_fed_by_the_site_right_before_it():
-    model, params, batch = example(attention_gate="head")
+    model, params, batch = example(**{**examples.LLAMA, "attention_gate": "head"})
     keep = transformer.Seams(taps.Taps(examples.keep, SITES))
     _, sites = run(model, params, batch, keep)
 

@@ -8,14 +8,14 @@ import math
 
 import numpy as np
 
-EPS = 1e-6
 # The choices that are written here; a model may have others.
 NORMS = ("rms_norm", "layer_norm", "single_scale_norm")
 SKIPS = ("residual", "residual_free", "weighted")
 ATTENTION_KINDS = ("softmax", "decaying", "shaped")
+MLPS = ("gelu", "swiglu", "geglu")
 
 
-def normalize(x, gain, norm):
+def normalize(x, gain, norm, eps=1e-6):
     """Row by row: x over its root mean square, centered first for "layer_norm".
 
     The gain is one number a channel, or one for "single_scale_norm".
@@ -24,7 +24,7 @@ def normalize(x, gain, norm):
     for row in x.reshape(-1, x.shape[-1]):
         if norm == "layer_norm":
             row = row - row.mean()
-        rows.append(row / math.sqrt((row * row).mean() + EPS) * gain)
+        rows.append(row / math.sqrt((row * row).mean() + eps) * gain)
     return np.array(rows).reshape(x.shape)
 
 
@@ -61,6 +61,13 @@ def gelu(x):
     return x * np.vectorize(lambda v: 0.5 * (1.0 + math.erf(v / math.sqrt(2.0))))(x)
 
 
+def hidden(mlp, up, gate):
+    """The hidden activation of the MLP."""
+    if mlp == "gelu":
+        return gelu(up)
+    return up * (gelu(gate) if mlp == "geglu" else gate / (1.0 + np.exp(-gate)))
+
+
 def forward(params, tokens_BT, config, *, edit=None, stream="branch"):
     """The whole model.
 
@@ -79,6 +86,7 @@ def forward(params, tokens_BT, config, *, edit=None, stream="branch"):
     w = {name: np.asarray(leaf, np.float64) for name, leaf in params["blocks"].items()}
     embedding = np.asarray(params["embedding"], np.float64)
     final_norm = np.asarray(params["final_norm"], np.float64)
+    kv_heads = config.num_kv_heads or config.num_heads
     head_width = config.width // config.num_heads
     divisor = {"head_width": head_width, "width": config.width}[config.attention_scale]
     sites = {}
@@ -100,19 +108,22 @@ def forward(params, tokens_BT, config, *, edit=None, stream="branch"):
         tau = config.beta ** -(i + config.first_layer)
         scale = tau / math.sqrt(divisor)
         tapped = site("attn_norm_in", i, x)
-        h = normalize(tapped, w["attn_norm"][i], config.norm)
+        h = normalize(tapped, w["attn_norm"][i], config.norm, config.norm_eps)
         h = site("attn_in", i, h)
         q, k, v = (
-            np.stack([h @ w[n][i][:, head] for head in range(config.num_heads)], axis=2)
+            np.stack([h @ w[n][i][:, head] for head in range(w[n].shape[2])], axis=2)
             for n in ("w_q", "w_k", "w_v")
         )
+        if config.biases == "qkv":
+            q, k, v = q + w["b_q"][i], k + w["b_k"][i], v + w["b_v"][i]
         q, k = (_over_heads(rotate, x, config.rope_base) for x in (q, k))
         q, k, v = site("q", i, q), site("k", i, k), site("v", i, v)
-        mixed = np.empty_like(v)
-        for b, head in np.ndindex(v.shape[0], v.shape[2]):
+        mixed = np.empty_like(q)
+        for b, head in np.ndindex(q.shape[0], q.shape[2]):
             at = (b, slice(None), head)
+            own = (b, slice(None), head * kv_heads // config.num_heads)
             special = _special(w, config.attention_kind, i, head)
-            mixed[at] = attend(q[at], k[at], v[at], scale, **special)
+            mixed[at] = attend(q[at], k[own], v[own], scale, **special)
         if config.attention_gate == "head":
             mixed /= 1.0 + np.exp(-h @ w["w_gate"][i])[..., None]
         mixed = site("attn_out", i, mixed)
@@ -121,16 +132,20 @@ def forward(params, tokens_BT, config, *, edit=None, stream="branch"):
         )
         x = connect(i, x, tapped, update)
         tapped = site("mlp_norm_in", i, x)
-        h = normalize(tapped, w["mlp_norm"][i], config.norm)
+        h = normalize(tapped, w["mlp_norm"][i], config.norm, config.norm_eps)
         h = site("mlp_in", i, h)
-        hidden = site("mlp_hidden", i, gelu(h @ w["w_up"][i]))
-        x = connect(i, x, tapped, hidden @ w["w_down"][i])
+        gate = None if config.mlp == "gelu" else h @ w["w_mlp_gate"][i]
+        inner = site("mlp_hidden", i, hidden(config.mlp, h @ w["w_up"][i], gate))
+        x = connect(i, x, tapped, inner @ w["w_down"][i])
     stacked = {name: np.stack(values) for name, values in sites.items()}
     sites.clear()
-    h = normalize(site("final_norm_in", None, x), final_norm, config.norm)
+    x = site("final_norm_in", None, x)
+    h = normalize(x, final_norm, config.norm, config.norm_eps)
     h = site("head_in", None, h)
     if config.embedding == "projected":
         h = h @ np.asarray(params["w_unembed"], np.float64)
+    if config.head == "untied":
+        embedding = np.asarray(params["unembedding"], np.float64)
     return h @ embedding.T, stacked | {name: x for name, (x,) in sites.items()}
 
 

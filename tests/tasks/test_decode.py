@@ -36,6 +36,7 @@ VARIANTS = {
     "gated, projected": {"beta": 1.1, **examples.RIVALS},
     "weighted, decaying": {"skip": "weighted", "attention_kind": "decaying"},
     "shaped": {"attention_kind": "shaped"},
+    "llama": {**examples.LLAMA, "mlp_ratio": 2, "norm_eps": 1e-5},
 }
 PROMPTS = [
     np.array(ids, np.int32) for ids in ([1, 5, 9, 13], [1, 7], [1, *range(30, 50)])
@@ -108,6 +109,7 @@ def said(given: decode.Model, num_new: int, **sampling) -> list[np.ndarray]:
     [
         *itertools.product(("residual", "residual_free"), ("FP", "W8A8")),
         ("gated, projected", "W8A8"),
+        ("llama", "FP"),
     ],
 )
 def test_cached_decoding_is_uncached_decoding(variant, spec):
