@@ -11,7 +11,7 @@ from rfq import ptq, train
 from tests import tiny
 from tests.tasks.documents import DOCUMENTS
 
-NUM_PLACES = 20
+NUM_PLACES = 8
 SPECS = ("FP", "A8", "A4")
 
 
