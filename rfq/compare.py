@@ -20,7 +20,7 @@ from rfq.data import floors as floors_lib
 from rfq.data.manifest import Manifest
 from rfq.errors import Diverged, InputError
 from rfq.experiment import Experiment
-from rfq.tasks import questions
+from rfq.tasks import ask, questions
 
 
 def run(arms: Sequence[Experiment], out: pathlib.Path) -> pathlib.Path:
@@ -76,7 +76,7 @@ def _run(
             continue
         rows += ptq.run(arm, run_dir)
         if arm.tasks.names:
-            ptq.run_tasks(arm, run_dir)
+            ask.run(arm, run_dir)
         metrics.rewrite(out / "rows.jsonl", rows)
         # Another arm has other shapes, so this arm's compiled programs are useless to
         # it.

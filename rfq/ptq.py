@@ -7,17 +7,16 @@ then share those ranges.
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq import distributed, heldout, metrics, rows, runs, sharding, steps
+from rfq import distributed, heldout, metrics, rows, runs, settings, sharding, steps
 from rfq import taps as tap_lib
 from rfq.data import manifest as manifest_lib
 from rfq.errors import Preempted
@@ -28,7 +27,7 @@ from rfq.quant import calibrate, distortion, grid, propagation
 from rfq.quant.spec import QuantSpec
 from rfq.rows import Setting
 from rfq.stats import bootstrap, central
-from rfq.tasks import decode, questions, scoring
+from rfq.tasks import decode, scoring
 from rfq.types import Params, Record
 
 # Two rows of one run that agree in these fields answer the same question.
@@ -57,7 +56,7 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
 
 def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
     """Run the settings one after the other; write each where it is not yet."""
-    sweep, common = _open(experiment, run_dir)
+    sweep, common = opened(experiment, run_dir)
     out = run_dir / "quantize"
     files = ("rows.jsonl", "sites.jsonl", "losses.jsonl")
     kept = {name: _kept(out / name, common) for name in files}
@@ -65,7 +64,7 @@ def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
     if not seen or seen[0]["num_tokens"] != common["eval_tokens"]:
         metrics.rewrite(out / "statistics.json", [sweep.statistics()])
 
-    wanted = _settings(experiment, experiment.quantize.specs)
+    wanted = settings.every(experiment, experiment.quantize.specs)
     name = f"quantize {experiment.arm} seed {experiment.seed}"
     with (
         metrics.progress(name, len(wanted)) as bar,
@@ -88,128 +87,26 @@ def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
                     metrics.append(out / "rows.jsonl", row)
             bar.update(number, setting.spec)
             if told_to_end():
-                raise _preempted(number, len(wanted), out)
+                raise preempted(number, len(wanted), out)
     return [kept["rows.jsonl"][setting] for setting in wanted]
 
 
-def run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
-    """Ask the tasks of `experiment.tasks` under its specs on a finished run.
-
-    Appends a row per `Setting` to quantize/tasks.jsonl, with the fields of
-    `questions.summarize`, and writes what was answered to each document to the file
-    `items` of quantize/items. Rows that are already there are kept.
-
-    Returns:
-        The rows that were asked for, in the order of the settings.
-
-    Raises:
-        InputError: as `run`; a task's file is missing or wrong.
-        Preempted: as `run`.
-    """
-    runs.require_finished(experiment, run_dir)
-    with runs.alone_in(run_dir):
-        return _run_tasks(experiment, run_dir)
-
-
-def _run_tasks(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
-    """Ask the settings one after the other, each where it was not asked yet."""
-    asked = questions.load(experiment, sharding.make_mesh(config=experiment.sharding))
-    sweep, common = _open(experiment, run_dir)
-    path, folder = run_dir / "quantize" / "tasks.jsonl", run_dir / "quantize" / "items"
-    metrics.make_directory(folder)
-    kept = {
-        _setting_of(row): row
-        for row in _matching(path, common)
-        if row.get("questions") == asked.digest
-    }
-    wanted = _settings(experiment, experiment.tasks.specs)
-    missing = [setting for setting in wanted if setting not in kept]
-    needed = {s: None for m in missing for s in (sweep.full(m), sweep.canonical(m))}
-    answered: dict[Setting, scoring.Answers] = {}
-    num_batches = len(asked.plan.batches)
-    name = f"tasks {experiment.arm} seed {experiment.seed}"
-    with (
-        metrics.progress(name, len(needed) * num_batches) as bar,
-        distributed.preemption() as told_to_end,
-    ):
-        for number, setting in enumerate(missing, start=1):
-            started = time.perf_counter()
-            full, own = sweep.full(setting), sweep.canonical(setting)
-            for each in (full, own):
-                if each not in answered:
-                    before = len(answered) * num_batches
-                    answered[each] = sweep.answer(
-                        each,
-                        asked.plan,
-                        lambda done, at=before, spec=each.spec: bar.update(
-                            at + done, spec
-                        ),
-                    )
-            spec = QuantSpec.parse(setting.spec)
-            items = f"{'-'.join(map(str, (*setting, asked.digest)))}.jsonl"
-            bits = {"weight_bits": spec.weight_bits, "act_bits": spec.act_bits}
-            row = rows.make(
-                "tasks",
-                {**common, "questions": asked.digest},
-                setting._asdict(),
-                bits,
-                questions.summarize(asked, answered[own], answered[full]),
-                {"items": items, "seconds": time.perf_counter() - started},
-            )
-            metrics.rewrite(folder / items, questions.items(asked, answered[own]))
-            metrics.append(path, row)
-            kept[setting] = row
-            if told_to_end():
-                raise _preempted(number, len(missing), path)
-    return [kept[setting] for setting in wanted]
-
-
-def _is_whole(setting: Setting, found: Mapping[str, Mapping[Setting, Any]]) -> bool:
+def _is_whole(setting: Setting, kept: Mapping[str, Mapping[Setting, Any]]) -> bool:
     """Return True for a setting with row, losses and, if it quantizes any, sites."""
     quantizes = QuantSpec.parse(setting.spec).act_bits is not None
     needed = ["rows.jsonl", "losses.jsonl", *(["sites.jsonl"] if quantizes else [])]
-    return all(setting in found[name] for name in needed)
+    return all(setting in kept[name] for name in needed)
 
 
-def _preempted(number: int, total: int, out: pathlib.Path) -> Preempted:
+def preempted(number: int, total: int, out: pathlib.Path) -> Preempted:
+    """Make the error that says how far a sweep came before it was told to end."""
     return Preempted(
         f"told to end: {number} of {total} settings are saved in {out}; the same "
         "command goes on from there"
     )
 
 
-def setting(experiment: Experiment, spec: str, taps: str, stream: str) -> Setting:
-    """Make one setting in float32, the rest as the first of the experiment's own.
-
-    Args:
-        experiment: the experiment of the run.
-        spec: a WnAm setting.
-        taps: tap set, "" for the first.
-        stream: placement, "" for the first.
-
-    Raises:
-        InputError: a name is unknown.
-    """
-    config = experiment.quantize
-    given = dataclasses.replace(
-        config,
-        specs=(spec,),
-        taps=(taps or config.taps[0],),
-        streams=(stream or config.streams[0],),
-    )
-    return Setting(
-        spec,
-        "float32",
-        given.taps[0],
-        given.streams[0],
-        given.calibrators[0],
-        given.calibration_seeds[0],
-        given.granularities[0],
-        given.schemes[0],
-    )
-
-
-def _open(
+def opened(
     experiment: Experiment, run_dir: pathlib.Path
 ) -> tuple["Sweep", rows.Subject]:
     """Open a finished run; its records have the subject in common."""
@@ -238,51 +135,44 @@ def _open(
     return sweep, subject
 
 
-def _settings(experiment: Experiment, specs: Sequence[str]) -> list[Setting]:
-    """List the whole grid of some WnAm settings, each once.
-
-    Full precision is scored in float32, which every increase is measured against, and
-    as trained where that was in another dtype (D17). All else is float32 (D9).
-    """
-    config, trained = experiment.quantize, experiment.model.compute_dtype
-    settings = []
-    for spec, taps, stream, calibrator, seed, granularity, scheme in itertools.product(
-        specs,
-        config.taps,
-        config.streams,
-        config.calibrators,
-        config.calibration_seeds,
-        config.granularities,
-        config.schemes,
-    ):
-        setting = Setting(
-            spec, "float32", taps, stream, calibrator, seed, granularity, scheme
-        )
-        if spec == "FP" and trained != "float32":
-            settings.append(setting._replace(compute_dtype=trained))
-        settings.append(setting)
-    return list(dict.fromkeys(settings))
-
-
 def _kept(
     path: pathlib.Path, common: Mapping[str, Any]
 ) -> dict[Setting, dict[str, Any]]:
     """Return rows computed under the same settings, by key, and drop the others."""
-    kept = {_setting_of(row): row for row in _matching(path, common)}
+    kept = {settings.of(row): row for row in matching(path, common)}
     metrics.rewrite(path, kept.values())
     return kept
 
 
-def _matching(path: pathlib.Path, common: Mapping[str, Any]) -> list[dict[str, Any]]:
+def matching(path: pathlib.Path, common: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return rows that answer the same question as those that are about to be made."""
     recorded = metrics.read(path)
     return [row for row in recorded if all(row.get(n) == common[n] for n in _ASKED)]
 
 
-def _setting_of(row: Mapping[str, Any]) -> Setting:
-    return Setting._make(
-        row.get(name, rows.DEFAULTS.get(name)) for name in Setting._fields
-    )
+def _unplaced(setting: Setting) -> Setting:
+    """Return what is chosen and measured alike for both placements of the stream."""
+    return setting._replace(stream="branch")
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _once(method: _Method, *, keep: int | None = None) -> _Method:
+    """Compute each result of a method once, and keep the last of them on its instance.
+
+    Caches on the class would keep every sweep and its arrays forever.
+    """
+    name = f"{method.__name__} results"
+
+    @functools.wraps(method)
+    def call(self: "Sweep", *args):
+        if name not in self.__dict__:
+            bound = functools.partial(method, self)
+            self.__dict__[name] = functools.lru_cache(keep)(bound)
+        return self.__dict__[name](*args)
+
+    return cast(_Method, call)
 
 
 class Sweep:
@@ -292,18 +182,7 @@ class Sweep:
         self._experiment = experiment
         self._run_dir = run_dir
         self._mesh = sharding.make_mesh(config=experiment.sharding)
-        config = experiment.quantize
-        self.heldout = self._batches("heldout", config.eval_tokens)
-        # Caches on the class would keep every sweep and its arrays forever.
-        self._steps = functools.cache(self._compile)
-        self._quantized = functools.lru_cache(maxsize=1)(self._quantize)
-        self._calibration = functools.cache(self._draw)
-        self._observed = functools.cache(self._observe)
-        self._chosen = functools.cache(self._choose)
-        self._losses = functools.cache(self._score)
-        self._effects = functools.cache(self._distort)
-        self._divergence = functools.cache(self._diverge)
-        self._gains = functools.cache(self._propagate)
+        self.heldout = self._batches("heldout", experiment.quantize.eval_tokens)
 
     def _batches(self, split: str, num_tokens: int, seed: int | None = None):
         return heldout.batches(
@@ -315,7 +194,8 @@ class Sweep:
             seed=seed,
         )
 
-    def _draw(self, seed: int):
+    @_once
+    def _calibration(self, seed: int):
         tokens = self._experiment.quantize.calibration_tokens
         return self._batches("calibration", tokens, seed)
 
@@ -325,7 +205,8 @@ class Sweep:
         seed = self._experiment.quantize.calibration_seeds[0]
         return heldout.num_tokens(self._calibration(seed))
 
-    def _compile(self, taps: str) -> steps.QuantSteps:
+    @_once
+    def _steps(self, taps: str) -> steps.QuantSteps:
         return steps.compile_quant(self._experiment, self._mesh, taps)
 
     @functools.cached_property
@@ -338,13 +219,15 @@ class Sweep:
         compiled = self._steps(self._experiment.quantize.taps[0])
         return runs.final_params(self._experiment, self._run_dir, compiled.params)
 
-    def _quantize(self, weight_bits: int | None, scheme: str) -> Params:
+    @functools.partial(_once, keep=1)
+    def _quantized(self, weight_bits: int | None, scheme: str) -> Params:
         if weight_bits is None:
             return self._params
         compiled = self._steps(self._experiment.quantize.taps[0])
         return compiled.quantize(self._params, jnp.int32(weight_bits), scheme)
 
-    def _observe(
+    @_once
+    def _observed(
         self, weight_bits: int | None, scheme: str, taps: str, seed: int
     ) -> dict[str, calibrate.SiteSample]:
         """Observe the sites of the weight-quantized model (D5)."""
@@ -360,23 +243,27 @@ class Sweep:
     def _known_rms(self) -> dict[str, np.ndarray]:
         return calibrate.known_rms(self._params, NORMALIZED_SITES, sharding.fetched)
 
-    def _samples(
-        self, spec: QuantSpec, setting: Setting
-    ) -> dict[str, calibrate.SiteSample]:
-        how = (setting.scheme, setting.taps, setting.calibration_seed)
-        return self._observed(spec.weight_bits, *how)
+    def _samples(self, setting: Setting) -> dict[str, calibrate.SiteSample]:
+        return self._observed(
+            QuantSpec.parse(setting.spec).weight_bits,
+            setting.scheme,
+            setting.taps,
+            setting.calibration_seed,
+        )
 
-    def _targets(self, spec: QuantSpec, setting: Setting) -> steps.Targets:
-        """Look up what each tapped site is rounded to; both streams have the same."""
-        return self._chosen(spec, setting._replace(stream="branch"))
+    def _weights(self, setting: Setting) -> Params:
+        """Return the parameters of a setting, rounded as it says."""
+        weight_bits = QuantSpec.parse(setting.spec).weight_bits
+        return self._quantized(weight_bits, setting.scheme)
 
-    def _choose(self, spec: QuantSpec, setting: Setting) -> steps.Targets:
-        """Choose what each tapped site is rounded to."""
-        bits = spec.act_bits
+    @_once
+    def _targets(self, setting: Setting) -> steps.Targets:
+        """Choose what each tapped site is rounded to, whatever the placement."""
+        bits = QuantSpec.parse(setting.spec).act_bits
         assert bits is not None, "only quantized activations have a target"
         if setting.granularity == "per_tensor":
             ranges = calibrate.ranges(
-                self._samples(spec, setting),
+                self._samples(setting),
                 setting.calibrator,
                 bits,
                 grid.SCHEMES[setting.scheme],
@@ -393,21 +280,22 @@ class Sweep:
         return {site: of_site(site) for site in TAP_SETS[setting.taps]}
 
     def _bound(
-        self, spec: QuantSpec, setting: Setting, programs: steps.Programs
+        self, setting: Setting, programs: steps.Programs
     ) -> Callable[[Any], Any]:
         """Return the program of a setting, with its weights and targets put in."""
-        params = self._quantized(spec.weight_bits, setting.scheme)
-        if spec.act_bits is None:
+        params = self._weights(setting)
+        if QuantSpec.parse(setting.spec).act_bits is None:
             as_trained = setting.compute_dtype != "float32"
             plain = programs.as_trained if as_trained else programs.plain
             return lambda batch: plain(params, batch)
-        targets = self._targets(spec, setting)
+        targets = self._targets(_unplaced(setting))
         quantized = programs.quantized[setting.stream]
         return lambda batch: quantized(params, batch, targets)
 
-    def _score(self, spec: QuantSpec, setting: Setting) -> np.ndarray:
+    @_once
+    def _losses(self, setting: Setting) -> np.ndarray:
         """Compute the mean loss of each held-out sequence."""
-        score = self._bound(spec, setting, self._steps(setting.taps).score)
+        score = self._bound(setting, self._steps(setting.taps).score)
         return heldout.losses(score, self.heldout)
 
     def answer(
@@ -417,32 +305,29 @@ class Sweep:
         progress: Callable[[int], None],
     ) -> scoring.Answers:
         """Compute the log-likelihoods of requests under a setting."""
-        setting = self.canonical(setting)
-        spec = QuantSpec.parse(setting.spec)
+        setting = settings.canonical(setting, self._experiment)
         programs = self._steps(setting.taps).answer
-        return scoring.answer(self._bound(spec, setting, programs), plan, progress)
+        return scoring.answer(self._bound(setting, programs), plan, progress)
 
     def model(self, setting: Setting) -> decode.Model:
         """Return the model of a setting, for decoding."""
-        setting = self.canonical(setting)
-        spec = QuantSpec.parse(setting.spec)
-        params = self._quantized(spec.weight_bits, setting.scheme)
-        config = self._experiment.model
-        if spec.act_bits is None:
+        setting = settings.canonical(setting, self._experiment)
+        params, config = self._weights(setting), self._experiment.model
+        if QuantSpec.parse(setting.spec).act_bits is None:
             return decode.Model(params, config, transformer.PLAIN, {})
         seams = transformer.Seams(
             tap_lib.Taps(tap_lib.fake_quantize, TAP_SETS[setting.taps]),
             layers.STREAMS[setting.stream],
         )
-        targets = self._targets(spec, setting)
+        targets = self._targets(_unplaced(setting))
         return decode.Model(params, config, seams, targets)
 
-    def _distort(self, spec: QuantSpec, setting: Setting) -> dict[str, tap_lib.Effect]:
+    @_once
+    def _effects(self, setting: Setting) -> dict[str, tap_lib.Effect]:
         """Measure what each site's grid does to the clean activations, per layer."""
         compiled = self._steps(setting.taps)
-        params = self._quantized(spec.weight_bits, setting.scheme)
-        targets = self._targets(spec, setting)
-        limits = calibrate.bulk_limits(self._samples(spec, setting))
+        params, targets = self._weights(setting), self._targets(setting)
+        limits = calibrate.bulk_limits(self._samples(setting))
         effects_by_site = tap_lib.by_site(
             compiled.distort(params, batch, targets, limits) for batch in self.heldout
         )
@@ -451,7 +336,8 @@ class Sweep:
             for site, effects in effects_by_site.items()
         }
 
-    def _diverge(self, spec: QuantSpec, setting: Setting) -> dict[str, np.ndarray]:
+    @_once
+    def _divergence(self, setting: Setting) -> dict[str, np.ndarray]:
         """Measure R_l: how far the quantized model is from the full-precision one.
 
         Both models run on the first batch only.
@@ -459,37 +345,40 @@ class Sweep:
         compiled = self._steps(setting.taps)
         distortions = compiled.diverge[setting.stream](
             self._params,
-            self._quantized(spec.weight_bits, setting.scheme),
+            self._weights(setting),
             self.heldout[0],
-            self._targets(spec, setting),
+            self._targets(_unplaced(setting)),
         )
         return {
             site: distortion.nmse_of(d)
             for site, d in jax.device_get(distortions).items()
         }
 
-    def _propagate(self, taps: str, stream: str) -> dict[str, dict[str, np.ndarray]]:
+    @_once
+    def _gains(self, taps: str, stream: str) -> dict[str, dict[str, np.ndarray]]:
         """Measure how much of an error at one site arrives at another, unquantized."""
         compiled = self._steps(taps)
         return jax.device_get(compiled.propagate[stream](self._params, self.heldout[0]))
 
-    def _predict(self, spec: QuantSpec, setting: Setting) -> dict[str, np.ndarray]:
+    def _predicted(self, setting: Setting) -> dict[str, np.ndarray]:
         """Predict R_l from the sites' own errors and how far they travel.
 
         R at 16 bits is measured: it is what rounding the weights does.
         """
-        finest = dataclasses.replace(spec, act_bits=grid.MAX_BITS)
+        spec = QuantSpec.parse(setting.spec)
+        widest = dataclasses.replace(spec, act_bits=grid.MAX_BITS)
+        finest = setting._replace(spec=widest.name)
 
-        def own(spec: QuantSpec) -> dict[str, np.ndarray]:
-            effects = self._effects(spec, setting._replace(stream="branch"))
+        def own(setting: Setting) -> dict[str, np.ndarray]:
+            effects = self._effects(_unplaced(setting))
             return {s: distortion.nmse_of(e.error) for s, e in effects.items()}
 
-        coarse, fine = own(spec), own(finest)
+        coarse, fine = own(setting), own(finest)
         added = propagation.predict(
             self._gains(setting.taps, setting.stream),
             {site: coarse[site] - fine[site] for site in coarse},
         )
-        measured = self._divergence(finest, setting)
+        measured = self._divergence(finest)
         errors = {site: np.atleast_1d(r) + added[site] for site, r in measured.items()}
         return errors | {"head_in": propagation.normalized(errors["head_in"])}
 
@@ -511,9 +400,9 @@ class Sweep:
     ) -> tuple[rows.Outcome, dict[str, Any], list[float]]:
         """Measure one setting: its outcome, each site's part, each sequence's loss."""
         spec = QuantSpec.parse(setting.spec)
-        setting = self.canonical(setting)
-        full = self._losses(QuantSpec.parse("FP"), self.full(setting))
-        losses = self._losses(spec, setting)
+        setting = settings.canonical(setting, self._experiment)
+        full = self._losses(settings.full(setting, self._experiment))
+        losses = self._losses(setting)
         lo, hi = bootstrap.paired_interval(full, losses)
         gamma = {
             site: central.excess_kurtosis(self._measured[site]["moments"])
@@ -543,13 +432,13 @@ class Sweep:
         }
         if spec.act_bits is None:
             return outcome, {}, losses.tolist()
-        effects = self._effects(spec, setting._replace(stream="branch"))
-        relative = self._divergence(spec, setting)
+        effects = self._effects(_unplaced(setting))
+        relative = self._divergence(setting)
         sites = {
             site: heldout.as_lists(tap_lib.effect_numbers(effect))
             for site, effect in effects.items()
         }
-        predicted = self._predict(spec, setting)
+        predicted = self._predicted(setting)
         for site, error in relative.items():
             of_site = sites.setdefault(site, {})
             of_site["relative_error"] = np.atleast_1d(error).tolist()
@@ -566,30 +455,6 @@ class Sweep:
         outcome["predicted_error"] = error
         outcome["predicted_loss_increase"] = self._loss_per_error * error
         return outcome, sites, losses.tolist()
-
-    def full(self, setting: Setting) -> Setting:
-        """Return full precision in float32, which a setting's changes are against."""
-        return self.canonical(setting._replace(spec="FP", compute_dtype="float32"))
-
-    def canonical(self, setting: Setting) -> Setting:
-        """Return the one of several settings with the same result that is computed."""
-        first, spec = self._experiment.quantize, QuantSpec.parse(setting.spec)
-        if spec.act_bits is None:  # Nothing is tapped.
-            setting = setting._replace(
-                stream="branch", granularity=first.granularities[0]
-            )
-            if spec.weight_bits is None:
-                setting = setting._replace(scheme=first.schemes[0])
-        if spec.act_bits is None or setting.granularity != "per_tensor":
-            setting = setting._replace(  # Nothing is calibrated.
-                calibrator=first.calibrators[0],
-                calibration_seed=first.calibration_seeds[0],
-            )
-        if spec.act_bits is None:
-            return setting
-        if self._experiment.model.skip == "residual_free":  # No skip path carries it.
-            return setting._replace(stream="branch")
-        return setting
 
     def statistics(self) -> dict[str, Any]:
         """Return all that is measured of the full-precision model, per site and layer.

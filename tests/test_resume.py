@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rfq import ptq, train
+from rfq.tasks import ask
 from tests import tiny
 from tests.tasks.documents import DOCUMENTS
 
@@ -88,7 +89,7 @@ def asked(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         tiny.quick(patch)
         ptq.run(given, run_dir)
-        ptq.run_tasks(given, run_dir)
+        ask.run(given, run_dir)
     return given, run_dir
 
 
@@ -99,7 +100,7 @@ def asked(tmp_path_factory):
         ("rows.jsonl", ptq.run),
         ("sites.jsonl", ptq.run),
         ("losses.jsonl", ptq.run),
-        ("tasks.jsonl", ptq.run_tasks),
+        ("tasks.jsonl", ask.run),
     ],
 )
 def test_a_sweep_fills_in_what_a_file_lost(asked, tmp_path, name, command):

@@ -9,7 +9,7 @@ from rfq import export, metrics, ptq
 from rfq.commands import given, numbers, parsing
 from rfq.errors import InputError
 from rfq.experiment import Experiment
-from rfq.tasks import questions
+from rfq.tasks import ask, questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run(args: Evaluate) -> None:
 def _evaluate_tasks(experiment: Experiment, run_dir: pathlib.Path) -> None:
     questions.names(experiment.tasks.names)
     given.banner()
-    rows = ptq.run_tasks(experiment, run_dir)
+    rows = ask.run(experiment, run_dir)
     for setting, row in zip(numbers.settings(rows), rows, strict=True):
         said = [
             f"{name} {numbers.percent(row[name], score['se'])}"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
-from rfq import metrics, ptq, runs
+from rfq import metrics, ptq, runs, settings
 from rfq.commands import given, parsing
 from rfq.data import tokenize
 from rfq.tasks import decode
@@ -42,7 +42,7 @@ class Generate:
 def run(args: Generate) -> None:
     """Print the prompt and what the run makes of it."""
     experiment = given.run(args.run, args.data_dir)
-    setting = ptq.setting(experiment, args.spec, "", "")
+    setting = settings.one(experiment, args.spec, "", "")
     sampling = decode.Sampling(
         temperature=args.temperature, top_p=args.top_p, seed=args.seed
     )

@@ -20,7 +20,7 @@ from lm_eval.api.registry import (  # pyright: ignore[reportMissingImports]
     register_model,
 )
 
-from rfq import metrics, ptq, runs, sharding
+from rfq import metrics, ptq, runs, settings, sharding
 from rfq.data import tokenize
 from rfq.errors import InputError
 from rfq.tasks import decode, questions, scoring
@@ -42,7 +42,7 @@ class Harness(TemplateLM):
         batch_size: Prompts that are continued at a time; scoring needs none.
 
     Raises:
-        InputError: as `ptq.Sweep` and `ptq.setting`.
+        InputError: as `ptq.Sweep` and `settings.one`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Harness(TemplateLM):
             experiment = dataclasses.replace(experiment, data=data)
         runs.check(experiment)
         runs.require_finished(experiment, run_dir)
-        self._setting = ptq.setting(experiment, spec, taps, stream)
+        self._setting = settings.one(experiment, spec, taps, stream)
         self._sweep = ptq.Sweep(experiment, run_dir)
         self._experiment = experiment
         self._tokens = tokenize.load(experiment.data.tokenizer)

@@ -10,6 +10,7 @@ import pytest
 from rfq import metrics, ptq, runs
 from rfq.data import prepare, tokenize
 from rfq.sharding import ShardingConfig
+from rfq.tasks import ask
 from tests import tiny
 from tests.launch import place
 from tests.multihost import watched
@@ -100,7 +101,7 @@ def scored(run_dir: pathlib.Path, num_devices: int, strategy: str, to: pathlib.P
         if num_devices == 1:
             tiny.quick(patch)
         ptq.run(there, run_dir)
-        ptq.run_tasks(there, run_dir)
+        ask.run(there, run_dir)
     return run_dir
 
 

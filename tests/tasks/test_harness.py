@@ -11,10 +11,10 @@ pytest.importorskip("lm_eval", reason="not run: needs the extra lm-eval")
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
-from rfq import ptq, tasks
+from rfq import tasks
 from rfq.data import benchmarks
 from rfq.errors import InputError
-from rfq.tasks import harness
+from rfq.tasks import ask, harness
 from tests import tiny
 from tests.tasks import recorded
 from tests.tasks.documents import DOCUMENTS
@@ -87,7 +87,7 @@ def assert_a_run_scores_alike(
         model._experiment, "tasks", names=("all",), specs=(spec,), dir=str(folder)
     )
     own = tiny.copied(run_dir, folder)
-    row = ptq.run_tasks(given, own)[0]
+    row = ask.run(given, own)[0]
     items = tiny.rows(own / "quantize" / "items" / row["items"])
     for name in documents:
         found = theirs["results"][f"local_{name}"]

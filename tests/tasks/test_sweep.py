@@ -10,7 +10,7 @@ import pytest
 from rfq import cli, metrics, ptq, tasks
 from rfq.errors import Preempted
 from rfq.report import accuracy, evidence, load, paper, view
-from rfq.tasks import commonsense
+from rfq.tasks import ask, commonsense
 from rfq.tasks import task as task_lib
 from tests import tiny
 from tests.tasks.documents import DOCUMENTS
@@ -43,7 +43,7 @@ def asked(tmp_path_factory, tasks_dir):
     )
     with pytest.MonkeyPatch.context() as patch, tiny.compilations() as compiled:
         tiny.quick(patch)
-        rows = ptq.run_tasks(given, run_dir)
+        rows = ask.run(given, run_dir)
     return given, run_dir, rows, compiled
 
 
@@ -89,9 +89,9 @@ def test_a_sweep_told_to_end_keeps_its_rows_and_goes_on(asked, tmp_path, monkeyp
 
     with monkeypatch.context() as patch, pytest.raises(Preempted) as caught:
         patch.setattr(metrics, "append", told)
-        ptq.run_tasks(given, run_dir)
+        ask.run(given, run_dir)
     assert "1 of 2 settings are saved" in str(caught.value)
-    for ours, theirs in zip(ptq.run_tasks(given, run_dir), rows, strict=False):
+    for ours, theirs in zip(ask.run(given, run_dir), rows, strict=False):
         assert ours["scores"] == theirs["scores"]
 
 
@@ -114,7 +114,7 @@ def test_dumped_items_give_the_accuracies_again(asked):
 def test_asking_again_computes_nothing(asked, monkeypatch):
     given, run_dir, rows, _ = asked
     monkeypatch.setattr(ptq.Sweep, "answer", lambda *_: pytest.fail("asked again"))
-    again = ptq.run_tasks(given, run_dir)
+    again = ask.run(given, run_dir)
     assert [row["avg"] for row in again] == [row["avg"] for row in rows]
 
 
