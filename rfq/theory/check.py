@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 Verdict = Literal["holds", "holds with a correction", "does not hold"]
 VERDICTS: tuple[Verdict, ...] = typing.get_args(Verdict)
-# The paper states it, or we who correct the paper.
-Source = Literal["paper", "correction"]
+# The paper states it, or we who correct the paper or say what it is silent of.
+Source = Literal["paper", "correction", "rounding"]
 
 # A measurement agrees within so many of its standard errors. A run makes some hundred
 # checks, and a false alarm comes once in 16,000.

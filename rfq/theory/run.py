@@ -2,6 +2,7 @@
 
 PAPER         claim of the paper -> the checks it stands or falls with
 CORRECTIONS   our statement where the paper is wrong -> its checks
+ROUNDING      our law of what rounding costs -> its checks
 OUT/mechanisms.png, .svg, .jsonl    figure 2 of the paper, measured
 """
 
@@ -20,6 +21,7 @@ from rfq.theory import (
     mechanisms,
     mixing,
     residual,
+    rounding,
     stack,
     updates,
 )
@@ -72,7 +74,18 @@ CORRECTIONS: Checks = {
 }
 
 
-TABLES: Mapping[Source, Checks] = {"paper": PAPER, "correction": CORRECTIONS}
+# The paper says nothing of these, see `rounding`.
+ROUNDING: Checks = {
+    "Errors add up": rounding.errors_add_up,
+    "Ranges of tails": rounding.ranges_of_tails,
+    "Crossing": rounding.crossing_of_connections,
+}
+
+TABLES: Mapping[Source, Checks] = {
+    "paper": PAPER,
+    "correction": CORRECTIONS,
+    "rounding": ROUNDING,
+}
 
 
 def run(
@@ -118,6 +131,7 @@ def run(
 _HEADINGS: Mapping[Source, str] = {
     "paper": "statements of the paper",
     "correction": "our corrections",
+    "rounding": "our law of rounding",
 }
 
 

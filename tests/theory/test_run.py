@@ -58,6 +58,9 @@ VERDICTS = {
     "Scatter of rows": (2, 0, 0),
     "Sign of the cross term": (1, 0, 0),
     "Causal averaging": (2, 0, 0),
+    "Errors add up": (18, 0, 0),
+    "Ranges of tails": (9, 0, 0),
+    "Crossing": (6, 0, 0),
 }
 
 
@@ -75,8 +78,8 @@ def test_the_table_says_what_the_notes_say(tmp_path, capsys):
         return tuple(found.count(name) for name in names)
 
     assert {claim: verdicts(claim) for claim in VERDICTS} == VERDICTS
-    assert set(VERDICTS) == {*run.PAPER, *run.CORRECTIONS}
-    for claim in run.CORRECTIONS:
+    assert set(VERDICTS) == {*run.PAPER, *run.CORRECTIONS, *run.ROUNDING}
+    for claim in (*run.CORRECTIONS, *run.ROUNDING):
         assert verdicts(claim)[1:] == (0, 0), claim
     for row in rows:
         # An error so large that nothing could fail would be no check.
@@ -94,6 +97,7 @@ def test_the_table_says_what_the_notes_say(tmp_path, capsys):
         "37 checks of our corrections: 37 hold, 0 hold with a correction, 0 do not "
         "hold." in said
     )
+    assert "33 checks of our law of rounding: 33 hold" in said
 
 
 @pytest.fixture
