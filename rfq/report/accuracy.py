@@ -2,27 +2,35 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from rfq import rows as rows_lib
-from rfq.report import view
-from rfq.report.beside import PAPER_TABLES
-from rfq.report.cells import MISSING, Cell, Line, Table, Value, table
+from rfq.report import paper, view
+from rfq.report.arms import arm_label
+from rfq.report.cells import MISSING, Cell, Line, Table, Value, cell, table
+from rfq.report.estimates import Estimate
 from rfq.report.evidence import Evidence
-from rfq.report.view import Estimate, View
+from rfq.report.view import View
 from rfq.stats import bootstrap
 
 # What records of two arms share where they answer to the same question.
 _ASKED = [*rows_lib.Setting._fields, "seed"]
 
 
-def tasks(evidence: Evidence) -> list[Table]:
+class _Asked(NamedTuple):
+    """What one record of tasks.jsonl says, and what it says of each task."""
+
+    row: dict[str, Any]
+    scores: dict[str, dict[str, Any]]
+
+
+def tasks(evidence: Evidence) -> Iterator[Table]:
     """Make for each set of questions a table of the arms, and of their differences."""
-    shown, found = evidence.shown, []
+    shown = evidence.shown
     ranks = {arm: rank for rank, arm in enumerate(shown.arms)}
     every = shown.results.tasks.sort(
         pl.col("arm").replace_strict(ranks, default=0), maintain_order=True
@@ -35,27 +43,23 @@ def tasks(evidence: Evidence) -> list[Table]:
             _Asked(lines.row(0, named=True), {x["task"]: x for x in lines.to_dicts()})
             for lines in mine.partition_by("arm", *_ASKED, maintain_order=True)
         ]
-        found.append(_accuracies(evidence, records, suffix))
+        yield _accuracies(evidence, records, suffix)
         if mine["arm"].n_unique() > 1:
-            found.append(_differences(shown, records, suffix))
-    return found
+            yield _differences(shown, records, suffix)
 
 
-class _Asked(NamedTuple):
-    """What one record of tasks.jsonl says, and what it says of each task."""
-
-    row: dict[str, Any]
-    scores: dict[str, dict[str, Any]]
-
-
-def _label(row: Mapping[str, Any], shown: View) -> str:
-    """Return the precision, and what of the setting is not the page's."""
-    if row["spec"] == "FP":
-        return f"FP, {row['compute_dtype']}"
+def _named(row: Mapping[str, Any], shown: View) -> dict[str, Value]:
+    """Name a record: its precision, with what of its setting is not the page's."""
+    stream, draw = row["stream"] or "", row["calibration_seed"]
     pairs = zip(rows_lib.COMMON, shown.setting, strict=True)
     parts = [row[name] or MISSING for name, common in pairs if row[name] != common]
-    draw = row["calibration_seed"]
-    return ", ".join([row["spec"], *parts, *([f"draw {draw}"] if draw else [])])
+    label = ", ".join([row["spec"], *parts, *([f"draw {draw}"] if draw else [])])
+    return {
+        "precision": f"FP, {row['compute_dtype']}" if row["spec"] == "FP" else label,
+        "arm": row["arm"],
+        "seed": row["seed"],
+        "stream": view.PLACEMENTS.get(stream, stream),
+    }
 
 
 def _by_precision(lines: Sequence[Line]) -> list[Line]:
@@ -64,31 +68,20 @@ def _by_precision(lines: Sequence[Line]) -> list[Line]:
     return sorted(lines, key=lambda line: order.index(line["precision"]))
 
 
-def _named(row: Mapping[str, Any], shown: View) -> dict[str, Value]:
-    stream = row["stream"] or ""
-    return {
-        "precision": _label(row, shown),
-        "arm": row["arm"],
-        "seed": row["seed"],
-        "stream": view.PLACEMENTS.get(stream, stream),
-    }
-
-
 def _accuracies(evidence: Evidence, records: Sequence[_Asked], suffix: str) -> Table:
-    shown, paper = evidence.shown, evidence.paper
+    printed, first = paper.load(), records[0]
     theirs = {arm: each for each, arm in evidence.counterparts().items()}
-    first = records[0]
     averaged = first.row["avg"] is not None
     lines = []
     for row, scores in records:
-        print_of = paper.scores(theirs.get(row["arm"]), row["spec"])
-        line = _named(row, shown)
+        beside = printed.scores(theirs.get(row["arm"]), row["spec"])
+        line = _named(row, evidence.shown)
         for task, score in scores.items():
             level = score["chance"], score["se"]
-            line[task] = _accuracy(task, score["accuracy"], level, print_of)
+            line[task] = _accuracy(task, score["accuracy"], level, beside)
         if averaged:
             collapsed = (row["avg_collapsed"] or [None])[-1], row["avg_se"]
-            line["avg"] = _accuracy("avg", row["avg"], collapsed, print_of)
+            line["avg"] = _accuracy("avg", row["avg"], collapsed, beside)
             line["avg_without_boolq"] = row["avg_without_boolq"]
             ends = row["avg_change_lo"], row["avg_change_hi"]
             known = None not in ends
@@ -101,26 +94,22 @@ def _accuracies(evidence: Evidence, records: Sequence[_Asked], suffix: str) -> T
             ["avg_without_boolq", "without boolq", ".3f"],
             ["avg_change", "change from FP", "signed"],
         ]
-    counted = {
-        task: MISSING if (n := score["num_documents"]) is None else f"{n:,.0f}"
+    counted = [
+        f"{task} {cell(score['num_documents'], '', ',.0f').text}"
         for task, score in first.scores.items()
-    }
-    widths = {
-        row["weight_bits"]
-        for row, _ in records
-        if averaged and row["act_bits"] is not None
-    }
+    ]
+    bits = [row["weight_bits"] for row, _ in records if row["act_bits"] is not None]
+    widths = {"_a" if b is None else f"_w{b}" for b in bits if averaged}
+    stands = paper.words()["tables"]["beside_the_paper"]["stands_for"]
     return table(
         "tasks",
         [*_by_precision(lines), *_levels(first)],
         more,
         suffix=suffix,
-        stands_for=[
-            n for w, names in PAPER_TABLES.items() if w in widths for n in names
-        ],
-        documents=", ".join(f"{task} {count}" for task, count in counted.items()),
+        stands_for=[n for width in stands if width in widths for n in stands[width]],
+        documents=", ".join(counted),
         truncated=sum(score["num_truncated"] or 0 for score in first.scores.values()),
-        params=paper.num_params / 1e6,
+        params=printed.setting["num_params"] / 1e6,
     )
 
 
@@ -167,25 +156,23 @@ def _levels(asked: _Asked) -> list[Line]:
 def _differences(shown: View, records: Sequence[_Asked], suffix: str) -> Table:
     names = list(records[0].scores)
     averaged = ["avg"] if records[0].row["avg"] is not None else []
-    right = [_right(asked, shown) for asked in records]
+    every = [(asked.row, _right(asked, shown)) for asked in records]
     lines = []
-    for one, other in itertools.combinations(range(len(records)), 2):
-        before, after = records[one].row, records[other].row
+    for (before, theirs), (after, ours) in itertools.combinations(every, 2):
         if before["arm"] == after["arm"] or any(before[f] != after[f] for f in _ASKED):
             continue
         found = {
-            task: right[other][task] - right[one][task]
+            task: [ours[task] - theirs[task]]
             for task in names
-            if task in right[one] and task in right[other]
+            if task in ours and task in theirs
         }
-        strata = {task: [found[task]] if task in found else [] for task in names}
-        whole = list(found.values()) if len(found) == len(names) else []
-        strata |= dict.fromkeys(averaged, whole)
-        line = _named(after, shown) | {"against": view.arm_label(before["arm"])}
-        for key, items in strata.items():
-            mean = float(np.mean([np.mean(each) for each in items])) if items else None
-            ends = bootstrap.stratified_interval(items) if items else (None, None)
-            line[key] = Estimate(mean, *ends)
+        whole = [each for items in found.values() for each in items]
+        found |= dict.fromkeys(averaged, whole if len(found) == len(names) else [])
+        line = _named(after, shown) | {"against": arm_label(before["arm"])}
+        for key in (*names, *averaged):
+            if items := found.get(key, []):
+                mean = float(np.mean([np.mean(each) for each in items]))
+                line[key] = Estimate(mean, *bootstrap.stratified_interval(items))
         lines.append(line)
     more = [[task, task, "signed"] for task in names]
     more += [["avg", "average", "signed"] for _ in averaged]
@@ -200,8 +187,6 @@ def _right(asked: _Asked, shown: View) -> dict[str, np.ndarray]:
     for run in shown.runs(row["arm"]):
         if run.seed == row["seed"] and row["items"]:
             for item in rows_lib.lines(run.home / "quantize" / "items" / row["items"]):
-                primary = asked.scores[item["task"]]["primary"]
-                found.setdefault(item["task"], []).append(
-                    float(item.get(primary) is True)
-                )
+                right = item.get(asked.scores[item["task"]]["primary"]) is True
+                found.setdefault(item["task"], []).append(float(right))
     return {task: np.array(right) for task, right in found.items()}

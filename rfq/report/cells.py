@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rfq.report import view
+from rfq.report.arms import arm_label
+from rfq.report.estimates import Estimate
 from rfq.report.paper import words
-from rfq.report.view import Estimate
 
 MISSING = "missing"
 NOT_FINITE = "not finite"
@@ -32,6 +32,7 @@ class Cell(NamedTuple):
     mark: str = ""
 
 
+BLANK = Cell("", {}, "quiet")  # Where a table has no column for a line.
 # A value of a line: None is missing, NaN is not finite.
 Value = str | float | Estimate | Cell | None
 Line = Mapping[str, Value]
@@ -72,13 +73,16 @@ def table(
 ) -> Table:
     """Make a table of lines, with the words of texts.toml and further columns."""
     said = words()["tables"][name]
+    stands = said.get("stands_for", ())
+    if isinstance(stands, Mapping):  # By the table's suffix.
+        stands = stands.get(suffix, ())
     return Table(
         name=name + suffix,
         title=said["title"].format(**fill),
         caption=said["caption"].format(**fill),
         columns=[*said["columns"], *more],
         lines=list(lines),
-        stands_for=stands_for or said.get("stands_for", ()),
+        stands_for=stands_for or stands,
         is_printed=is_printed,
     )
 
@@ -103,11 +107,23 @@ def count_text(value: float) -> str:
     return f"{value:.0f}"
 
 
+def nats_text(value: float) -> str:
+    """Write a difference of losses in four decimals with its sign, a loss in three."""
+    return signed(value, 4) if abs(value) < 0.1 else f"{value:.3f}"
+
+
+def any_text(value: float) -> str:
+    """Write three decimals; what they would show as zero in powers of ten."""
+    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:,.3f}"
+
+
 FORMATS: Mapping[str, Callable[[float], str]] = {
     "signed": signed,
     "signed4": lambda value: signed(value, 4),
     "kurtosis": kurtosis_text,
     "count": count_text,
+    "nats": nats_text,
+    "any": any_text,
 }
 
 
@@ -127,7 +143,7 @@ def cell(value: Value, key: str, form: str) -> Cell:
     if value is None:
         return Cell(MISSING, {key: MISSING}, "missing")
     if form == "arm":
-        return Cell(view.arm_label(str(value)), {key: value})
+        return Cell(arm_label(str(value)), {key: value})
     if isinstance(value, str):
         bad = value in (NOT_FINITE, "stuck near unigram", "unfinished")
         mark = "bad" if bad else "missing" if value == MISSING else ""

@@ -1,233 +1,140 @@
-"""Every figure of the report: which numbers its panels draw, and on which axes."""
+"""Every figure of the report: what its panels draw, and on which axes."""
 
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib.ticker
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 
-from rfq.report import cells, style, view
+from rfq.report import cells, paper, style, view
+from rfq.report.arms import arm_label
+from rfq.report.estimates import Estimate
 from rfq.report.evidence import Evidence
-from rfq.report.paper import Paper, words
 from rfq.report.render import Figure, Panel
-from rfq.report.view import Cells, Estimate, Precision, View
+from rfq.report.view import Cells, Precision, View
 
-# Below these an axis is linear, above them logarithmic: about the smallest increase
-# that matters to a reader, and what counts as near Gaussian.
-INCREASE_LINEAR, KURTOSIS_LINEAR, NEGENTROPY_LINEAR = 0.01, 1.0, 0.05
+# The labels of axes that are not linear, or do not rise to the right. A y axis is
+# linear up to the number, which is about the smallest that matters to a reader, and
+# logarithmic above.
+BITS, LAYER, BY_LOSS = "activation bits", "layer", "held-out loss (learning goes right)"
+INCREASE, TRAINING = "increase of loss, nats a token", "training loss, nats a token"
+GAMMA, NEGENTROPY = "excess kurtosis", "negentropy, nats"
+REACHES, ENERGY = "largest magnitude", "error energy / signal energy"
+NMSE, ACCURACY = "mean NMSE over sites", "average zero-shot accuracy"
+DENSITY = "density"
+LINEAR_TO: Mapping[str, float] = {
+    INCREASE: 0.01, GAMMA: 1.0, NEGENTROPY: 0.05, REACHES: 0.0, ENERGY: 0.0, NMSE: 0.0,
+    DENSITY: 0.0,
+}  # fmt: skip
+STATISTICS = {GAMMA: "excess_kurtosis", NEGENTROPY: "negentropy"}
 
+SHOWN_BITS = (4, 6, 8, 10, 12, 16)
+NARROW_BITS = (6, 4)  # Where quantization begins to cost a small model something.
 SEED_WIDTH = 0.8  # Line width of the seeds after the first.
 REACH = (6.0, 40.0)  # Standard deviations that histograms show at least and at most.
 EVOLUTION_STEPS = 4  # Columns of the figure of histograms over training.
-NARROW_BITS = (6, 4)  # Where quantization begins to cost a small model something.
-
-# Weight width -> the paper's figures of accuracy and of distortion.
-ACCURACY_FIGURES: Mapping[int | None, Sequence[str]] = {
-    8: ("Figure 1 left", "Figure 10"),
-    16: ("Figure 12",),
-    None: ("Figure 14",),
-}
-DISTORTION_FIGURES: Mapping[int | None, Sequence[str]] = {
-    8: ("Figure 1 middle", "Figure 11 left"),
-    16: ("Figure 13 left",),
-    None: ("Figure 15 left",),
-}
-
-# Arm -> (where on the x axis, what was found there).
-Series = Mapping[str, Sequence[tuple[float, Estimate]]]
-Draw = Callable[[Axes], None]
 
 
-def figure(
-    shown: View,
-    name: str,
-    panels: Iterable[Panel | None],
-    *,
-    stands_for: Iterable[str] = (),
-    is_printed: bool = False,
-    **fill: Any,
-) -> Figure:
-    """Make a figure of the panels that have data, with the words of texts.toml."""
-    said = words()["figures"][name]
-    kept = [panel for panel in panels if panel is not None]
-    looks = style.looks(shown).items()
-    return Figure(
-        name=name,
-        title=said["title"],
-        guide=said["guide"].format(**fill),
-        panels=kept,
-        missing="" if kept else said["missing"],
-        legend={view.arm_label(arm): look for arm, look in looks},
-        stands_for=list(stands_for) or said.get("stands_for", ()) if kept else (),
-        is_printed=is_printed,
-    )
+class Reference(NamedTuple):
+    """A dotted horizontal line with its name above the left end."""
+
+    y: float | None
+    text: str = ""
+    color: str = style.INK["muted"]
+
+    def draw(self, ax: Axes) -> None:
+        """Draw it, if it is known."""
+        if self.y is not None:
+            ax.axhline(self.y, color=self.color, linewidth=1.0, linestyle=":")
+            where, of = ("axes fraction", "data"), "offset points"
+            how: dict[str, Any] = {"color": self.color, "fontsize": 8}
+            ax.annotate(self.text, (0.01, self.y), (0, 2), where, of, **how)
 
 
-# --- Axes ---------------------------------------------------------------------------
+# --- One panel ----------------------------------------------------------------------
 
 
 def _plain(value: float, _: int = 0) -> str:
     return f"{value:,g}".replace("-", "−")
 
 
-def _reference(ax: Axes, y: float, text: str = "", color: str = "") -> None:
-    """Draw a dotted horizontal line with its name above the left end."""
-    color = color or style.INK["muted"]
-    ax.axhline(y, color=color, linewidth=1.0, linestyle=":")
-    ax.annotate(
-        text,
-        (0.01, y),
-        (0, 2),
-        ("axes fraction", "data"),
-        "offset points",
-        color=color,
-        fontsize=8,
-    )
-
-
-def bits(ax: Axes) -> None:
-    """Set an x axis of activation widths: bits fall to the right, in every figure."""
-    ax.set_xlabel("activation bits")
-    ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator([4, 6, 8, 10, 12, 16]))
-    ax.invert_xaxis()
-
-
-def layers(ax: Axes) -> None:
-    """Set an x axis of layers, from 1."""
-    ax.set_xlabel("layer")
-    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
-
-
-def symlog(linear: float) -> Draw:
-    """Return what makes a y axis linear below a value and logarithmic above."""
-
-    def scale(ax: Axes) -> None:
-        ax.set_yscale("symlog", linthresh=linear, linscale=0.6)
+def _axes(ax: Axes, x: str, y: str) -> None:
+    """Label the axes and scale them as their labels ask."""
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    linear = LINEAR_TO.get(y)
+    if linear is not None:
+        how = {"linthresh": linear, "linscale": 0.6} if linear else {}
+        ax.set_yscale("symlog" if linear else "log", **how)
         ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain))
         ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-
-    return scale
-
-
-def log(ax: Axes) -> None:
-    """Make the y axis logarithmic, with plain numbers."""
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain))
-    ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    if x == BITS:
+        ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(SHOWN_BITS))
+    if x == LAYER:
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
+    if x in (BITS, BY_LOSS):
+        ax.invert_xaxis()
 
 
-def _lines(ax: Axes, shown: View, found: Series) -> None:
-    """Draw arms' means and shade their intervals."""
-    looks = style.looks(shown)
-    for arm, points in found.items():
-        look, tag = looks[arm], style.tag(arm)
-        x, y = np.array([(at, e.value) for at, e in points], np.float64).T
-        ends = np.array([e.interval or (math.nan,) * 2 for _, e in points])
-        ax.plot(
-            x, y, color=look.color, linestyle=look.line, marker=look.marker, gid=tag
-        )
-        ax.fill_between(
-            x,
-            ends[:, 0],
-            ends[:, 1],
-            color=look.color,
-            alpha=0.18,
-            linewidth=0,
-            gid=tag,
-        )
-
-
-def series(
+def lines(
     shown: View,
     name: str,
     title: str,
-    found: Series,
-    label: str,
-    *settle: Draw,
-) -> Panel | None:
-    """Make a panel of one line an arm; None without a number.
-
-    Args:
-        shown: Whose arms they are.
-        name: Names the panel in its figure.
-        title: Stands above it.
-        found: The points.
-        label: Of the y axis.
-        settle: What is done to the axes when the lines are drawn.
-    """
-    known = {
-        arm: kept
-        for arm, points in found.items()
-        if (kept := [(x, e) for x, e in points if e.value is not None])
-    }
-
-    def draw(ax: Axes) -> None:
-        _lines(ax, shown, known)
-        ax.set_ylabel(label)
-        for each in settle:
-            each(ax)
-
-    return Panel(name, title, draw) if known else None
-
-
-def trajectories(
-    shown: View,
-    name: str,
-    title: str,
-    found: pl.DataFrame,
-    labels: tuple[str, str],
-    *settle: Draw,
+    points: pl.DataFrame,
+    x: str,
+    y: str,
+    references: Sequence[Reference] = (),
+    *,
     marker: bool = True,
-    thin: str = "",
 ) -> Panel | None:
-    """Make a panel of one line a run through its columns x and y.
+    """Make a panel of lines; None without a point.
 
     Args:
         shown: Whose arms they are.
         name: Names the panel in its figure.
         title: Stands above it.
-        found: Lines with the columns arm, seed, x and y.
-        labels: Of the x and the y axis.
-        settle: What is done to the axes when the lines are drawn.
+        points: Lines with the columns arm, seed, x and y, and maybe lo and hi, which
+            are shaded, and thin, which is drawn thin behind y.
+        x: The label of the x axis.
+        y: The label of the y axis.
+        references: Values of y to compare with.
         marker: Whether points are marked.
-        thin: A column that is drawn thin behind y.
     """
-    known = found.filter(pl.col("x").is_finite(), pl.col("y").is_finite())
-    runs = known.partition_by("arm", "seed", as_dict=True, maintain_order=True)
+    known = points.filter(pl.col("x").is_finite(), pl.col("y").is_finite())
+    parts = known.partition_by("arm", "seed", as_dict=True, maintain_order=True)
 
     def draw(ax: Axes) -> None:
         looks, seen = style.looks(shown), set()
-        for (arm, _), line in runs.items():
-            look, tag = looks[arm], style.tag(arm)
-            how: dict[str, Any] = {
-                "color": look.color,
-                "linestyle": look.line,
-                "gid": tag,
-            }
-            if thin:
-                ax.plot(line["x"], line[thin], alpha=0.3, linewidth=0.5, **how)
-            width = SEED_WIDTH if arm in seen else None
-            mark = look.marker if marker else ""
-            ax.plot(
-                line["x"],
-                line["y"],
-                marker=mark,
-                markersize=3.5,
-                linewidth=width,
-                **how,
-            )
+        for (arm, _), line in parts.items():
+            look, tag = looks[str(arm)], style.tag(str(arm))
+            how: dict[str, Any] = dict(color=look.color, linestyle=look.line, gid=tag)
+            if "thin" in line.columns:
+                ax.plot(line["x"], line["thin"], alpha=0.3, linewidth=0.5, **how)
+            how["linewidth"] = SEED_WIDTH if arm in seen else None
+            ax.plot(line["x"], line["y"], marker=look.marker if marker else "", **how)
+            if "lo" in line.columns:
+                ends = line["lo"].to_numpy(), line["hi"].to_numpy()
+                shade: dict[str, Any] = dict(color=look.color, alpha=0.18, gid=tag)
+                ax.fill_between(line["x"], *ends, linewidth=0, **shade)
             seen.add(arm)
-        ax.set_xlabel(labels[0])
-        ax.set_ylabel(labels[1])
-        for each in settle:
-            each(ax)
+        for reference in references:
+            reference.draw(ax)
+        _axes(ax, x, y)
 
     return None if known.is_empty() else Panel(name, title, draw)
+
+
+def means(found: Iterable[tuple[str, float, Estimate]]) -> pl.DataFrame:
+    """Make points of arms, places and estimates."""
+    points = [(arm, 0, x, e.value, *e.interval) for arm, x, e in found]
+    numbers = dict.fromkeys(("x", "y", "lo", "hi"), pl.Float64)
+    schema = {"arm": pl.String, "seed": pl.Int64, **numbers}
+    return pl.DataFrame(points, schema=schema, orient="row")
 
 
 # --- Against bits -------------------------------------------------------------------
@@ -245,115 +152,83 @@ def _widths(found: Sequence[Precision], least: int = 2) -> list[int | None]:
     return sorted(kept, key=lambda w: (w is None, w != 8, -(w or 0)))
 
 
-def _title(weight_bits: int | None) -> str:
-    return "weights FP" if weight_bits is None else f"weights {weight_bits} bit"
+def _weights(width: int | None) -> str:
+    return "weights FP" if width is None else f"weights {width} bit"
 
 
 def _against_bits(
     shown: View,
-    cells: Cells,
+    found: Sequence[Precision],
     width: int | None,
-    stream: str | None,
+    stream: str,
     of: Callable[[str, Precision], Estimate],
-    label: str,
-    *settle: Draw,
+    y: str,
+    references: Sequence[Reference] = (),
     title: str = "{width}, stream {stream}",
 ) -> Panel | None:
     """Make a panel of a number by activation bits, at one weight width."""
-    found = {
-        arm: [(p.act_bits or 0, of(arm, p)) for p in _sweep(cells.precisions, width)]
-        for arm in shown.arms
-    }
-    name = f"{'a' if width is None else f'w{width}'}_{stream or ''}"
-    place = view.PLACEMENTS.get(stream or "", "")
-    text = title.format(width=_title(width), stream=place)
-    return series(shown, name, text, found, label, *settle, bits)
+    every = itertools.product(shown.arms, _sweep(found, width))
+    points = means((arm, p.act_bits or 0, of(arm, p)) for arm, p in every)
+    name = f"{'a' if width is None else f'w{width}'}_{stream}"
+    place = view.PLACEMENTS.get(stream, "")
+    text = title.format(width=_weights(width), stream=place)
+    return lines(shown, name, text, points, BITS, y, references)
 
 
-def increase(shown: View) -> Figure:
+def increase(shown: View) -> Iterator[Panel | None]:
     """Draw the increase of loss against bits, a panel a weight width and placement."""
-    widths = _widths(shown.precisions)
-    label = "increase of loss, nats a token"
-    panels = [
-        _against_bits(
-            shown,
-            shown.rows,
-            width,
-            stream,
-            lambda arm, p, stream=stream: shown.increase(arm, p, stream),
-            label,
-            symlog(INCREASE_LINEAR),
-        )
-        for width, stream in itertools.product(widths, shown.rows.placements)
-    ]
-    stands = [name for width in widths for name in ACCURACY_FIGURES.get(width, ())]
-    return figure(shown, "loss_increase", panels, stands_for=stands)
+    places = itertools.product(_widths(shown.precisions), shown.rows.placements)
+    for width, stream in places:
+
+        def of(arm: str, p: Precision, stream: str = stream) -> Estimate:
+            return shown.increase(arm, p, stream)
+
+        yield _against_bits(shown, shown.precisions, width, stream, of, INCREASE)
 
 
-def accuracy(shown: View) -> Figure:
-    """Draw the mean accuracy on the eight tasks by bits."""
+def _asked(shown: View) -> Cells:
+    """Return the accuracies on the first set of questions with an average."""
     asked = shown.results.tasks.filter(pl.col("avg").is_not_null())
-    first = asked["questions"][0] if len(asked) else None
-    ends = {
-        "lo": pl.col("avg") - pl.col("avg_se"),
-        "hi": pl.col("avg") + pl.col("avg_se"),
-    }
-    same = asked.filter(pl.col("questions").eq_missing(pl.lit(first)))
-    cells = shown.cells(same.with_columns(**ends))
-    full = {
-        a: cells.of("avg", a, cells.reference, None, ("lo", "hi")) for a in shown.arms
-    }
+    same = pl.col("questions").eq_missing(pl.col("questions").first())
+    average, error = pl.col("avg"), pl.col("avg_se")
+    return shown.cells(
+        asked.filter(same).with_columns(lo=average - error, hi=average + error)
+    )
 
-    def baselines(ax: Axes) -> None:
-        for arm, look in style.looks(shown).items():
-            if (value := full[arm].value) is not None:
-                _reference(ax, value, color=look.color)
 
-    widths = _widths(cells.precisions, least=1)
-    panels = [
-        _against_bits(
-            shown,
-            cells,
-            width,
-            stream,
-            lambda arm, p, stream=stream: cells.of("avg", arm, p, stream, ("lo", "hi")),
-            "average zero-shot accuracy",
-            baselines,
+def accuracy(shown: View) -> Iterator[Panel | None]:
+    """Draw the mean accuracy on the eight tasks by bits, beside full precision."""
+    found, looks = _asked(shown), style.looks(shown)
+    full = [
+        Reference(
+            found.of("avg", a, found.reference, None, ("lo", "hi")).value,
+            color=look.color,
         )
-        for width, stream in itertools.product(widths, cells.placements)
+        for a, look in looks.items()
     ]
-    stands = [name for width in widths for name in ACCURACY_FIGURES.get(width, ())]
-    return figure(shown, "accuracy", panels, stands_for=stands)
+    widths = _widths(found.precisions, least=1)
+    for width, stream in itertools.product(widths, found.placements):
+
+        def of(arm: str, p: Precision, stream: str = stream) -> Estimate:
+            return found.of("avg", arm, p, stream, ("lo", "hi"))
+
+        yield _against_bits(shown, found.precisions, width, stream, of, ACCURACY, full)
 
 
-def printed_accuracy(shown: View, paper: Paper) -> Figure:
+def printed_accuracy(shown: View) -> Iterator[Panel | None]:
     """Draw the paper's accuracy against activation bits, from its Tables 2 to 4."""
-
-    def panel(name: str, weight_bits: int | None) -> Panel | None:
-        rows = [row for row in paper.tables[name] if row.act_bits is not None]
-        found = {
-            arm: [
-                (row.act_bits or 0, Estimate(row.scores["avg"]))
-                for row in rows
-                if row.arm == arm
-            ]
-            for arm in dict.fromkeys(row.arm for row in rows)
-        }
-
-        def baselines(ax: Axes) -> None:
-            for arm in found:
-                full = paper.scores(arm, "FP", name)["avg"]
-                _reference(ax, full, color=style.looks(shown)[arm].color)
-            _reference(ax, paper.chance, f"chance {paper.chance:.3f}")
-
-        title = f"paper: {_title(weight_bits)} (its Table {name.removeprefix('table')})"
-        label = "average zero-shot accuracy"
-        return series(shown, name, title, found, label, baselines, bits)
-
-    wanted = {"table2": 8, "table3": 16, "table4": None}
-    panels = [panel(*each) for each in wanted.items()]
-    stands = [name for width in wanted.values() for name in ACCURACY_FIGURES[width]]
-    return figure(shown, "paper_accuracy", panels, stands_for=stands, is_printed=True)
+    printed, looks = paper.load(), style.looks(shown)
+    for name, width in {"table2": 8, "table3": 16, "table4": None}.items():
+        rows = [row for row in printed.tables[name] if row["act_bits"] is not None]
+        points = means((r["arm"], r["act_bits"], Estimate(r["avg"])) for r in rows)
+        full = [
+            Reference(printed.scores(arm, "FP", name)["avg"], color=looks[arm].color)
+            for arm in points["arm"].unique(maintain_order=True)
+        ]
+        chance = printed.chance["avg"]
+        references = [*full, Reference(chance, f"chance {chance:.3f}")]
+        title = f"paper: {_weights(width)} (its Table {name.removeprefix('table')})"
+        yield lines(shown, name, title, points, BITS, ACCURACY, references)
 
 
 def gaussian_half_range(count: float) -> float:
@@ -361,9 +236,6 @@ def gaussian_half_range(count: float) -> float:
 
     It is the Gumbel mean, inverse_cdf(1 - exp(-euler_gamma) / count): 5.468 for the
     paper's calibration of 32,768 x 768 numbers, whose exact value is 5.467.
-
-    Args:
-        count: How many draws.
     """
     return statistics.NormalDist().inv_cdf(1.0 - math.exp(-np.euler_gamma) / count)
 
@@ -377,23 +249,23 @@ def gaussian_sqnr_db(bits: int, half_range: float) -> float:
     return 10.0 * math.log10(12.0 * (2**bits - 1) ** 2 / (2.0 * half_range) ** 2)
 
 
-def sqnr(shown: View) -> Figure:
-    """Draw SQNR and NMSE against bits beside a Gaussian tensor, and the gap to it."""
+def half_range(shown: View) -> float:
+    """Return that of a Gaussian tensor as large as those that were calibrated on."""
     seen = shown.results.rows.select(n=pl.col("calibration_tokens") * pl.col("width"))
-    count: Any = seen["n"].min() or 32768 * 768
-    half_range = gaussian_half_range(count)
-    widths = _widths(shown.precisions)
+    count: Any = seen["n"].min()
+    return gaussian_half_range(count or 32768 * 768)
 
-    def ideal(ax: Axes) -> None:
-        at = [4, 6, 8, 10, 12, 16]
-        every = [gaussian_sqnr_db(b, half_range) for b in at]
-        ax.plot(at, every, color=style.INK["muted"], linestyle=":", linewidth=1.2)
+
+def sqnr(shown: View) -> Iterator[Panel | None]:
+    """Draw SQNR and NMSE against bits beside a Gaussian tensor, and the gap to it."""
+    ideal = {b: gaussian_sqnr_db(b, half_range(shown)) for b in range(1, 33)}
 
     def of(arm: str, p: Precision) -> Estimate:
         return shown.rows.of("sqnr_db", arm, p)
 
     def gap(arm: str, p: Precision) -> Estimate:
-        found, level = of(arm, p), gaussian_sqnr_db(p.act_bits or 0, half_range)
+        found = of(arm, p)
+        level = ideal[p.act_bits or 1]
         return (
             found if found.value is None else found._replace(value=found.value - level)
         )
@@ -401,26 +273,32 @@ def sqnr(shown: View) -> Figure:
     def nmse(arm: str, p: Precision) -> Estimate:
         return shown.rows.of("nmse", arm, p)
 
-    kinds: Sequence[tuple[Any, str, str, Sequence[Draw]]] = (
-        (of, "SQNR, {width}", "mean SQNR over sites, dB", [ideal]),
-        (
-            gap,
-            "gap to a Gaussian tensor, {width}",
-            "SQNR less a Gaussian's, dB",
-            [lambda ax: _reference(ax, 0.0, "a Gaussian tensor")],
-        ),
-        (nmse, "normalized squared error, {width}", "mean NMSE over sites", [log]),
+    zero = [Reference(0.0, "a Gaussian tensor")]
+    kinds = (
+        (of, "mean SQNR over sites, dB", (), "SQNR, {width}"),
+        (gap, "SQNR less a Gaussian's, dB", zero, "gap to a Gaussian tensor, {width}"),
+        (nmse, NMSE, (), "normalized squared error, {width}"),
     )
-    panels = [
-        _against_bits(shown, shown.rows, w, None, of, label, *settle, title=title)
-        for (of, title, label, settle), w in itertools.product(kinds, widths)
-    ]
+    for kind, width in itertools.product(kinds, _widths(shown.precisions)):
+        panel = _against_bits(shown, shown.precisions, width, "", *kind)
+        if panel and kind[0] is of:
+            panel = panel._replace(draw=_with_ideal(panel.draw, ideal))
+        yield panel
     for precision, site in itertools.product(_narrow(shown)[:1], view.PAPER_SITES):
-        found = _site_lines(shown, precision, site, "sqnr_db")
-        title, label = f"{view.SITES[site]}, {precision.name}", "SQNR, dB"
-        panels.append(series(shown, f"site_{site}", title, found, label, layers))
-    stands = [name for width in widths for name in DISTORTION_FIGURES.get(width, ())]
-    return figure(shown, "sqnr", panels, stands_for=stands, half_range=half_range)
+        points = means(_site_lines(shown, precision, site, "sqnr_db"))
+        title = f"{view.SITES[site]}, {precision.name}"
+        yield lines(shown, f"site_{site}", title, points, LAYER, "SQNR, dB")
+
+
+def _with_ideal(draw: Callable[[Axes], None], ideal: Mapping[int, float]):
+    def both(ax: Axes) -> None:
+        draw(ax)
+        every = [ideal[b] for b in SHOWN_BITS]
+        ax.plot(
+            SHOWN_BITS, every, color=style.INK["muted"], linestyle=":", linewidth=1.2
+        )
+
+    return both
 
 
 def _narrow(shown: View) -> list[Precision]:
@@ -432,148 +310,99 @@ def _narrow(shown: View) -> list[Precision]:
 
 def _site_lines(
     shown: View, precision: Precision, site: str, field: str, stream: str | None = None
-) -> dict[str, list[tuple[float, Estimate]]]:
-    return {
-        arm: list(enumerate(shown.site_layers(arm, precision, site, field, stream), 1))
-        for arm in shown.arms
-    }
+) -> Iterator[tuple[str, float, Estimate]]:
+    for arm in shown.arms:
+        found = shown.sites.layers(arm, precision, site, field, stream)
+        yield from ((arm, at, each) for at, each in enumerate(found, 1))
 
 
-def errors(shown: View) -> Figure:
+def errors(shown: View) -> Iterator[Panel | None]:
     """Draw how the error grows through the network: by layer, and at the head."""
-    field, label = "relative_error", "error energy / signal energy"
-    panels: list[Panel | None] = []
-    for precision, stream in itertools.product(
-        reversed(_narrow(shown)), shown.sites.placements
-    ):
-        found = _site_lines(shown, precision, view.STREAM, field, stream)
+    field, streams = "relative_error", shown.sites.placements
+    for precision, stream in itertools.product(reversed(_narrow(shown)), streams):
+        stream_at = list(_site_lines(shown, precision, view.STREAM, field, stream))
         heads = _site_lines(shown, precision, "head_in", field, stream)
+        depths = {arm: at for arm, at, _ in stream_at}
+        after = [(arm, depths.get(arm, 0) + 1, each) for arm, _, each in heads]
         # The first layer's stream is the embedding: without an error as a rule, which
         # a logarithmic axis cannot show.
-        points = {
-            arm: [
-                (at, e)
-                for at, e in (*line, *((len(line) + 1, e) for _, e in heads[arm]))
-                if e.value
-            ]
-            for arm, line in found.items()
-        }
+        points = means(point for point in (*stream_at, *after) if point[2].value)
         title = f"{precision.name}, stream {view.PLACEMENTS[stream]}"
         name = f"{precision.name}_{stream}"
-        panels.append(series(shown, name, title, points, label, log, layers))
-    for width, stream in itertools.product(
-        _widths(shown.precisions)[:1], shown.sites.placements
-    ):
+        yield lines(shown, name, title, points, LAYER, ENERGY)
+    for width, stream in itertools.product(_widths(shown.precisions)[:1], streams):
 
         def head(arm: str, p: Precision, stream: str = stream) -> Estimate:
-            found = shown.site_layers(arm, p, "head_in", field, stream)
+            found = shown.sites.layers(arm, p, "head_in", field, stream)
             return found[0] if found else Estimate()
 
         title = "at the head, {width}, {stream}"
-        panels.append(
-            _against_bits(
-                shown, shown.rows, width, stream, head, label, log, title=title
-            )
+        yield _against_bits(
+            shown, shown.precisions, width, stream, head, ENERGY, title=title
         )
-    return figure(shown, "errors", panels)
 
 
 # --- Over training ------------------------------------------------------------------
 
 
-def _floors(shown: View) -> Draw:
-    def draw(ax: Axes) -> None:
-        for name in ("unigram", "bigram"):
-            if (value := shown.floor(name)) is not None:
-                _reference(ax, value, f"{name} {value:.2f}")
-
-    return draw
-
-
-def training(shown: View) -> Figure:
+def training(shown: View) -> Iterator[Panel | None]:
     """Draw training and held-out loss against steps and against wall time."""
-    frames = [frame for found in shown.curves.values() for frame in found]
-    logged = pl.concat(frames) if frames else None
-    floors, loss = _floors(shown), "training loss, nats a token"
-    panels = [
-        trajectories(
-            shown,
-            at,
-            title,
-            logged.with_columns(x=at, y="smooth"),
-            (unit, loss),
-            floors,
-            marker=False,
-            thin="loss",
-        )
-        for at, title, unit in (
-            ("step", "loss by step", "step"),
-            ("seconds", "loss by wall time", "seconds of training"),
-        )
-        if logged is not None
+    known = {name: shown.floor(name) for name in ("unigram", "bigram")}
+    floors = [
+        Reference(y, f"{name} {y:.2f}") for name, y in known.items() if y is not None
     ]
+    for at, title, label in (
+        ("step", "loss by step", "step"),
+        ("seconds", "loss by wall time", "seconds of training"),
+    ):
+        points = shown.curves.with_columns(x=at, y="smooth", thin="loss")
+        yield lines(shown, at, title, points, label, TRAINING, floors, marker=False)
     measured = shown.results.measures.unique(
         ["arm", "seed", "step"], maintain_order=True
     )
-    heldout = measured.with_columns(x="step", y="loss")
-    labels = ("step", "held-out loss, nats a token")
-    panels.append(
-        trajectories(shown, "heldout", "held-out loss by step", heldout, labels, floors)
+    points, label = (
+        measured.with_columns(x="step", y="loss"),
+        "held-out loss, nats a token",
     )
-    return figure(shown, "training", panels)
+    yield lines(
+        shown, "heldout", "held-out loss by step", points, "step", label, floors
+    )
 
 
-def kurtosis_training(shown: View) -> Figure:
+def kurtosis_training(shown: View) -> Iterator[Panel | None]:
     """Draw kurtosis over training, and against the loss it was reached at."""
-
-    def panel(
-        name: str, title: str, sites: Sequence[str], statistic: str, x: str
-    ) -> Panel | None:
-        kept = shown.peaks.filter(pl.col("site").is_in(sites), statistic=statistic)
+    stream = view.SITES[view.STREAM]
+    for title, sites, label, x in (
+        (f"{stream}, largest over layers", [view.STREAM], GAMMA, "step"),
+        (f"{stream}, at equal loss", [view.STREAM], GAMMA, "loss"),
+        (f"{stream}, negentropy", [view.STREAM], NEGENTROPY, "step"),
+        ("the paper's four sites, largest", view.PAPER_SITES, GAMMA, "step"),
+        ("final norm's input, apart", [view.FINAL], GAMMA, "step"),
+    ):
+        kept = shown.peaks.filter(
+            pl.col("site").is_in(sites), statistic=STATISTICS[label]
+        )
         by = ["arm", "seed", "step", "loss"]
-        found = kept.group_by(by, maintain_order=True).agg(y=pl.col("value").max())
-        gamma = statistic == "excess_kurtosis"
-        label = "excess kurtosis" if gamma else "negentropy, nats"
-        scale = symlog(KURTOSIS_LINEAR if gamma else NEGENTROPY_LINEAR)
-        unit = "held-out loss (learning goes right)" if x == "loss" else "step"
-        settle = [scale, *([lambda ax: ax.invert_xaxis()] if x == "loss" else [])]
-        lines = found.with_columns(x=x)
-        return trajectories(shown, name, title, lines, (unit, label), *settle)
-
-    gamma, stream = "excess_kurtosis", "attention norm's input"
-    panels = [
-        panel("stream", f"{stream}, largest over layers", [view.STREAM], gamma, "step"),
-        panel("by_loss", f"{stream}, at equal loss", [view.STREAM], gamma, "loss"),
-        panel(
-            "negentropy", f"{stream}, negentropy", [view.STREAM], "negentropy", "step"
-        ),
-        panel(
-            "paper_sites",
-            "the paper's four sites, largest",
-            view.PAPER_SITES,
-            gamma,
-            "step",
-        ),
-        panel("final", "final norm's input, apart", [view.FINAL], gamma, "step"),
-    ]
-    return figure(shown, "kurtosis_training", panels)
+        points = kept.group_by(by, maintain_order=True).agg(y=pl.col("value").max())
+        unit = BY_LOSS if x == "loss" else "step"
+        yield lines(shown, title, title, points.with_columns(x=x), unit, label)
 
 
-def temperature(evidence: Evidence) -> Figure:
+def temperature(evidence: Evidence) -> Iterator[Panel | None]:
     """Draw training loss with and without attention temperature (figure 3, middle)."""
-    shown, panels = evidence.shown, []
-    for pair in evidence.temperature_pairs():
-        frames = [f for arm in pair for f in shown.curves.get(arm, [])[:1]]
-        if len(frames) == len(pair):
-            lines = pl.concat(frames).with_columns(x="step", y="smooth")
-            labels = ("step", "training loss, nats a token")
-            title = f"{view.arm_label(pair[0])}, and β > 1"
-            name = "_".join(pair)
-            panels.append(trajectories(shown, name, title, lines, labels, marker=False))
-    return figure(shown, "temperature", panels)
+    curves = evidence.shown.curves.with_columns(x="step", y="smooth")
+    for off, on in evidence.temperature_pairs():
+        mine = pl.col("arm").is_in([off.name, on.name])
+        first = pl.col("seed") == pl.col("seed").first().over("arm")
+        points = curves.filter(mine).filter(first)
+        if points["arm"].n_unique() == 2:
+            name, title = f"{off.name}_{on.name}", f"{arm_label(off.name)}, and β > 1"
+            yield lines(
+                evidence.shown, name, title, points, "step", TRAINING, marker=False
+            )
 
 
-def ranges(shown: View) -> Figure:
+def ranges(shown: View) -> Iterator[Panel | None]:
     """Draw how far the stream's values reach, over steps and by layer (E.2)."""
     by = ["arm", "seed", "step", "layer"]
     ends = shown.results.measures.filter(
@@ -583,88 +412,44 @@ def ranges(shown: View) -> Figure:
     steps = reach.group_by(by[:-1], maintain_order=True).agg(pl.col("y").max())
     last = shown.ends.select(by[:-1]).unique()
     at_end = reach.join(last, by[:-1]).sort("layer").with_columns(x="layer")
-    label = "largest magnitude"
-    panels = [
-        trajectories(
-            shown,
-            "step",
-            "largest over layers, by step",
-            steps.with_columns(x="step"),
-            ("step", label),
-            log,
-        ),
-        trajectories(
-            shown,
-            "layer",
-            "by layer, at the end",
-            at_end,
-            ("layer", label),
-            log,
-            layers,
-        ),
-    ]
-    return figure(shown, "ranges", panels)
+    title, points = "largest over layers, by step", steps.with_columns(x="step")
+    yield lines(shown, "step", title, points, "step", REACHES)
+    yield lines(shown, "layer", "by layer, at the end", at_end, LAYER, REACHES)
 
 
-def by_layer(shown: View, name: str, statistic: str, sites: Sequence[str]) -> Figure:
+def by_layer(shown: View, label: str, sites: Sequence[str]) -> Iterator[Panel | None]:
     """Draw a statistic by layer at the end of training, one panel a site."""
-    gamma = statistic == "excess_kurtosis"
-    scale = symlog(KURTOSIS_LINEAR if gamma else NEGENTROPY_LINEAR)
-    label = "excess kurtosis" if gamma else "negentropy, nats"
-    panels = [
-        series(
-            shown,
-            site,
-            f"{view.SITES[site]} ({site})",
-            {
-                arm: list(enumerate(shown.by_layer(arm, site, statistic), 1))
-                for arm in shown.arms
-            },
-            label,
-            scale,
-            layers,
+    for site in sites:
+        found = {a: shown.by_layer(a, site, STATISTICS[label]) for a in shown.arms}
+        points = means(
+            (arm, at, each) for arm in found for at, each in enumerate(found[arm], 1)
         )
-        for site in sites
-    ]
-    return figure(shown, name, panels)
+        title = f"{view.SITES[site]} ({site})"
+        yield lines(shown, site, title, points, LAYER, label)
 
 
 # --- Histograms ---------------------------------------------------------------------
 
+# Edges of (x - mean) / standard deviation, and the densities between them.
+Density = tuple[np.ndarray, np.ndarray]
 
-def standardized(line: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return edges of (x - mean) / standard deviation and the densities between them.
 
-    Args:
-        line: A line of `Results.histograms`.
-
-    Returns:
-        None where the line lacks a number or holds no counts.
-    """
+def standardized(line: Mapping[str, Any]) -> Density | None:
+    """Standardize a line of `Results.histograms`; None where it lacks what it takes."""
     numbers = [line[name] for name in ("center", "scale", "mean", "rms")]
     if None in numbers or line["edges"] is None:
         return None
     center, scale, mean, rms = numbers
-    counts = np.asarray(line["counts"], np.float64)
-    if (
-        not rms > abs(mean)
-        or len(counts) != len(line["edges"]) - 1
-        or not counts.sum() > 0
-    ):
+    counts, edges = (np.asarray(line[name], np.float64) for name in ("counts", "edges"))
+    if not rms > abs(mean) or len(counts) != len(edges) - 1 or not counts.sum() > 0:
         return None
-    edges = (center + scale * np.asarray(line["edges"]) - mean) / math.sqrt(
-        rms**2 - mean**2
-    )
+    edges = (center + scale * edges - mean) / math.sqrt(rms**2 - mean**2)
     return edges, counts / counts.sum() / np.diff(edges)
 
 
 def _stairs(
-    shown: View,
-    drawn: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    reach: float,
-    *,
-    fill: bool,
-) -> Draw:
+    shown: View, drawn: Mapping[str, Density], reach: float, *, fill: bool
+) -> Callable[[Axes], None]:
     """Return what draws histograms of arms beside a Gaussian."""
 
     def draw(ax: Axes) -> None:
@@ -683,105 +468,110 @@ def _stairs(
         x = np.linspace(-reach, reach, 400)
         gauss = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
         ax.plot(x, gauss, color=style.INK["ink"], linewidth=1.1, linestyle=":")
-        log(ax)
+        _axes(ax, "(activation − mean) / standard deviation", DENSITY)
         ax.set_ylim(1e-6, 3.0)
         ax.set_xlim(-reach, reach)
-        ax.set_xlabel("(activation − mean) / standard deviation")
-        ax.set_ylabel("density")
 
     return draw
 
 
-def _reach(drawn: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+def _reach(drawn: Iterable[Density]) -> float:
     """Return the standard deviations to both sides that show them all, to a limit."""
     far = [np.abs(edges[:-1][density > 0]).max() for edges, density in drawn]
     return float(np.clip(max(far, default=0.0), *REACH))
 
 
-def _layer_of(
-    shown: View, arm: str, layer: float, **where: Any
-) -> Mapping[str, Any] | None:
-    """Return the stream's histogram at a relative depth of an arm's first seed."""
-    for run in shown.runs(arm)[:1]:
-        found = shown.results.histograms.filter(
-            arm=arm, seed=run.seed, site=view.STREAM
-        )
-        step = where.get("step")
-        found = found.filter(pl.col("step").eq_missing(pl.lit(step, pl.Int64)))
-        for depth in found["depth"].head(1):
-            at = view.same_depth(layer, 1, depth)
-            return found.filter(layer=at).row(0, named=True)
-    return None
-
-
-def histograms(shown: View) -> Figure:
-    """Draw standardized activations of the layer at two thirds, one panel an arm."""
-    lines = {arm: line for arm in shown.arms if (line := _layer_of(shown, arm, 2 / 3))}
-    drawn = {arm: made for arm, line in lines.items() if (made := standardized(line))}
-    reach, panels = _reach(drawn.values()), []
-    for arm, made in drawn.items():
-        gamma, loss = lines[arm]["excess_kurtosis"], shown.full_loss(arm).value
-        texts = [
-            cells.MISSING if gamma is None else cells.write(gamma, "kurtosis"),
-            cells.MISSING if loss is None else f"{loss:.2f}",
-        ]
-        title = f"{view.arm_label(arm)}: γ = {texts[0]}, loss {texts[1]}"
-        panels.append(Panel(arm, title, _stairs(shown, {arm: made}, reach, fill=True)))
-    return figure(shown, "histograms", panels)
-
-
-def histograms_training(shown: View, paper: Paper) -> Figure:
-    """Draw histograms of all arms by layer and step, as the paper's figures 7 to 9."""
-    recorded = shown.results.histograms.filter(pl.col("step").is_not_null())
-    steps = recorded["step"].unique().sort().to_list()
-    last = len(steps) - 1
-    columns = sorted(
-        {steps[round(i * last / 3)] for i in range(EVOLUTION_STEPS) if steps}
+def _densities(
+    shown: View, layer: float, step: int | None
+) -> Mapping[str, tuple[Density, Any]]:
+    """Return the stream's density and kurtosis at the paper's layer, by arm."""
+    found = shown.results.histograms.filter(
+        pl.col("step").eq_missing(pl.lit(step, pl.Int64)), site=view.STREAM
     )
-    depths = sorted({entry.layer for entry in paper.kurtosis})
-    cells = {
+    densities = {}
+    for arm in shown.arms:
+        for run in shown.runs(arm)[:1]:
+            mine = found.filter(arm=arm, seed=run.seed)
+            at = view.same_depth(layer, mine["depth"][0]) if len(mine) else 0
+            for line in mine.filter(layer=at).iter_rows(named=True):
+                if made := standardized(line):
+                    densities[arm] = made, line["excess_kurtosis"]
+    return densities
+
+
+def histograms(shown: View) -> Iterator[Panel | None]:
+    """Draw standardized activations of the layer at two thirds, one panel an arm."""
+    found = _densities(shown, 16, None)
+    reach = _reach(density for density, _ in found.values())
+    for arm, (density, kurtosis) in found.items():
+        gamma = cells.cell(kurtosis, "", "kurtosis").text
+        loss = cells.cell(shown.full_loss(arm), "", "~.2f").text
+        title = f"{arm_label(arm)}: γ = {gamma}, loss {loss}"
+        yield Panel(arm, title, _stairs(shown, {arm: density}, reach, fill=True))
+
+
+def histograms_training(shown: View) -> Iterator[Panel | None]:
+    """Draw histograms of all arms by layer and step, as the paper's figures 7 to 9."""
+    recorded = shown.results.histograms["step"].drop_nulls().unique().sort().to_list()
+    last, printed = len(recorded) - 1, paper.load()
+    places = np.linspace(0, last, EVOLUTION_STEPS).round().astype(int)
+    columns = sorted({recorded[i] for i in places if recorded})
+    layers = sorted({entry["layer"] for entry in printed.kurtosis})
+    every = {
         (layer, step): {
-            arm: made
-            for arm in shown.arms
-            if (line := _layer_of(shown, arm, layer / paper.num_layers, step=step))
-            and (made := standardized(line))
+            a: density for a, (density, _) in _densities(shown, layer, step).items()
         }
-        for layer, step in itertools.product(depths, columns)
+        for layer, step in itertools.product(layers, columns)
     }
-    reach = _reach(made for cell in cells.values() for made in cell.values())
-    panels = [
-        Panel(
-            f"layer{layer}_step{step}",
-            f"layer {layer} of {paper.num_layers}, step {step:,}",
-            _stairs(shown, cell, reach, fill=False),
-        )
-        for (layer, step), cell in cells.items()
-        if cell
-    ]
-    return figure(shown, "histograms_training", panels)
+    reach = _reach(density for found in every.values() for density in found.values())
+    for (layer, step), found in every.items():
+        if found:
+            title = f"layer {layer} of {printed.setting['num_layers']}, step {step:,}"
+            draw = _stairs(shown, found, reach, fill=False)
+            yield Panel(f"layer{layer}_step{step}", title, draw)
 
 
-def every(evidence: Evidence, everyone: View) -> list[Figure]:
-    """Make every figure, in the order of the page.
+def every(evidence: Evidence, everyone: View) -> dict[str, Figure]:
+    """Make every figure, in the order of the page, with the words of texts.toml.
 
     Args:
         evidence: The results.
         everyone: The view with the paper's arms too, for its own numbers.
     """
-    shown, gamma = evidence.shown, "excess_kurtosis"
-    return [
-        increase(shown),
-        training(shown),
-        temperature(evidence),
-        kurtosis_training(shown),
-        by_layer(shown, "kurtosis_layers", gamma, view.PAPER_SITES),
-        by_layer(shown, "negentropy_layers", "negentropy", view.PAPER_SITES),
-        by_layer(shown, "kurtosis_layers_other", gamma, view.OTHER_SITES),
-        histograms(shown),
-        histograms_training(shown, evidence.paper),
-        ranges(shown),
-        sqnr(shown),
-        errors(shown),
-        accuracy(shown),
-        printed_accuracy(everyone, evidence.paper),
-    ]
+    shown = evidence.shown
+    drawn = {
+        "loss_increase": increase(shown),
+        "training": training(shown),
+        "temperature": temperature(evidence),
+        "kurtosis_training": kurtosis_training(shown),
+        "kurtosis_layers": by_layer(shown, GAMMA, view.PAPER_SITES),
+        "negentropy_layers": by_layer(shown, NEGENTROPY, view.PAPER_SITES),
+        "kurtosis_layers_other": by_layer(shown, GAMMA, view.OTHER_SITES),
+        "histograms": histograms(shown),
+        "histograms_training": histograms_training(shown),
+        "ranges": ranges(shown),
+        "sqnr": sqnr(shown),
+        "errors": errors(shown),
+        "accuracy": accuracy(shown),
+        "paper_accuracy": printed_accuracy(everyone),
+    }
+    return {name: _figure(shown, name, panels) for name, panels in drawn.items()}
+
+
+def _figure(shown: View, name: str, panels: Iterable[Panel | None]) -> Figure:
+    said = paper.words()["figures"][name]
+    kept = [panel for panel in panels if panel is not None]
+    # What it shows of the paper's, which may depend on the panels that there are.
+    stands = said.get("stands_for", [])
+    if isinstance(stands, Mapping):
+        stands = [n for p in kept for n in stands.get(p.name.split("_")[0], ())]
+    return Figure(
+        name=name,
+        title=said["title"],
+        guide=said["guide"].format(half_range=half_range(shown)),
+        panels=kept,
+        missing="" if kept else said["missing"],
+        legend={arm_label(arm): look for arm, look in style.looks(shown).items()},
+        stands_for=list(dict.fromkeys(stands)) if kept else (),
+        is_printed=name.startswith("paper_"),
+    )

@@ -16,15 +16,16 @@ from rfq.report import (
     beside,
     cells,
     claims,
+    evidence,
     figures,
     notes,
     paper,
     render,
     style,
     tables,
-    training,
     view,
 )
+from rfq.report.arms import arm_label
 from rfq.report.cells import Table
 from rfq.report.evidence import Evidence
 from rfq.report.load import Record, Results
@@ -45,47 +46,38 @@ class Report(NamedTuple):
 def make(results: Results) -> Report:
     """Judge the claims of results, and make every table and figure."""
     shown, printed = view.of(results), paper.load()
-    evidence = Evidence(shown=shown, paper=printed)
-    everyone = view.with_arms(shown, printed.arms)
-    judged = claims.judge(shown, printed)
+    found = evidence.of(shown)
+    everyone, judged = view.with_arms(shown, printed.arms), claims.judge(found)
     widths = {p.weight_bits for p in shown.precisions if p.name != "FP"}
     known = sorted(widths & {8, 16, None}, key=lambda w: (w is None, w != 8, w))
     measured = [s for s in view.OTHER_SITES if s in set(shown.ends["site"])]
+    others = view.settings(results)[1:]
     written = [
         tables.glance(shown),
         *tables.claims(judged),
         tables.main(shown),
-        tables.arms(evidence),
-        *accuracy.tasks(evidence),
-        *(beside.beside(evidence, width) for width in known),
+        tables.arms(shown),
+        *accuracy.tasks(found),
+        *(beside.beside(found, width) for width in known),
         tables.kurtosis(shown, (*view.PAPER_SITES, view.FINAL)),
         tables.kurtosis(shown, measured, "_other"),
         tables.further_statistics(shown),
         tables.structure(shown),
         tables.noise(shown),
-        tables.weights_cost(evidence),
+        tables.weights_cost(found),
         tables.weights(shown),
         tables.matched_loss(shown),
-        training.equal_cost(evidence),
-        training.ranges(shown),
-        training.costs(evidence),
-        training.calibrators(shown),
+        tables.equal_cost(shown),
+        tables.ranges(shown),
+        beside.costs(found),
+        tables.calibrators(shown),
         tables.theory(shown),
-        beside.paper_kurtosis(evidence),
-        *(beside.printed(printed, name) for name in printed.tables),
-        *(
-            tables.main(view.of(results, setting))
-            for setting in view.settings(results)[1:]
-        ),
+        beside.paper_kurtosis(found),
+        *map(beside.as_printed, printed.tables),
+        *(tables.main(view.of(results, setting)) for setting in others),
     ]
-    drawn = figures.every(evidence, everyone)
-    return Report(
-        evidence,
-        everyone,
-        judged,
-        {each.name: each for each in written},
-        {each.name: each for each in drawn},
-    )
+    by_name = {each.name: each for each in written}
+    return Report(found, everyone, judged, by_name, figures.every(found, everyone))
 
 
 class Entry(NamedTuple):
@@ -134,7 +126,7 @@ def provenance(shown: View) -> list[tuple[str, str]]:
         prints.setdefault(run.arm, [run.described.get("fingerprint", cells.MISSING)])
     seconds = [run.done["seconds"] for run in results.runs if "seconds" in run.done]
     total = results.context.get("seconds")
-    configs = (f"{view.arm_label(a)} {', '.join(p)}" for a, p in prints.items())
+    configs = (f"{arm_label(a)} {', '.join(p)}" for a, p in prints.items())
     lines = {
         "Data": ", ".join(_flat(results.context.get("data", {}))),
         "Config fingerprints": "; ".join(configs),
@@ -173,7 +165,7 @@ def html_page(report: Report) -> str:
     arms = {
         arm: {
             "tag": style.tag(arm),
-            "label": view.arm_label(arm),
+            "label": arm_label(arm),
             "swatch": markupsafe.Markup(render.swatch(look)),
         }
         for arm, look in looks.items()
@@ -189,7 +181,7 @@ def html_page(report: Report) -> str:
         "answer": notes.answer(report.evidence),
         "tally": notes.tally(report.judged),
         "alerts": notes.alerts(shown),
-        "limits": notes.limits(report.evidence),
+        "limits": notes.limits(shown),
         "arms": arms,
         "ours": shown.arms,
         "claims": report.judged,
@@ -197,7 +189,7 @@ def html_page(report: Report) -> str:
         "tables": report.tables,
         "figures": report.figures,
         "svg": svg,
-        "paper": report.evidence.paper,
+        "paper": paper.load(),
         "index": index(report),
         "provenance": provenance(shown),
     }

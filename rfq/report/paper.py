@@ -8,54 +8,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
-class PaperKurtosis(NamedTuple):
-    """A value of excess kurtosis that the paper states."""
-
-    arm: str
-    layer: int
-    excess_kurtosis: float
-    where: str
-
-
-class PaperRow(NamedTuple):
-    """One row of Tables 1 to 4: accuracies are fractions by task, with "avg"."""
-
-    arm: str
-    spec: str
-    act_bits: int | None
-    scores: Mapping[str, float]
-
-
-class PaperCost(NamedTuple):
-    """What an arm took on one of four H100 (appendix D, "Hardware")."""
-
-    arm: str
-    steps_per_second: float
-    memory_mb: float
-
-
 class Paper(NamedTuple):
-    """paper_tables.json, typed."""
+    """The numbers of arXiv:2605.25880 (CC BY 4.0): paper_tables.json.
+
+    Attributes:
+        setting: The size of its models and of their training.
+        tasks: The names of its eight tasks.
+        chance: The accuracy of guessing by task, with "avg".
+        kurtosis: The values that it states: arm, layer, excess_kurtosis and where.
+        costs: What an arm took on one of four H100 (appendix D, "Hardware").
+        tables: Tables 1 to 4: lines of arm, spec, act_bits and accuracies by task,
+            which are fractions, with "avg".
+    """
 
     source: str
     url: str
     license: str
     changes: str
-    num_params: int
-    num_layers: int
-    num_steps: int
-    tasks: tuple[str, ...]
-    chance: float
-    kurtosis: tuple[PaperKurtosis, ...]
-    costs: tuple[PaperCost, ...]
-    titles: Mapping[str, str]
-    tables: Mapping[str, Sequence[PaperRow]]
+    setting: Mapping[str, int]
+    metric: str
+    tasks: Sequence[str]
+    table_titles: Mapping[str, str]
+    chance: Mapping[str, float]
+    kurtosis: Sequence[Mapping[str, Any]]
+    costs: Sequence[Mapping[str, Any]]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
 
     @property
     def arms(self) -> tuple[str, ...]:
         """Every arm of which a number is printed."""
         parts = (*self.tables.values(), self.kurtosis, self.costs)
-        return tuple(dict.fromkeys(entry.arm for part in parts for entry in part))
+        return tuple(dict.fromkeys(entry["arm"] for part in parts for entry in part))
 
     def scores(
         self, arm: str | None, spec: str, table: str = ""
@@ -63,8 +46,7 @@ class Paper(NamedTuple):
         """Return the accuracies of a row; empty where the paper has no such row."""
         tables = [self.tables[table]] if table else self.tables.values()
         rows = (row for found in tables for row in found)
-        kept = (row.scores for row in rows if (row.arm, row.spec) == (arm, spec))
-        return next(kept, {})
+        return next((r for r in rows if (r["arm"], r["spec"]) == (arm, spec)), {})
 
 
 def _text(name: str) -> str:
@@ -79,26 +61,5 @@ def words() -> Mapping[str, Any]:
 
 @functools.cache
 def load() -> Paper:
-    """Read the numbers that ship with the package (arXiv:2605.25880, CC BY 4.0)."""
-    data = json.loads(_text("paper_tables.json"))
-    names = (*data["tasks"], "avg")
-
-    def row(r: Mapping[str, Any]) -> PaperRow:
-        scores = {name: r[name] for name in names}
-        return PaperRow(r["arm"], r["spec"], r["act_bits"], scores)
-
-    return Paper(
-        source=data["source"],
-        url=data["url"],
-        license=data["license"],
-        changes=data["changes"],
-        num_params=data["setting"]["num_params"],
-        num_layers=data["setting"]["num_layers"],
-        num_steps=data["setting"]["num_steps"],
-        tasks=tuple(data["tasks"]),
-        chance=data["chance"]["avg"],
-        kurtosis=tuple(PaperKurtosis(**entry) for entry in data["kurtosis"]),
-        costs=tuple(PaperCost(**entry) for entry in data["costs"]),
-        titles=data["table_titles"],
-        tables={name: [row(r) for r in rows] for name, rows in data["tables"].items()},
-    )
+    """Read the numbers that ship with the package."""
+    return Paper(**json.loads(_text("paper_tables.json")))

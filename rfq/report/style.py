@@ -79,7 +79,7 @@ def looks(shown: View) -> Mapping[str, Look]:
     spare = itertools.cycle(SPARE)
     return {
         arm: (ARMS.get(arm) or next(spare))._replace(
-            line=LINES.get(shown.skip(arm), LINES[None])
+            line=LINES.get(shown.skips[arm], LINES[None])
         )
         for arm in shown.arms
     }

@@ -6,7 +6,8 @@ import json
 import math
 import pathlib
 
-from rfq.report import evidence, load, view
+from rfq.report import arms as arms_lib
+from rfq.report import load, view
 
 BITS = (16, 12, 10, 8, 6, 4)
 FLOORS = {"unigram": 5.3, "bigram": 3.7}
@@ -68,7 +69,7 @@ class Made:
 def _plays(name: str) -> tuple[str, str]:
     skip = "residual_free" if name.startswith("residual_free") else "residual"
     rest = name.removeprefix(skip)
-    return skip, next(o for o in (*evidence.SPECTRAL, "adamw", "sign_gd") if o in rest)
+    return skip, next(o for o in (*arms_lib.SPECTRAL, "adamw", "sign_gd") if o in rest)
 
 
 def _increase(made: Made, spec: str, bits: int, stream: str) -> float | None:

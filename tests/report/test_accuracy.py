@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rfq import tasks as tasks_lib
-from rfq.report import accuracy, cells, evidence, load, page, paper, view
+from rfq.report import accuracy, arms, cells, evidence, load, page, view
 from rfq.tasks import questions, scoring
 from rfq.tasks import task as task_lib
 from tests.tasks.documents import DOCUMENTS
@@ -68,7 +68,7 @@ def compared(folder: pathlib.Path, names: tuple[str, ...]) -> list[cells.Table]:
 
 def made(folder: pathlib.Path, out: pathlib.Path) -> list[cells.Table]:
     shown = view.of(load.read([folder], out))
-    return accuracy.tasks(evidence.Evidence(shown=shown, paper=paper.load()))
+    return list(accuracy.tasks(evidence.of(shown)))
 
 
 def data(table: cells.Table) -> list[dict]:
@@ -125,7 +125,7 @@ def test_what_guessing_reaches_is_marked_and_shown(eight):
 
 def test_differences_between_arms_are_over_documents(eight):
     found = {(d["arm"], d["against"]): d for d in data(eight[1])}
-    named = dict(zip(ARMS, map(view.arm_label, ARMS), strict=True))
+    named = dict(zip(ARMS, map(arms.arm_label, ARMS), strict=True))
     assert len(found) == 3
     rows = dict(zip(ARMS, data(eight[0]), strict=False))
     for (arm, against), line in found.items():

@@ -4,8 +4,15 @@ import math
 
 import pytest
 
-from rfq.report import claims, evidence, judges, paper, view
-from rfq.report.judges import CORRECTED, FAILS, HOLDS, TOO_SMALL, UNTESTABLE
+from rfq.report import claims, estimates, evidence, view
+from rfq.report.claims.verdict import (
+    CORRECTED,
+    FAILS,
+    HOLDS,
+    TOO_SMALL,
+    UNTESTABLE,
+    Judgement,
+)
 from rfq.theory import run as theory_run
 from tests.report.made import (
     ADAMW,
@@ -165,11 +172,11 @@ CASES = [
 def judge(tmp_path):
     """Judges claims on STORY with changes."""
 
-    def judged(*names, theory=(), **changes) -> dict[str, judges.Judgement]:
+    def judged(*names, theory=(), **changes) -> dict[str, Judgement]:
         shown = view.of(
             story(tmp_path / str(len(list(tmp_path.iterdir()))), theory, **changes)
         )
-        seen = evidence.Evidence(shown=shown, paper=paper.load())
+        seen = evidence.of(shown)
         return {name: claims.decide(name, seen) for name in names}
 
     return judged
@@ -275,12 +282,14 @@ def test_a_gap_has_the_interval_of_a_paired_bootstrap(judge):
 )
 def test_accuracies_of_another_setting_are_no_evidence(tmp_path, setting, lost):
     found = story(tmp_path, **{KL: {"accuracy": {"W8A8": -0.2}, **setting}})
-    seen = evidence.Evidence(shown=view.of(found), paper=paper.load())
-    assert seen.lost_accuracy(KL, "W8A8", "branch").value == pytest.approx(lost)
+    seen = evidence.of(view.of(found))
+    assert seen.lost_accuracy(seen.facts[KL], "W8A8", "branch").value == pytest.approx(
+        lost
+    )
 
 
 def test_rank_correlation_shares_the_ranks_of_ties():
     # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
-    rho = evidence.rank_correlation([1.0, 7.0, 7.0, 9.0], [0.1, 0.2, 0.3, 0.4])
+    rho = estimates.rank_correlation([1.0, 7.0, 7.0, 9.0], [0.1, 0.2, 0.3, 0.4])
     assert rho == pytest.approx(4.5 / (4.5 * 5.0) ** 0.5)
-    assert evidence.rank_correlation([1.0, 1.0], [1.0, 2.0]) is None
+    assert estimates.rank_correlation([1.0, 1.0], [1.0, 2.0]) is None

@@ -7,7 +7,7 @@ import pytest
 
 from rfq import errors, metrics
 from rfq.commands import report as command
-from rfq.report import claims, load, paper, tables, view
+from rfq.report import claims, evidence, load, tables, view
 
 RESULTS = pathlib.Path(__file__).parents[2] / "configs" / "results"
 FILES = {
@@ -30,7 +30,7 @@ def recorded(name: str, home: pathlib.Path) -> view.View:
 
 @pytest.mark.parametrize("name", FILES)
 def test_verdicts_and_numbers_are_those_that_were_noted(name, tmp_path):
-    judged = claims.judge(recorded(name, tmp_path), paper.load())
+    judged = claims.judge(evidence.of(recorded(name, tmp_path)))
     for one in judged:
         noted = NOTED[name][one.id]
         assert one.judgement.verdict == noted["verdict"], one

@@ -9,7 +9,7 @@ import pytest
 
 from rfq import cli, metrics, ptq, tasks
 from rfq.errors import Preempted
-from rfq.report import accuracy, evidence, load, paper, view
+from rfq.report import accuracy, evidence, load, view
 from rfq.tasks import ask, commonsense
 from rfq.tasks import task as task_lib
 from tests import tiny
@@ -148,8 +148,7 @@ def test_the_report_sets_accuracies_beside_the_papers(asked, tmp_path):
     home = tmp_path / "arms" / "residual_adamw" / "seed-0"
     shutil.copytree(run_dir, home)
     shown = view.of(load.read([tmp_path], tmp_path))
-    found = evidence.Evidence(shown=shown, paper=paper.load())
-    (table,) = accuracy.tasks(found)
+    (table,) = accuracy.tasks(evidence.of(shown))
     # Other tests may have asked the run for settings of their own.
     shown_rows = [line for line in table.lines if isinstance(line["arm"], str)]
     assert len(shown_rows) == len(tiny.lines(home / "quantize" / "tasks.jsonl"))

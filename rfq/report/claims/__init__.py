@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from rfq.report import cells, judges
-from rfq.report.evidence import Evidence, Facts, NotTestable
-from rfq.report.judges import Judge, Judgement
-from rfq.report.paper import Paper, words
-from rfq.report.view import View
+from rfq.report import cells
+from rfq.report.arms import Arm
+from rfq.report.claims import learning, rounding, tails
+from rfq.report.claims.verdict import TOO_SMALL, UNTESTABLE, Judge, Judgement
+from rfq.report.evidence import Evidence, NotTestable
+from rfq.report.paper import words
 
 
 class Scale(NamedTuple):
@@ -43,15 +44,15 @@ class Scale(NamedTuple):
         )
         return " and ".join(text for least, text in bounds if least)
 
-    def reached_by(self, facts: Facts) -> bool:
+    def reached_by(self, arm: Arm) -> bool:
         """Say whether an arm is large enough, as far as it is known what it is."""
         sizes = (
-            (facts.num_params, self.num_params),
-            (facts.num_layers, self.num_layers),
-            (facts.width, self.width),
+            (arm.num_params, self.num_params),
+            (arm.num_layers, self.num_layers),
+            (arm.width, self.width),
         )
         large = all(size is None or size >= least for size, least in sizes)
-        return large and not (self.accelerated and facts.accelerated is False)
+        return large and not (self.accelerated and arm.accelerated is False)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.needs})" if self.needs else self.name
@@ -79,29 +80,29 @@ MIXING_AND_ADDING = (
 )
 
 CLAIMS: Mapping[str, tuple[Scale, Judge]] = {
-    "C1": (WIDE, judges.heavy_tails),
-    "C2": (SMALL, judges.optimizer_lightens),
-    "C3": (DEMO, judges.stays_gaussian),
-    "C4": (DEMO, judges.all_ingredients),
-    "C5": (SMALL, judges.full_precision_cost),
-    "C6": (DEMO, judges.degrades_least),
-    "C7": (SMALL, judges.as_good_at_many_bits),
-    "C8": (DEMO, judges.weights_matter_little),
-    "C9": (DEMO, judges.less_noise),
-    "C10": (SMALL, judges.kurtosis_explains),
-    "C11": (DEMO, judges.optimizer_order),
-    "C12": (DEEP, judges.temperature_helps),
-    "C13": (DEEP, judges.adamw_fails_deep),
-    "C14": (DEMO, judges.updates_keep_isometry),
-    "C15": (THEORY, judges.from_theory("Lemma 5")),
+    "C1": (WIDE, tails.heavy_tails),
+    "C2": (SMALL, tails.optimizer_lightens),
+    "C3": (DEMO, tails.stays_gaussian),
+    "C4": (DEMO, tails.all_ingredients),
+    "C5": (SMALL, learning.full_precision_cost),
+    "C6": (DEMO, rounding.degrades_least),
+    "C7": (SMALL, rounding.as_good_at_many_bits),
+    "C8": (DEMO, rounding.weights_matter_little),
+    "C9": (DEMO, rounding.less_noise),
+    "C10": (SMALL, rounding.kurtosis_explains),
+    "C11": (DEMO, learning.optimizer_order),
+    "C12": (DEEP, learning.temperature_helps),
+    "C13": (DEEP, learning.adamw_fails_deep),
+    "C14": (DEMO, tails.updates_keep_isometry),
+    "C15": (THEORY, tails.from_theory("Lemma 5")),
     "C16": (
         THEORY,
-        judges.from_theory(*MIXING_AND_ADDING, corrections=("Additions dilute",)),
+        tails.from_theory(*MIXING_AND_ADDING, corrections=("Additions dilute",)),
     ),
-    "C17": (SMALL, judges.falls_with_depth),
-    "C18": (ONE_GPU, judges.throughput),
-    "C19": (DEEP, judges.trains_deep),
-    "C20": (SMALL, judges.only_route),
+    "C17": (SMALL, tails.falls_with_depth),
+    "C18": (ONE_GPU, learning.throughput),
+    "C19": (DEEP, learning.trains_deep),
+    "C20": (SMALL, rounding.only_route),
 }
 
 
@@ -118,12 +119,12 @@ class Judged(NamedTuple):
     @property
     def decided(self) -> bool:
         """Whether there is a verdict."""
-        return self.judgement.verdict not in (judges.UNTESTABLE, judges.TOO_SMALL)
+        return self.judgement.verdict not in (UNTESTABLE, TOO_SMALL)
 
 
-def judge(shown: View, paper: Paper) -> list[Judged]:
-    """Judge every claim by the rows of one view."""
-    evidence, said = Evidence(shown=shown, paper=paper), words()["claims"]
+def judge(evidence: Evidence) -> list[Judged]:
+    """Judge every claim."""
+    said = words()["claims"]
     return [
         Judged(
             name, **said[name], scale=CLAIMS[name][0], judgement=decide(name, evidence)
@@ -149,8 +150,8 @@ def decide(name: str, evidence: Evidence) -> Judgement:
         with contextlib.suppress(NotTestable):
             here = _with_unseen(ask(evidence))
             why = f"It takes {scale.needs}. Here: {here.verdict}. {here.why}"
-            return Judgement(judges.TOO_SMALL, why, here.numbers, missing)
-    return Judgement(judges.UNTESTABLE, f"Missing: {'; '.join(missing)}.", (), missing)
+            return Judgement(TOO_SMALL, why, here.numbers, missing)
+    return Judgement(UNTESTABLE, f"Missing: {'; '.join(missing)}.", (), missing)
 
 
 def _with_unseen(found: Judgement) -> Judgement:
