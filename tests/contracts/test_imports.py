@@ -69,7 +69,7 @@ BREAKS = {
         ("rfq/optim/muon.py", "from rfq.data import pipeline", "rfq.data.pipeline"),
         ("rfq/tasks/task.py", "from rfq.data import sources", "rfq.data"),
     ],
-    "Theory, but for its runner, rests on statistics and the model": [
+    "Theory, but for its runner, rests on statistics, quantizers and the model": [
         ("rfq/theory/lemma.py", "from rfq.optim import matrix", "rfq.optim"),
     ],
     "Data and the documents of tasks never touch jax": [
