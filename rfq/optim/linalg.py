@@ -32,11 +32,6 @@ def eigenvectors(factor: Array) -> Array:
     return jnp.flip(vectors, axis=-1)
 
 
-def householder_q(a: Array) -> Array:
-    """Return the orthogonal factor of A = Q R, by Householder reflections."""
-    return factorize.qr(a)[0]
-
-
 def householder_iteration(factor: Array) -> tuple[Array, Array]:
     """Return Z and Z^T S Z of a symmetric S = Z R, by Householder reflections.
 

@@ -100,18 +100,6 @@ def sqnr_db(reference: Array, quantized: Array) -> Array:
     return -10.0 * jnp.log10(nmse(reference, quantized))
 
 
-def token_sqnr_db(reference: Array, quantized: Array) -> Array:
-    """Return the SQNR of each vector along the last axis.
-
-    A few largest tokens decide a tensor's SQNR, so look at the median over tokens.
-    """
-    chex.assert_equal_shape((reference, quantized))
-    x, x_hat = (a.astype(jnp.float32) for a in (reference, quantized))
-    noise = jnp.sum((x - x_hat) ** 2, axis=-1)
-    ratio = jnp.where(noise == 0.0, 0.0, noise / jnp.sum(x**2, axis=-1))
-    return -10.0 * jnp.log10(ratio)
-
-
 class Usage(NamedTuple):
     """The use of a grid: how much it clips, sets to 0 and leaves for the bulk.
 

@@ -42,9 +42,7 @@ def paired_interval(
             for _ in range(num_resamples)
         ]
     )
-    tail = (1.0 - level) / 2.0
-    lo, hi = np.quantile(means, (tail, 1.0 - tail))
-    return float(lo), float(hi)
+    return _middle(means, level)
 
 
 def stratified_interval(
@@ -78,6 +76,11 @@ def stratified_interval(
         values, counts = np.unique(items, return_counts=True)
         drawn = rng.multinomial(counts.sum(), counts / counts.sum(), num_resamples)
         means += drawn @ values / counts.sum() / len(strata)
+    return _middle(means, level)
+
+
+def _middle(means: np.ndarray, level: float) -> tuple[float, float]:
+    """Return the ends of the middle share of some means."""
     tail = (1.0 - level) / 2.0
     lo, hi = np.quantile(means, (tail, 1.0 - tail))
     return float(lo), float(hi)

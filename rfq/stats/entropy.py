@@ -20,7 +20,6 @@ from rfq.types import Array
 _K1 = 36.0 / (8.0 * math.sqrt(3.0) - 9.0)
 _K2A = 1.0 / (2.0 - 6.0 / math.pi)
 _K2B = 24.0 / (16.0 * math.sqrt(3.0) - 27.0)
-_LOG_COSH_OF_GAUSSIAN = 0.374567207
 
 
 class Sample(NamedTuple):
@@ -129,7 +128,6 @@ class Contrasts(NamedTuple):
     odd: Array  # sum(v exp(-v**2 / 2))
     absolute: Array  # sum(|v|)
     bump: Array  # sum(exp(-v**2 / 2))
-    log_cosh: Array  # sum(ln cosh v)
 
 
 def contrasts(x: Array, mean: Array, std: Array) -> Contrasts:
@@ -144,14 +142,11 @@ def contrasts(x: Array, mean: Array, std: Array) -> Contrasts:
     """
     v = (jnp.asarray(x, jnp.float32) - mean) / std
     bump = jnp.exp(-0.5 * v**2)
-    size = jnp.abs(v)
-    log_cosh = size + jnp.log1p(jnp.exp(-2.0 * size)) - math.log(2.0)
     return Contrasts(
         count=jnp.float32(x.size),
         odd=jnp.sum(v * bump),
-        absolute=jnp.sum(size),
+        absolute=jnp.sum(jnp.abs(v)),
         bump=jnp.sum(bump),
-        log_cosh=jnp.sum(log_cosh),
     )
 
 
@@ -168,21 +163,10 @@ def contrasts_of(s: Sample) -> Contrasts:
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         v = (center + scale * bins.middles() - mean) / std
-    size = np.abs(v)
     bump = np.exp(-0.5 * v**2)
-    values = {
-        "odd": v * bump,
-        "absolute": size,
-        "bump": bump,
-        "log_cosh": size + np.log1p(np.exp(-2.0 * size)) - math.log(2.0),
-    }
+    values = {"odd": v * bump, "absolute": np.abs(v), "bump": bump}
     sums = {name: np.sum(h.counts * value, -1) for name, value in values.items()}
     return Contrasts(count=h.count, **sums)
-
-
-def merge_contrasts(a: Contrasts, b: Contrasts) -> Contrasts:
-    """Return the sums over the union of two samples; float64 works too."""
-    return Contrasts(*(left + right for left, right in zip(a, b, strict=True)))
 
 
 def _contrasts_of(x: Array | Contrasts) -> Contrasts:
@@ -230,8 +214,3 @@ def hyvarinen_b(x: Array | Contrasts) -> Array:
     c = _contrasts_of(x)
     excess = c.bump / c.count - math.sqrt(0.5)
     return _K1 * (c.odd / c.count) ** 2 + _K2B * excess**2
-
-
-def log_cosh_contrast(c: Contrasts) -> Array:
-    """Return (E ln cosh v - E ln cosh N)^2, which orders laws but is not in nats."""
-    return (c.log_cosh / c.count - _LOG_COSH_OF_GAUSSIAN) ** 2

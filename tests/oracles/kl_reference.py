@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rfq import factorize
 from rfq.optim import eigenbasis, kl_factors, linalg, matrix
 from rfq.optim.kl_factors import KLFactors
 from rfq.optim.kl_shampoo import KLShampooConfig
@@ -88,7 +89,7 @@ def _refresh(stack):
     """Q <- QR(S Q).Q; the eigenvalues are neither permuted nor estimated anew."""
 
     def iterate(factor, basis):
-        new = linalg.householder_q(linalg.dot(factor, basis, linalg.EXACT))
+        new = factorize.qr(linalg.dot(factor, basis, linalg.EXACT))[0]
         return jnp.where(jnp.all(jnp.isfinite(new)), new, basis)
 
     factors = stack.kl.factors

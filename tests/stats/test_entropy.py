@@ -13,7 +13,6 @@ from rfq.stats import entropy as n
 
 NUM_VALUES = 400_000
 sample_of = jax.jit(n.sample)
-moments_of = jax.jit(central.moments)
 
 
 def mixture(fraction, shift, std=1.0):
@@ -122,25 +121,24 @@ def test_undefined_is_nan(x):
     assert np.isnan(n.negentropy(jnp.asarray(x)))
 
 
-# name: quantile function, J_A, J_B, log cosh contrast.
+# name: quantile function, J_A, J_B.
 PROXIES = {
-    "gaussian": (laws.norm.ppf, 0.0, 0.0, 0.0),
-    "uniform": (laws.uniform.ppf, 0.05151, 0.06446, 0.000717),
-    "laplace": (laws.laplace.ppf, 0.09142, 0.08677, 0.001320),
-    "t5": (laws.t(5).ppf, 0.04372, 0.05180, 0.000991),
-    "logistic": (laws.logistic.ppf, 0.01251, 0.01548, 0.000234),
+    "gaussian": (laws.norm.ppf, 0.0, 0.0),
+    "uniform": (laws.uniform.ppf, 0.05151, 0.06446),
+    "laplace": (laws.laplace.ppf, 0.09142, 0.08677),
+    "t5": (laws.t(5).ppf, 0.04372, 0.05180),
+    "logistic": (laws.logistic.ppf, 0.01251, 0.01548),
 }
 
 
 @pytest.mark.parametrize("name", sorted(PROXIES))
 def test_the_proxies_have_their_reference_values(name):
-    quantile, j_a, j_b, log_cosh = PROXIES[name]
+    quantile, j_a, j_b = PROXIES[name]
     # Midpoints of equal probability stand for the law, but for the variance of t5.
     x = quantile((np.arange(1_000_000) + 0.5) / 1_000_000)
     c = n.contrasts(jnp.asarray(x), x.mean(), x.std())
     np.testing.assert_allclose(n.hyvarinen_a(c), j_a, rtol=5e-3, atol=1e-6)
     np.testing.assert_allclose(n.hyvarinen_b(c), j_b, rtol=5e-3, atol=1e-6)
-    np.testing.assert_allclose(n.log_cosh_contrast(c), log_cosh, rtol=5e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", sorted(PROXIES))
@@ -151,14 +149,7 @@ def test_a_histogram_knows_the_proxies(name):
     binnings = jax.vmap(bins.robust_binning)(layers)
     seen = central.to_float64(jax.vmap(n.sample)(layers, binnings))
     exact = n.contrasts(x, x.mean(), x.std())
-    for proxy in (n.hyvarinen_a, n.hyvarinen_b, n.log_cosh_contrast):
+    for proxy in (n.hyvarinen_a, n.hyvarinen_b):
         found = proxy(n.contrasts_of(seen))
         assert found.shape == (2,)
         np.testing.assert_allclose(found, proxy(exact), rtol=2e-3, atol=1e-6)
-
-
-def test_contrasts_merge_by_adding():
-    x = jax.random.normal(jax.random.key(4), (2, 500)) + 0.2
-    parts = [central.to_float64(n.contrasts(row, 0.1, 1.1)) for row in x]
-    whole = central.to_float64(n.contrasts(x, 0.1, 1.1))
-    np.testing.assert_allclose(n.merge_contrasts(*parts), whole, rtol=1e-5)

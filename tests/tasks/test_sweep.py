@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import statistics
 
 import numpy as np
 import pytest
@@ -103,7 +104,11 @@ def test_dumped_items_give_the_accuracies_again(asked):
         items = tiny.rows(path)
         for name, score in row["scores"].items():
             mine = [item for item in items if item["task"] == name]
-            assert np.mean([i["acc"] for i in mine]) == pytest.approx(score["acc"])
+            right = [float(item["acc"]) for item in mine]
+            assert np.mean(right) == pytest.approx(score["acc"])
+            # As lm-eval has it: of the sample's deviation.
+            error = statistics.stdev(right) / len(right) ** 0.5
+            assert score["acc_se"] == pytest.approx(error)
             examples = task_lib.examples(name, tasks.TASKS[name], DOCUMENTS[name][:6])
             again = task_lib.correct(examples, [i["loglikelihoods"] for i in mine])
             assert (
