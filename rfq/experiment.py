@@ -128,7 +128,7 @@ class QuantizeConfig:
     """The grid that `rfq quantize` walks over (appendix D, "Quantization protocol")."""
 
     specs: tuple[str, ...] = _SPECS  # Score these WnAm settings: W8A6, A8, W8, FP.
-    taps: tuple[str, ...] = ("paper",)  # Sites: "paper" (4 a block) or "full".
+    taps: tuple[str, ...] = ("paper",)  # Sites: "paper" (4 a block), "norms" or "full".
     # Choose what a residual skip carries past a quantized norm input (D19).
     streams: tuple[str, ...] = ("branch", "in_place")
     # Choose ranges with these rows of `rfq.quant.CALIBRATORS`.

@@ -14,7 +14,7 @@ class Quantize:
     """Quantize a finished run over a grid of WnAm settings and score each.
 
     The settings are the run's own unless you override them, for example with --specs FP
-    W8A8 A4, --taps paper full, --streams branch in_place, --calibration-tokens or
+    W8A8 A4, --taps paper norms full, --streams branch in_place, --calibration-tokens or
     --eval-tokens. Existing rows are kept.
 
     --export writes each setting as a checkpoint of integers instead, and scores its

@@ -26,10 +26,12 @@ MODEL_SITES: tuple[str, ...] = ("final_norm_in", "head_in")
 SITES: tuple[str, ...] = BLOCK_SITES + MODEL_SITES
 
 # Which sites are quantized. "paper" is appendix D: "inputs to the normalization layers
-# and the SA/MLP", 4 L tensors. "full" covers every operand of a matrix product with
+# and the SA/MLP", 4 L tensors. "norms" reads it to the letter: the final norm is a
+# normalization layer, too (D121). "full" covers every operand of a matrix product with
 # weights or of attention, so that the network can run on integers.
 TAP_SETS: Mapping[str, tuple[str, ...]] = {
     "paper": ("attn_norm_in", "attn_in", "mlp_norm_in", "mlp_in"),
+    "norms": ("attn_norm_in", "attn_in", "mlp_norm_in", "mlp_in", "final_norm_in"),
     "full": (*BLOCK_SITES, "head_in"),
 }
 
