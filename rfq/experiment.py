@@ -73,8 +73,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check_fields(self, "train")
-        for name in ("num_steps", "batch_size"):
-            if getattr(self, name) < 1:
+        for name, least in (("num_steps", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
                 raise InputError(f"train.{name}={getattr(self, name)} must be >= 1")
         if not 0 <= self.skip_anneal <= 1:
             raise InputError(
@@ -204,6 +204,19 @@ class TasksConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OriginConfig:
+    """The public checkpoint that a run was imported from; empty for other runs."""
+
+    family: str = ""  # The model_type of its config.json.
+    dtype: str = ""  # The type of its tensors, in which it is exported again.
+    context: int = 0  # Its longest sequence; model.seq_len may be shorter.
+    digest: str = ""  # Names the values of its tensors.
+
+    def __post_init__(self):
+        check_fields(self, "origin")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that determines a run: the four factors of the paper and the rest."""
 
@@ -219,15 +232,20 @@ class Experiment:
     quantize: QuantizeConfig = QuantizeConfig()
     tasks: TasksConfig = TasksConfig()
     sharding: ShardingConfig = ShardingConfig()
+    origin: OriginConfig = OriginConfig()
 
     def __post_init__(self):
+        # An imported model has been trained elsewhere.
+        is_trained = self.train.num_steps > 0 or not self.origin.digest
+        if is_trained and self.train.num_steps < 1:
+            raise InputError(f"train.num_steps={self.train.num_steps} must be >= 1")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.arm):
             raise InputError(
                 f"arm={self.arm!r} must be a file name: letters, digits, '_', '.', '-'"
             )
         if self.seed < 0:
             raise InputError(f"seed={self.seed} must be >= 0")
-        if self.schedule.warmup_steps >= self.train.num_steps:
+        if is_trained and self.schedule.warmup_steps >= self.train.num_steps:
             raise InputError(
                 f"schedule.warmup_steps={self.schedule.warmup_steps} must be less than "
                 f"train.num_steps={self.train.num_steps}; for a run this short give "
@@ -299,6 +317,7 @@ _YOUNGER: Mapping[str, Mapping[str, object]] = {
     },
     "train": {"penalty_weight": 0.0, "penalty_threshold": 3.0, "skip_anneal": 0.0},
     "optimizer": {"rates": {}, "max_precondition_dim": 16_384},
+    "origin": dataclasses.asdict(OriginConfig()),
 }
 
 # Old names of an optimizer's fields in recorded runs, and the one value that removed
@@ -325,6 +344,8 @@ def fingerprint(experiment: Experiment) -> str:
         for name, value in neutral.items():
             if described[section].get(name) == value:
                 del described[section][name]
+        if not described[section]:
+            del described[section]
     numbers = json.loads(json.dumps(described), parse_int=float)
     canonical = json.dumps(numbers, sort_keys=True).encode()
     return hashlib.sha256(canonical).hexdigest()[:12]

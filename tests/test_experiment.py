@@ -15,6 +15,7 @@ from rfq.experiment import (
     DataConfig,
     Experiment,
     LogConfig,
+    OriginConfig,
     QuantizeConfig,
     TasksConfig,
     TrainConfig,
@@ -86,6 +87,7 @@ CHANGES = {
     "quantize": (QuantizeConfig(specs=("FP",)), False),
     "tasks": (TasksConfig(names=("cloze",)), False),
     "sharding": (ShardingConfig(strategy="fsdp"), False),
+    "origin": (OriginConfig(digest="0" * 16), True),
 }
 
 
