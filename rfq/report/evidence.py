@@ -3,7 +3,8 @@
 A claim names parts, as "residual AdamW". Several arms may play one, at other learning
 rates or temperatures; the one with the lowest full-precision loss (mean over its seeds)
 does. An arm that did not train plays none: it has light tails and loses nothing because
-it has learnt nothing. What is not there raises `NotTestable` with its name.
+it has learnt nothing. All of `Evidence` that returns arms or a `Number` raises
+`NotTestable` with the name of what is not there.
 """
 
 import collections
@@ -174,33 +175,21 @@ class Evidence:
         )
 
     def some(self, *parts: Part) -> tuple[list[Arm], list[str]]:
-        """Return the arms that play of these parts, and the names of the other parts.
-
-        Raises:
-            NotTestable: nobody plays any.
-        """
+        """Return the arms that play of these parts, and the names of the other parts."""
         arms, absent = _cast({part: self.playing(part) for part in parts})
         if not arms:
             raise NotTestable(*absent)
         return arms, absent
 
     def arms(self, *parts: Part) -> list[Arm]:
-        """Return the arms that play these parts.
-
-        Raises:
-            NotTestable: the parts that nobody plays.
-        """
+        """Return the arms that play these parts."""
         arms, absent = self.some(*parts)
         if absent:
             raise NotTestable(*absent)
         return arms
 
     def at_one_temperature(self, *parts: Part) -> list[Arm]:
-        """Return the arms that play these parts with one beta, of the lowest loss.
-
-        Raises:
-            NotTestable: the parts that nobody plays, or all if no beta has them all.
-        """
+        """Return the arms that play these parts with one beta, of the lowest loss."""
         self.arms(*parts)
         playing = {part: self.playing(part) for part in parts}
         casts = []
@@ -219,11 +208,7 @@ class Evidence:
         return next(arms for arms in casts if lowest in arms)
 
     def sides(self) -> tuple[list[Arm], list[Arm]]:
-        """Return the residual and the residual-free arms that trained, one a part.
-
-        Raises:
-            NotTestable: a side has none.
-        """
+        """Return the residual and the residual-free arms that trained, one a part."""
         sides: dict[str | None, list[Arm]] = {"residual": [], "residual_free": []}
         for part in dict.fromkeys(arm.part for arm in self.facts.values()):
             arm = best(self.playing(part))
@@ -301,11 +286,7 @@ class Evidence:
         return found
 
     def heaviest(self, arm: Arm) -> Number:
-        """Return the largest absolute kurtosis over sites, layers and steps.
-
-        Raises:
-            NotTestable: nothing is measured.
-        """
+        """Return the largest absolute kurtosis over sites, layers and steps."""
         found = self._measured(arm, "excess_kurtosis", "measures.jsonl")
         at = found.row(found["value"].abs().arg_max(), named=True)
         step = at["step"] or 0
@@ -313,22 +294,14 @@ class Evidence:
         return self.beside(arm, what, abs(at["value"]), at["loss"])
 
     def negentropy(self, arm: Arm) -> Number:
-        """Return the largest negentropy over sites, layers and steps, nats.
-
-        Raises:
-            NotTestable: it is not measured.
-        """
+        """Return the largest negentropy over sites, layers and steps, nats."""
         values = self._measured(arm, "negentropy", "the negentropy")["value"].to_list()
         return Number(
             f"{arm.label}, negentropy, largest", max(values), "nats of negentropy"
         )
 
     def peaks(self, arm: Arm) -> list[tuple[float, float, float | None]]:
-        """Return steps, the stream's largest kurtosis and the loss; means over runs.
-
-        Raises:
-            NotTestable: fewer than two steps of finished runs are measured.
-        """
+        """Return steps, the stream's largest kurtosis and the loss; means over runs."""
         done = [run.seed for run in self.shown.runs(arm.name) if run.done]
         kept = self.shown.peaks.filter(
             pl.col("seed").is_in(done),
@@ -379,11 +352,7 @@ class Evidence:
         return {tuple(key): np.asarray(each) for *key, each in columns if each}
 
     def loss_gap(self, low: Arm, high: Arm) -> Number:
-        """Return the held-out loss of `high` less that of `low`, with its interval.
-
-        Raises:
-            NotTestable: a loss is missing.
-        """
+        """Return the held-out loss of `high` less that of `low`, with its interval."""
         gap = self.loss(high).value - self.loss(low).value
         pair = (self.losses(arm.name, "FP, float32") for arm in (low, high))
         label = f"{high.label} less {low.label}, held-out loss"

@@ -4,137 +4,43 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import matplotlib.ticker
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
 
 from rfq.report import cells, paper, style, view
 from rfq.report.arms import arm_label
 from rfq.report.estimates import Estimate
 from rfq.report.evidence import Evidence
+from rfq.report.panels import (
+    ACCURACY,
+    BITS,
+    BY_LOSS,
+    ENERGY,
+    GAMMA,
+    INCREASE,
+    LAYER,
+    NEGENTROPY,
+    NMSE,
+    PREDICTED,
+    REACHES,
+    SHOWN_BITS,
+    TRAINING,
+    Density,
+    Reference,
+    lines,
+    means,
+    reach_of,
+    stairs,
+    standardized,
+)
 from rfq.report.render import Figure, Panel
 from rfq.report.view import Cells, Precision, View
 
-# The labels of axes that are not linear, or do not rise to the right. A y axis is
-# linear up to the number, which is about the smallest that matters to a reader, and
-# logarithmic above.
-BITS, LAYER, BY_LOSS = "activation bits", "layer", "held-out loss (learning goes right)"
-INCREASE, TRAINING = "increase of loss, nats a token", "training loss, nats a token"
-GAMMA, NEGENTROPY = "excess kurtosis", "negentropy, nats"
-REACHES, ENERGY = "largest magnitude", "error energy / signal energy"
-NMSE, ACCURACY = "mean NMSE over sites", "average zero-shot accuracy"
-DENSITY = "density"
-LINEAR_TO: Mapping[str, float] = {
-    INCREASE: 0.01, GAMMA: 1.0, NEGENTROPY: 0.05, REACHES: 0.0, ENERGY: 0.0, NMSE: 0.0,
-    DENSITY: 0.0,
-}  # fmt: skip
 STATISTICS = {GAMMA: "excess_kurtosis", NEGENTROPY: "negentropy"}
-
-SHOWN_BITS = (4, 6, 8, 10, 12, 16)
 NARROW_BITS = (6, 4)  # Where quantization begins to cost a small model something.
-SEED_WIDTH = 0.8  # Line width of the seeds after the first.
-REACH = (6.0, 40.0)  # Standard deviations that histograms show at least and at most.
 EVOLUTION_STEPS = 4  # Columns of the figure of histograms over training.
-
-
-class Reference(NamedTuple):
-    """A dotted horizontal line with its name above the left end."""
-
-    y: float | None
-    text: str = ""
-    color: str = style.INK["muted"]
-
-    def draw(self, ax: Axes) -> None:
-        """Draw it, if it is known."""
-        if self.y is not None:
-            ax.axhline(self.y, color=self.color, linewidth=1.0, linestyle=":")
-            where, of = ("axes fraction", "data"), "offset points"
-            how: dict[str, Any] = {"color": self.color, "fontsize": 8}
-            ax.annotate(self.text, (0.01, self.y), (0, 2), where, of, **how)
-
-
-# --- One panel ----------------------------------------------------------------------
-
-
-def _plain(value: float, _: int = 0) -> str:
-    return f"{value:,g}".replace("-", "−")
-
-
-def _axes(ax: Axes, x: str, y: str) -> None:
-    """Label the axes and scale them as their labels ask."""
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    linear = LINEAR_TO.get(y)
-    if linear is not None:
-        how = {"linthresh": linear, "linscale": 0.6} if linear else {}
-        ax.set_yscale("symlog" if linear else "log", **how)
-        ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain))
-        ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    if x == BITS:
-        ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(SHOWN_BITS))
-    if x == LAYER:
-        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
-    if x in (BITS, BY_LOSS):
-        ax.invert_xaxis()
-
-
-def lines(
-    shown: View,
-    name: str,
-    title: str,
-    points: pl.DataFrame,
-    x: str,
-    y: str,
-    references: Sequence[Reference] = (),
-    *,
-    marker: bool = True,
-) -> Panel | None:
-    """Make a panel of lines; None without a point.
-
-    Args:
-        shown: Whose arms they are.
-        name: Names the panel in its figure.
-        title: Stands above it.
-        points: Lines with the columns arm, seed, x and y, and maybe lo and hi, which
-            are shaded, and thin, which is drawn thin behind y.
-        x: The label of the x axis.
-        y: The label of the y axis.
-        references: Values of y to compare with.
-        marker: Whether points are marked.
-    """
-    known = points.filter(pl.col("x").is_finite(), pl.col("y").is_finite())
-    parts = known.partition_by("arm", "seed", as_dict=True, maintain_order=True)
-
-    def draw(ax: Axes) -> None:
-        looks, seen = style.looks(shown), set()
-        for (arm, _), line in parts.items():
-            look, tag = looks[str(arm)], style.tag(str(arm))
-            how: dict[str, Any] = dict(color=look.color, linestyle=look.line, gid=tag)
-            if "thin" in line.columns:
-                ax.plot(line["x"], line["thin"], alpha=0.3, linewidth=0.5, **how)
-            how["linewidth"] = SEED_WIDTH if arm in seen else None
-            ax.plot(line["x"], line["y"], marker=look.marker if marker else "", **how)
-            if "lo" in line.columns:
-                ends = line["lo"].to_numpy(), line["hi"].to_numpy()
-                shade: dict[str, Any] = dict(color=look.color, alpha=0.18, gid=tag)
-                ax.fill_between(line["x"], *ends, linewidth=0, **shade)
-            seen.add(arm)
-        for reference in references:
-            reference.draw(ax)
-        _axes(ax, x, y)
-
-    return None if known.is_empty() else Panel(name, title, draw)
-
-
-def means(found: Iterable[tuple[str, float, Estimate]]) -> pl.DataFrame:
-    """Make points of arms, places and estimates."""
-    points = [(arm, 0, x, e.value, *e.interval) for arm, x, e in found]
-    numbers = dict.fromkeys(("x", "y", "lo", "hi"), pl.Float64)
-    schema = {"arm": pl.String, "seed": pl.Int64, **numbers}
-    return pl.DataFrame(points, schema=schema, orient="row")
 
 
 # --- Against bits -------------------------------------------------------------------
@@ -165,6 +71,7 @@ def _against_bits(
     y: str,
     references: Sequence[Reference] = (),
     title: str = "{width}, stream {stream}",
+    curve: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Panel | None:
     """Make a panel of a number by activation bits, at one weight width."""
     every = itertools.product(shown.arms, _sweep(found, width))
@@ -172,7 +79,7 @@ def _against_bits(
     name = f"{'a' if width is None else f'w{width}'}_{stream}"
     place = view.PLACEMENTS.get(stream, "")
     text = title.format(width=_weights(width), stream=place)
-    return lines(shown, name, text, points, BITS, y, references)
+    return lines(shown, name, text, points, BITS, y, references, curve=curve)
 
 
 def increase(shown: View) -> Iterator[Panel | None]:
@@ -273,32 +180,19 @@ def sqnr(shown: View) -> Iterator[Panel | None]:
     def nmse(arm: str, p: Precision) -> Estimate:
         return shown.rows.of("nmse", arm, p)
 
+    gaussian = (SHOWN_BITS, [ideal[bits] for bits in SHOWN_BITS])
     zero = [Reference(0.0, "a Gaussian tensor")]
-    kinds = (
-        (of, "mean SQNR over sites, dB", (), "SQNR, {width}"),
+    kinds: Sequence[tuple[Any, ...]] = (
+        (of, "mean SQNR over sites, dB", (), "SQNR, {width}", gaussian),
         (gap, "SQNR less a Gaussian's, dB", zero, "gap to a Gaussian tensor, {width}"),
         (nmse, NMSE, (), "normalized squared error, {width}"),
     )
     for kind, width in itertools.product(kinds, _widths(shown.precisions)):
-        panel = _against_bits(shown, shown.precisions, width, "", *kind)
-        if panel and kind[0] is of:
-            panel = panel._replace(draw=_with_ideal(panel.draw, ideal))
-        yield panel
+        yield _against_bits(shown, shown.precisions, width, "", *kind)
     for precision, site in itertools.product(_narrow(shown)[:1], view.PAPER_SITES):
         points = means(_site_lines(shown, precision, site, "sqnr_db"))
         title = f"{view.SITES[site]}, {precision.name}"
         yield lines(shown, f"site_{site}", title, points, LAYER, "SQNR, dB")
-
-
-def _with_ideal(draw: Callable[[Axes], None], ideal: Mapping[int, float]):
-    def both(ax: Axes) -> None:
-        draw(ax)
-        every = [ideal[b] for b in SHOWN_BITS]
-        ax.plot(
-            SHOWN_BITS, every, color=style.INK["muted"], linestyle=":", linewidth=1.2
-        )
-
-    return both
 
 
 def _narrow(shown: View) -> list[Precision]:
@@ -340,6 +234,20 @@ def errors(shown: View) -> Iterator[Panel | None]:
         yield _against_bits(
             shown, shown.precisions, width, stream, head, ENERGY, title=title
         )
+
+
+def law(shown: View) -> Iterator[Panel | None]:
+    """Draw the measured error at the head against the law's prediction (D119)."""
+    kept = shown.rows.frame.filter(pl.col("predicted_error") > 0)
+    known = kept.sort("act_bits").with_columns(x="predicted_error", y="relative_error")
+    ends = [known["x"].min(), known["x"].max()] if len(known) else []
+    for (bits, stream), points in known.partition_by(
+        "weight_bits", "stream", as_dict=True, maintain_order=True
+    ).items():
+        name, place = f"{bits}_{stream}", view.PLACEMENTS[str(stream)]
+        title = f"{_weights(bits)}, stream {place}"
+        curve: Any = (ends, ends)
+        yield lines(shown, name, title, points, PREDICTED, ENERGY, curve=curve)
 
 
 # --- Over training ------------------------------------------------------------------
@@ -428,59 +336,6 @@ def by_layer(shown: View, label: str, sites: Sequence[str]) -> Iterator[Panel | 
         yield lines(shown, site, title, points, LAYER, label)
 
 
-# --- Histograms ---------------------------------------------------------------------
-
-# Edges of (x - mean) / standard deviation, and the densities between them.
-Density = tuple[np.ndarray, np.ndarray]
-
-
-def standardized(line: Mapping[str, Any]) -> Density | None:
-    """Standardize a line of `Results.histograms`; None where it lacks what it takes."""
-    numbers = [line[name] for name in ("center", "scale", "mean", "rms")]
-    if None in numbers or line["edges"] is None:
-        return None
-    center, scale, mean, rms = numbers
-    counts, edges = (np.asarray(line[name], np.float64) for name in ("counts", "edges"))
-    if not rms > abs(mean) or len(counts) != len(edges) - 1 or not counts.sum() > 0:
-        return None
-    edges = (center + scale * edges - mean) / math.sqrt(rms**2 - mean**2)
-    return edges, counts / counts.sum() / np.diff(edges)
-
-
-def _stairs(
-    shown: View, drawn: Mapping[str, Density], reach: float, *, fill: bool
-) -> Callable[[Axes], None]:
-    """Return what draws histograms of arms beside a Gaussian."""
-
-    def draw(ax: Axes) -> None:
-        looks = style.looks(shown)
-        for arm, (edges, density) in drawn.items():
-            ax.stairs(
-                np.where(density > 0, density, np.nan),
-                edges,
-                fill=fill,
-                baseline=1e-9 if fill else None,
-                color=looks[arm].color,
-                linestyle=looks[arm].line,
-                alpha=0.75,
-                gid=style.tag(arm),
-            )
-        x = np.linspace(-reach, reach, 400)
-        gauss = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-        ax.plot(x, gauss, color=style.INK["ink"], linewidth=1.1, linestyle=":")
-        _axes(ax, "(activation − mean) / standard deviation", DENSITY)
-        ax.set_ylim(1e-6, 3.0)
-        ax.set_xlim(-reach, reach)
-
-    return draw
-
-
-def _reach(drawn: Iterable[Density]) -> float:
-    """Return the standard deviations to both sides that show them all, to a limit."""
-    far = [np.abs(edges[:-1][density > 0]).max() for edges, density in drawn]
-    return float(np.clip(max(far, default=0.0), *REACH))
-
-
 def _densities(
     shown: View, layer: float, step: int | None
 ) -> Mapping[str, tuple[Density, Any]]:
@@ -502,12 +357,12 @@ def _densities(
 def histograms(shown: View) -> Iterator[Panel | None]:
     """Draw standardized activations of the layer at two thirds, one panel an arm."""
     found = _densities(shown, 16, None)
-    reach = _reach(density for density, _ in found.values())
+    reach = reach_of(density for density, _ in found.values())
     for arm, (density, kurtosis) in found.items():
         gamma = cells.cell(kurtosis, "", "kurtosis").text
         loss = cells.cell(shown.full_loss(arm), "", "~.2f").text
         title = f"{arm_label(arm)}: γ = {gamma}, loss {loss}"
-        yield Panel(arm, title, _stairs(shown, {arm: density}, reach, fill=True))
+        yield Panel(arm, title, stairs(shown, {arm: density}, reach, fill=True))
 
 
 def histograms_training(shown: View) -> Iterator[Panel | None]:
@@ -523,11 +378,11 @@ def histograms_training(shown: View) -> Iterator[Panel | None]:
         }
         for layer, step in itertools.product(layers, columns)
     }
-    reach = _reach(density for found in every.values() for density in found.values())
+    reach = reach_of(density for found in every.values() for density in found.values())
     for (layer, step), found in every.items():
         if found:
             title = f"layer {layer} of {printed.setting['num_layers']}, step {step:,}"
-            draw = _stairs(shown, found, reach, fill=False)
+            draw = stairs(shown, found, reach, fill=False)
             yield Panel(f"layer{layer}_step{step}", title, draw)
 
 
@@ -552,6 +407,7 @@ def every(evidence: Evidence, everyone: View) -> dict[str, Figure]:
         "ranges": ranges(shown),
         "sqnr": sqnr(shown),
         "errors": errors(shown),
+        "law": law(shown),
         "accuracy": accuracy(shown),
         "paper_accuracy": printed_accuracy(everyone),
     }

@@ -23,9 +23,9 @@ COLUMNS = 2
 # and with one. A layout that measures its texts would draw every panel twice.
 LEFT, BOTTOM, EDGE, TITLE = 0.68, 0.46, 0.1, 0.3
 
-_SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_SVG = "http://www.w3.org/2000/svg"
 ET.register_namespace("", _SVG)
-ET.register_namespace("xlink", _LINK)
+ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
 class Panel(NamedTuple):
@@ -77,32 +77,28 @@ def _svg(canvas: Canvas) -> bytes:
     return buffer.getvalue()
 
 
-def panel_svg(panel: Panel, prefix: str) -> str:
+def panel_svg(panel: Panel, name: str) -> str:
     """Draw one panel as an SVG element of a page.
 
     The id of an artist that begins with "arm-" becomes its class, by which the page
-    hides an arm; other ids get `prefix`, so that several drawings share a page.
+    hides an arm. The ids of what the drawing refers to are hashes salted with `name`,
+    so that several drawings share a page; others go.
     """
-    with matplotlib.rc_context({**style.RC, "savefig.transparent": True}):
+    rc = {**style.RC, "savefig.transparent": True, "svg.hashsalt": name}
+    with matplotlib.rc_context(rc):
         canvas = Canvas(figsize=PANEL_INCHES)
         _place(canvas, 1, 1, EDGE, 0.0)
         panel.draw(canvas.add_subplot())
         root = ET.fromstring(_svg(canvas))
     for child in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(child)
-    for name in ("width", "height", "version"):
-        del root.attrib[name]
+    for attribute in ("width", "height", "version"):
+        del root.attrib[attribute]
     root.attrib |= {"role": "img", "aria-label": panel.title}
-    for element in root.iter():
-        for name, value in list(element.attrib.items()):
-            if name == "id":
-                arm = value.startswith("arm-")
-                del element.attrib[name]
-                element.set(*(("class", value) if arm else ("id", prefix + value)))
-            elif name == f"{{{_LINK}}}href":
-                element.set(name, f"#{prefix}{value.removeprefix('#')}")
-            else:
-                element.set(name, value.replace("url(#", f"url(#{prefix}"))
+    for group in root.iter(f"{{{_SVG}}}g"):
+        label = group.attrib.pop("id", "")
+        if label.startswith("arm-"):
+            group.set("class", label)
     return ET.tostring(root, encoding="unicode")
 
 

@@ -168,7 +168,7 @@ class View:
         """Every arm with rows or a run, or that context.json planned."""
         names = {run.arm for run in self.results.runs}
         names |= {*self.results.rows["arm"], *self.results.context.get("arms", ())}
-        ranks = {arm: rank for rank, arm in enumerate(words()["arms"])}
+        ranks = {arm: rank for rank, arm in enumerate(words()["looks"])}
         return tuple(sorted(names, key=lambda arm: (ranks.get(arm, len(ranks)), arm)))
 
     def runs(self, arm: str) -> list[Run]:
