@@ -175,7 +175,7 @@ class Evidence:
         )
 
     def some(self, *parts: Part) -> tuple[list[Arm], list[str]]:
-        """Return the arms that play of these parts, and the names of the other parts."""
+        """Return the arms that play of these parts, and the names of the others."""
         arms, absent = _cast({part: self.playing(part) for part in parts})
         if not arms:
             raise NotTestable(*absent)

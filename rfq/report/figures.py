@@ -70,7 +70,7 @@ def _against_bits(
     of: Callable[[str, Precision], Estimate],
     y: str,
     references: Sequence[Reference] = (),
-    title: str = "{width}, stream {stream}",
+    title: str = "",
     curve: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Panel | None:
     """Make a panel of a number by activation bits, at one weight width."""
@@ -78,8 +78,8 @@ def _against_bits(
     points = means((arm, p.act_bits or 0, of(arm, p)) for arm, p in every)
     name = f"{'a' if width is None else f'w{width}'}_{stream}"
     place = view.PLACEMENTS.get(stream, "")
-    text = title.format(width=_weights(width), stream=place)
-    return lines(shown, name, text, points, BITS, y, references, curve=curve)
+    title = title or f"{_weights(width)}, stream {place}"
+    return lines(shown, name, title, points, BITS, y, references, curve=curve)
 
 
 def increase(shown: View) -> Iterator[Panel | None]:
@@ -181,14 +181,18 @@ def sqnr(shown: View) -> Iterator[Panel | None]:
         return shown.rows.of("nmse", arm, p)
 
     gaussian = (SHOWN_BITS, [ideal[bits] for bits in SHOWN_BITS])
-    zero = [Reference(0.0, "a Gaussian tensor")]
-    kinds: Sequence[tuple[Any, ...]] = (
-        (of, "mean SQNR over sites, dB", (), "SQNR, {width}", gaussian),
-        (gap, "SQNR less a Gaussian's, dB", zero, "gap to a Gaussian tensor, {width}"),
-        (nmse, NMSE, (), "normalized squared error, {width}"),
-    )
-    for kind, width in itertools.product(kinds, _widths(shown.precisions)):
-        yield _against_bits(shown, shown.precisions, width, "", *kind)
+    zero, sweep = [Reference(0.0, "a Gaussian tensor")], shown.precisions
+    less, ratio = "SQNR less a Gaussian's, dB", "mean SQNR over sites, dB"
+    widths = _widths(sweep)
+    for w in widths:
+        title = f"SQNR, {_weights(w)}"
+        yield _against_bits(shown, sweep, w, "", of, ratio, (), title, gaussian)
+    for w in widths:
+        title = f"gap to a Gaussian tensor, {_weights(w)}"
+        yield _against_bits(shown, sweep, w, "", gap, less, zero, title)
+    for w in widths:
+        title = f"normalized squared error, {_weights(w)}"
+        yield _against_bits(shown, sweep, w, "", nmse, NMSE, (), title)
     for precision, site in itertools.product(_narrow(shown)[:1], view.PAPER_SITES):
         points = means(_site_lines(shown, precision, site, "sqnr_db"))
         title = f"{view.SITES[site]}, {precision.name}"
@@ -230,7 +234,7 @@ def errors(shown: View) -> Iterator[Panel | None]:
             found = shown.sites.layers(arm, p, "head_in", field, stream)
             return found[0] if found else Estimate()
 
-        title = "at the head, {width}, {stream}"
+        title = f"at the head, {_weights(width)}, {view.PLACEMENTS[stream]}"
         yield _against_bits(
             shown, shown.precisions, width, stream, head, ENERGY, title=title
         )

@@ -1,18 +1,26 @@
-"""Sentences computed from the rows: the answer, what to know, and the limits."""
+"""Sentences computed from the rows: the answer, what to know, and the limits.
+
+Their words are in texts.toml.
+"""
 
 import collections
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import polars as pl
 
 from rfq.report import cells, paper, view
 from rfq.report.arms import arm_label
-from rfq.report.cells import count_text, signed
-from rfq.report.claims import Judged, rounding, verdict
+from rfq.report.claims import Judged, rounding
+from rfq.report.claims.verdict import NEGLIGIBLE
 from rfq.report.evidence import Evidence, NotTestable
 from rfq.report.tables import GLANCE_SPECS
 from rfq.report.view import View
+
+
+def _say(key: str, **fill: Any) -> str:
+    return paper.words()["notes"][key].format(**fill)
 
 
 def answer(evidence: Evidence) -> str:
@@ -20,40 +28,32 @@ def answer(evidence: Evidence) -> str:
     try:
         found = [
             rounding.compare_sides(
-                evidence, name, stream, evidence.increase, "nats", verdict.NEGLIGIBLE
+                evidence, name, stream, evidence.increase, "nats", NEGLIGIBLE
             )
             for name, stream in itertools.product(GLANCE_SPECS, view.PLACEMENTS)
         ]
     except NotTestable as error:
-        return f"These runs cannot say: they lack {' and '.join(error.missing)}."
+        return _say("no_sides", missing=" and ".join(error.missing))
     sides = [comparison[0] for comparison in found if comparison]
     if not sides:
-        return "These runs cannot say: no arm of either kind was quantized to few bits."
+        return _say("not_quantized")
     won, lost = sides.count(1), sides.count(-1)
-    said = "It depends in these runs" if won and lost else "Yes in these runs"
-    if not won:
-        said = "No in these runs" if lost else "These runs show no difference"
-    return (
-        f"{said}: of {len(sides)} comparisons of the best residual with the best "
-        f"residual-free arm ({', '.join(GLANCE_SPECS)}, both placements of the "
-        f"stream's quantizer), the residual-free arm loses less in {won}, the residual "
-        f"arm in {lost}, and {len(sides) - won - lost} show no clear difference."
-    )
-
-
-TALLY: Mapping[str, str] = {
-    verdict.HOLDS: "hold",
-    verdict.CORRECTED: "hold with a correction",
-    verdict.FAILS: "do not hold",
-    verdict.TOO_SMALL: "need larger runs",
-    verdict.UNTESTABLE: "need other arms or numbers",
-}
+    leads = {
+        (True, True): "depends",
+        (True, False): "yes",
+        (False, True): "no",
+        (False, False): "no_difference",
+    }
+    counts = {"of": len(sides), "won": won, "lost": lost, "even": sides.count(0)}
+    specs = ", ".join(GLANCE_SPECS)
+    return _say(leads[won > 0, lost > 0]) + _say("answer", specs=specs, **counts)
 
 
 def tally(judged: Iterable[Judged]) -> list[tuple[int, str, str]]:
     """Count the verdicts: how many, in words, and the verdict."""
     counts = collections.Counter(one.judgement.verdict for one in judged)
-    return [(counts[v], words, v) for v, words in TALLY.items() if counts[v]]
+    tallied = paper.words()["tally"].items()
+    return [(counts[v], words, v) for v, words in tallied if counts[v]]
 
 
 def alerts(shown: View) -> list[str]:
@@ -64,93 +64,65 @@ def alerts(shown: View) -> list[str]:
         for said in _alerts(shown, arm)
     ]
     if shown.floor("unigram") is None or shown.floor("bigram") is None:
-        found.append(
-            "The n-gram floors are missing, so a collapsed arm cannot be told."
-        )
+        found.append(_say("no_floors"))
     return [*found, *shown.results.notes]
 
 
 def _alerts(shown: View, arm: str) -> Iterator[str]:
     status, loss = shown.facts[arm].status, shown.full_loss(arm).value
-    if status == "missing":
-        yield "missing; no rows and no run"
-    elif status == "unfinished":
-        yield "unfinished; it has no rows yet"
-    elif status == "not finite":
-        said = [run.failed.get("message") for run in shown.runs(arm)]
-        default = "the loss is not finite; its numbers mean nothing"
-        yield next(filter(None, said), default)
+    if status == "not finite":
+        messages = [run.failed.get("message") for run in shown.runs(arm)]
+        yield next(filter(None, messages), _say("not_finite"))
+    elif status in ("missing", "unfinished"):
+        yield _say(status)
     else:
         if status == "stuck":
-            yield (
-                f"collapsed; its held-out loss {loss:.2f} is near the unigram floor "
-                f"{shown.floor('unigram'):.2f}, so it learnt little but word "
-                "frequencies and its robustness to quantization means nothing"
-            )
+            yield _say("stuck", loss=loss, unigram=shown.floor("unigram"))
         broken = shown.results.rows.filter(pl.col("loss").is_nan(), arm=arm)["spec"]
         if len(broken):
-            yield f"the loss is not finite at {', '.join(sorted(set(broken)))}"
+            yield _say("broken", specs=", ".join(sorted(set(broken))))
         if not shown.rows.place(arm, shown.reference):
-            yield "quantized rows missing"
-    if shown.skips[arm] == "residual_free" and (worst := _unequal(shown, arm)) > 1e-4:
-        yield (
-            f"the two placements differ by up to {worst:.4f} nats, but "
-            "have to be equal; distrust these rows"
-        )
-
-
-def _unequal(shown: View, arm: str) -> float:
-    """Return how far the placements of an arm differ."""
-    both = [
-        [shown.increase(arm, p, stream).value for stream in view.PLACEMENTS]
-        for p in shown.precisions
-    ]
-    gaps = (abs(a - b) for a, b in both if a is not None and b is not None)
-    return max(gaps, default=0.0)
+            yield _say("no_rows")
+    if shown.skips[arm] == "residual_free":
+        both = [
+            [shown.increase(arm, p, stream).value for stream in view.PLACEMENTS]
+            for p in shown.precisions
+        ]
+        gaps = [abs(a - b) for a, b in both if a is not None and b is not None]
+        if max(gaps, default=0.0) > 1e-4:
+            yield _say("unequal", worst=max(gaps))
 
 
 def limits(shown: View) -> list[str]:
     """Say what runs of this size can and cannot show, computed from them."""
-    return [
-        _size(shown),
-        _eight_bits(shown),
-        _placement(shown),
-        _seeds(shown),
-        "Held-out loss here and zero-shot accuracy in the paper are different units: "
-        "compare orders and where curves bend, not sizes.",
-    ]
+    found = _size(shown), _eight_bits(shown), _placement(shown), _seeds(shown)
+    return [*found, _say("units")]
 
 
 def _size(shown: View) -> str:
     printed = paper.load()
+    theirs = printed.setting
     fields = ("num_params", "num_steps", "tokens_seen")
     params, steps, tokens = shown.results.rows.select(pl.col(fields).max()).row(0)
     parts = []
     if params:
-        share = f"1/{printed.setting['num_params'] / params:,.0f} of the paper's"
-        parts.append(f"{count_text(params)} parameters, {share}")
+        count, share = cells.count_text(params), theirs["num_params"] / params
+        parts.append(_say("params", count=count, share=share))
     if steps:
-        theirs = printed.setting["num_steps"]
-        parts.append(f"{steps:,.0f} steps, the paper {theirs:,}")
+        parts.append(_say("steps", steps=steps, theirs=theirs["num_steps"]))
     if tokens:
-        parts.append(f"{count_text(tokens)} tokens seen")
+        parts.append(_say("tokens", count=cells.count_text(tokens)))
     size = "; ".join(parts) or cells.MISSING
-    arms = [arm for arm in shown.facts.values() if arm.kurtosis.value is not None]
-    if not arms:
-        return f"Size: {size}. Kurtosis: {cells.MISSING}."
-    arm = max(arms, key=lambda arm: arm.kurtosis.value or 0.0)
-    largest = cells.cell(arm.kurtosis, "", "~kurtosis").text
-    theirs = max(entry["excess_kurtosis"] for entry in printed.kurtosis)
-    reach = "the same order of magnitude"
-    if (arm.kurtosis.value or 0.0) < theirs / 10:
-        reach = (
-            "nothing here comes near it, so these runs show mechanisms and orders, "
-            "not its extremes"
-        )
-    return (
-        f"Size: {size}. The largest block kurtosis here is {largest} "
-        f"({arm_label(arm.name)}); the paper states up to {theirs:,.0f}: {reach}."
-    )
+    known = [(arm.kurtosis.value, arm) for arm in shown.facts.values()]
+    peaks = [(value, arm) for value, arm in known if value is not None]
+    if not peaks:
+        return _say("size_alone", size=size)
+    value, arm = max(peaks, key=lambda pair: pair[0])
+    stated = max(entry["excess_kurtosis"] for entry in printed.kurtosis)
+    reach = _say("far" if value < stated / 10 else "near")
+    largest, label = cells.write(value, "kurtosis"), arm_label(arm.name)
+    fill = {"arm": label, "stated": stated, "reach": reach}
+    return _say("size", size=size, largest=largest, **fill)
 
 
 def _eight_bits(shown: View) -> str:
@@ -162,18 +134,10 @@ def _eight_bits(shown: View) -> str:
         if (value := shown.increase(arm, name, stream).value) is not None
     }
     if not found:
-        return "Eight activation bits: missing."
+        return _say("no_eight_bits")
     where = max(found, key=lambda key: found[key])
-    cost = f"{signed(found[where])} nats here ({where})"
-    if found[where] <= verdict.NEGLIGIBLE:
-        return (
-            f"Eight activation bits cost at most {cost}: every arm passes, so read the "
-            "rows at 6 and 4 bits."
-        )
-    return (
-        f"Eight activation bits already cost up to {cost}, so the rows at 8 bits tell "
-        "arms apart."
-    )
+    name = "eight_bits_pass" if found[where] <= NEGLIGIBLE else "eight_bits_cost"
+    return _say(name, cost=cells.signed(found[where]), where=where)
 
 
 def _placement(shown: View) -> str:
@@ -185,17 +149,11 @@ def _placement(shown: View) -> str:
             known = [(value, arm) for value, arm in every if value is not None]
             ranks.append([arm for _, arm in sorted(known, key=lambda pair: pair[0])])
         if len(ranks[0]) > 1 and sorted(ranks[0]) == sorted(ranks[1]):
-            branch, in_place = (arm_label(rank[0]) for rank in ranks)
-            where = "Where the stream's quantizer stands"
-            if ranks[0] == ranks[1]:
-                end = f"the ranking at {name}: {branch} loses least either way."
-                return f"{where} does not change {end}"
-            lead = f"{branch} loses least in both, and the order behind it changes"
-            if branch != in_place:
-                lead = f"{branch} loses least with branch, {in_place} with in place"
-            end = f"{lead}. The paper does not say which it used."
-            return f"{where} decides the ranking at {name}: {end}"
-    return "Placement of the stream's quantizer: both are not in the rows; missing."
+            first = [arm_label(rank[0]) for rank in ranks]
+            said = "one_first" if first[0] == first[1] else "two_first"
+            said = "one_ranking" if ranks[0] == ranks[1] else said
+            return _say(said, name=name, branch=first[0], in_place=first[1])
+    return _say("one_placement")
 
 
 def _seeds(shown: View) -> str:
@@ -203,15 +161,7 @@ def _seeds(shown: View) -> str:
     counts = {found.num_seeds for found, _ in losses if found.value is not None}
     spreads = [(e.spread, name) for e, name in losses if e.spread is not None]
     if not spreads:
-        return (
-            "One seed an arm: intervals cover the choice of held-out sequences, not "
-            "the spread between seeds, so a small difference between arms may be "
-            "chance."
-        )
+        return _say("one_seed")
     spread, arm = max(spreads, key=lambda pair: pair[0])
     seeds = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
-    return (
-        f"{seeds} seeds an arm; the held-out loss varies by up to {spread:.3f} "
-        f"nats (standard deviation, {arm_label(arm)}), so smaller differences "
-        "between arms are not told apart."
-    )
+    return _say("seeds", seeds=seeds, spread=spread, arm=arm_label(arm))

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jinja2
 import markupsafe
-import polars as pl
 
 from rfq import files
 from rfq.errors import InputError
@@ -80,32 +79,18 @@ def make(results: Results) -> Report:
     return Report(found, everyone, judged, by_name, figures.every(found, everyone))
 
 
-class Entry(NamedTuple):
-    """A line of the index: one of the paper's items, and where it is on the page."""
-
-    name: str
-    shows: str
-    needs: str
-    places: list[tuple[str, str]]
-    printed: list[tuple[str, str]]
-
-
-def index(report: Report) -> list[Entry]:
-    """Return where each of the paper's tables and figures is on the page."""
+def index(report: Report) -> list[dict[str, Any]]:
+    """List the paper's tables and figures with where they are on the page."""
     parts = [(f"table-{t.name}", t) for t in report.tables.values() if t.lines]
-    drawn = [(f"figure-{f.name}", f) for f in report.figures.values() if f.panels]
-
-    def places(name: str, printed: bool) -> list[tuple[str, str]]:
-        return [
-            (anchor, part.title)
-            for anchor, part in (*parts, *drawn)
-            if name in part.stands_for and part.is_printed == printed
-        ]
-
-    return [
-        Entry(name, shows, needs, places(name, False), places(name, True))
-        for name, (shows, needs) in paper.words()["items"].items()
-    ]
+    parts += [(f"figure-{f.name}", f) for f in report.figures.values() if f.panels]
+    entries = []
+    for name, (shows, needs) in paper.words()["items"].items():
+        shown = [(at, part) for at, part in parts if name in part.stands_for]
+        places = [(at, part.title) for at, part in shown if not part.is_printed]
+        printed = [at for at, part in shown if part.is_printed]
+        texts = {"name": name, "shows": shows, "needs": needs}
+        entries.append({**texts, "places": places, "printed": printed})
+    return entries
 
 
 def provenance(shown: View) -> list[tuple[str, str]]:
@@ -117,11 +102,12 @@ def provenance(shown: View) -> list[tuple[str, str]]:
         found = [*results.rows[field], *(record.get(field) for record in records)]
         return ", ".join(dict.fromkeys(str(x) for x in found if x is not None))
 
-    prints = dict(
-        results.rows.group_by("arm", maintain_order=True)
-        .agg(pl.col("config_fingerprint").drop_nulls().unique(maintain_order=True))
-        .rows()
-    )
+    named = results.rows.drop_nulls("config_fingerprint")
+    prints: dict[str, list[str]] = {}
+    for arm, name in (
+        named.select("arm", "config_fingerprint").unique(maintain_order=True).rows()
+    ):
+        prints.setdefault(arm, []).append(name)
     for run in results.runs:
         prints.setdefault(run.arm, [run.described.get("fingerprint", cells.MISSING)])
     seconds = [run.done["seconds"] for run in results.runs if "seconds" in run.done]
