@@ -102,11 +102,10 @@ def provenance(shown: View) -> list[tuple[str, str]]:
         found = [*results.rows[field], *(record.get(field) for record in records)]
         return ", ".join(dict.fromkeys(str(x) for x in found if x is not None))
 
-    named = results.rows.drop_nulls("config_fingerprint")
+    fields = ("arm", "config_fingerprint")
+    named = results.rows.select(fields).drop_nulls().unique(maintain_order=True)
     prints: dict[str, list[str]] = {}
-    for arm, name in (
-        named.select("arm", "config_fingerprint").unique(maintain_order=True).rows()
-    ):
+    for arm, name in named.rows():
         prints.setdefault(arm, []).append(name)
     for run in results.runs:
         prints.setdefault(run.arm, [run.described.get("fingerprint", cells.MISSING)])

@@ -8,6 +8,7 @@ import matplotlib.ticker
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 
 from rfq.report import style
 from rfq.report.estimates import Estimate
@@ -49,22 +50,28 @@ class Reference(NamedTuple):
             ax.annotate(self.text, (0.01, self.y), (0, 2), where, of, **how)
 
 
-def _plain(value: float, _: int = 0) -> str:
-    return f"{value:,g}".replace("-", "−")
+def _plain(axis: Axis) -> None:
+    """Write the numbers of an axis out, in place of powers of ten."""
+
+    def text(value: float, _: int = 0) -> str:
+        return f"{value:,g}".replace("-", "−")
+
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(text))
+    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
 def _axes(ax: Axes, x: str, y: str) -> None:
     """Label the axes and scale them as their labels ask."""
     ax.set_xlabel(x)
-    if x == PREDICTED:
-        ax.set_xscale("log")
     ax.set_ylabel(y)
     linear = LINEAR_TO.get(y)
     if linear is not None:
         how = {"linthresh": linear, "linscale": 0.6} if linear else {}
         ax.set_yscale("symlog" if linear else "log", **how)
-        ax.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain))
-        ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        _plain(ax.yaxis)
+    if x == PREDICTED:
+        ax.set_xscale("log")
+        _plain(ax.xaxis)
     if x == BITS:
         ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(SHOWN_BITS))
     if x == LAYER:

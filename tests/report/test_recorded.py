@@ -7,7 +7,7 @@ import pytest
 
 from rfq import errors, metrics
 from rfq.commands import report as command
-from rfq.report import claims, evidence, load, tables, view
+from rfq.report import claims, evidence, figures, load, render, tables, view
 
 RESULTS = pathlib.Path(__file__).parents[2] / "configs" / "results"
 FILES = {
@@ -76,3 +76,21 @@ def test_the_report_of_a_file_needs_a_place():
     given = command.Report((RESULTS / "demo.jsonl",))
     with pytest.raises(errors.InputError, match="add --out DIR"):
         command.run(given)
+
+
+def test_the_law_stands_beside_what_was_measured(tmp_path):
+    path = RESULTS / "rounding.jsonl"
+    drawn, diagonals = set(), []
+    for panel in figures.law(view.of(load.read([path], tmp_path))):
+        axes = render.Canvas().add_subplot()
+        panel.draw(axes)
+        for line in axes.lines:
+            points = [*zip(line.get_xdata(), line.get_ydata(), strict=True)]
+            if line.get_gid():
+                drawn |= {(float(x), float(y)) for x, y in points}
+            else:
+                diagonals += points
+    rows = [row for row in metrics.read(path) if row.get("predicted_error")]
+    assert drawn == {(r["predicted_error"], r["relative_error"]) for r in rows}
+    assert len(drawn) > 20
+    assert all(x == y for x, y in diagonals) and diagonals
