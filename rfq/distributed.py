@@ -303,8 +303,8 @@ def agree(what: str, described: Mapping[str, Any]) -> None:
         return
     ours = json.loads(json.dumps(described))
     theirs = broadcast(what, lambda: ours)
-    if found := experiment_lib.differences(theirs, ours):
-        field, first, other = found[0]
+    if differences := experiment_lib.differences(theirs, ours):
+        field, first, other = differences[0]
         raise InputError(
             f"the processes differ in {what}: {field} is {other!r} on "
             f"{_job.name(_job.process_id)} and {first!r} on {_job.name(0)}; give all "

@@ -60,9 +60,9 @@ def _cut_torn_line(descriptor: int, block: int = 1 << 16) -> None:
     end = size = os.fstat(descriptor).st_size
     while end > 0:
         start = max(0, end - (1 if end == size else block))
-        found = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if found >= 0:
-            end = start + found + 1
+        place = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if place >= 0:
+            end = start + place + 1
             break
         end = start
     if end < size:

@@ -278,8 +278,8 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
 
             pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), clean, quantized)
             with _matmul_precision(config):
-                h_2BTD, found = jax.vmap(one, axis_name=taps.PAIR)(pair)
-            first = jax.tree.map(lambda leaf: leaf[0], found)
+                h_2BTD, distortions = jax.vmap(one, axis_name=taps.PAIR)(pair)
+            first = jax.tree.map(lambda leaf: leaf[0], distortions)
             # A tapped head rounds its input; the input before rounding is compared.
             return {"head_in": distortion.measure(*h_2BTD)} | first
 

@@ -170,13 +170,13 @@ class _Log:
         metrics.append(self._run_dir / f"{kind}.jsonl", rows.make(kind, row))
         self.ends[f"{kind}.jsonl"] = row["step"]
 
-    def require_finite(self, step: int, found: Mapping[str, Any]) -> None:
+    def require_finite(self, step: int, finite_by_name: Mapping[str, Any]) -> None:
         """Stop the run unless every named thing was found to be finite.
 
         Raises:
             Diverged: it says where, what is saved and what to try, as failed.json does.
         """
-        bad = [name for name, finite in found.items() if not finite]
+        bad = [name for name, finite in finite_by_name.items() if not finite]
         if not bad:
             return
         last = self._last_checkpoint()
@@ -199,8 +199,10 @@ class _Log:
         self.seconds += elapsed
         rate = len(numbers) * self._experiment.tokens_per_step / elapsed
         for step, values in numbers:
-            found = {name: np.isfinite(values[name]) for name in ("loss", "grad_norm")}
-            self.require_finite(step, found)
+            is_finite = {
+                name: np.isfinite(values[name]) for name in ("loss", "grad_norm")
+            }
+            self.require_finite(step, is_finite)
             if self.due(step):
                 self.loss = float(values["loss"])
                 self.note = f"loss {self.loss:.3f}, {rate:,.0f} tokens/s"

@@ -399,8 +399,13 @@ def stacks(opt_state):
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("strategy", sorted(sharding.STRATEGIES))
-@pytest.mark.parametrize("optimizer", ["kl_shampoo", "muon", "shampoo", "soap"])
+@pytest.mark.parametrize(
+    ("optimizer", "strategy"),
+    [
+        *(("kl_shampoo", strategy) for strategy in sorted(sharding.STRATEGIES)),
+        *((optimizer, "ddp") for optimizer in ("muon", "shampoo", "soap")),
+    ],
+)
 def test_each_device_keeps_its_share_of_the_optimizer(optimizer, strategy):
     """Whole matrices of 4 layers: 16 square and 8 oblong ones on up to 8 devices."""
     given = experiment(

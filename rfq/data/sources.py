@@ -135,8 +135,8 @@ def open_source(
 def _paths(spec: str) -> list[pathlib.Path]:
     path = pathlib.Path(spec)
     if path.is_dir():
-        found = (p for p in path.rglob("*") if p.is_file() and _is_visible(p, path))
-        paths = sorted(p for p in found if _split_name(p) is not None)
+        visible = (p for p in path.rglob("*") if p.is_file() and _is_visible(p, path))
+        paths = sorted(p for p in visible if _split_name(p) is not None)
     elif path.exists():
         paths = [path]
     else:
@@ -342,7 +342,9 @@ def _tfds(name: str, field: str) -> Source:
     return Source(f"{TFDS_PREFIX}{name}", tuple(pieces))
 
 
-def _tfds_piece(name: str, field: str, examples: Any, start: int, each: float) -> Piece:
+def _tfds_piece(
+    name: str, field: str, examples: Any, start: int, bytes_each: float
+) -> Piece:
     stop = min(start + _TFDS_EXAMPLES, len(examples))
 
     def documents() -> Iterator[Document]:
@@ -354,10 +356,12 @@ def _tfds_piece(name: str, field: str, examples: Any, start: int, each: float) -
                 raise files.not_utf8(where, error) from error
             except RuntimeError as error:
                 raise files.damaged(where, error) from error
-            num_bytes = round(each * (index + 1 - start))
+            num_bytes = round(bytes_each * (index + 1 - start))
             yield Document(f"{name}:{index}", text, num_bytes)
 
-    return Piece(f"{name}[{start}:{stop}]", round(each * (stop - start)), documents)
+    return Piece(
+        f"{name}[{start}:{stop}]", round(bytes_each * (stop - start)), documents
+    )
 
 
 # --- Names of files -----------------------------------------------------------------
@@ -382,12 +386,12 @@ def _split_name(path: pathlib.Path) -> tuple[str, str] | None:
 
 
 def _kind(path: pathlib.Path) -> tuple[str, str]:
-    found = _split_name(path)
-    if found is None:
+    parts = _split_name(path)
+    if parts is None:
         raise InputError(
             f"source file {path} is of an unknown kind; accepted are {_accepted()}"
         )
-    return found
+    return parts
 
 
 def _pieces(path: pathlib.Path, division: str, field: str) -> tuple[Piece, ...]:

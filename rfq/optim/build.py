@@ -302,7 +302,7 @@ def partition(
     def update(updates, state, params=None):
         out, states = updates, {}
         for name, branch in branches.items():
-            found, inner = branch.update(
+            directed, inner = branch.update(
                 masked(updates, name),
                 state.inner_states[name].inner_state,
                 None if params is None else masked(params, name),
@@ -311,7 +311,7 @@ def partition(
             out = tree_map(
                 lambda label, new, old, name=name: new if label == name else old,
                 labels,
-                found,
+                directed,
                 out,
             )
         return out, optax.transforms.PartitionState(states)

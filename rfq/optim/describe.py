@@ -87,7 +87,7 @@ def _treated(leaf: Leaf, optimizer: OptimizerConfig) -> Treatment:
     )
 
 
-def _table(found: list[Treatment]) -> str:
+def _table(treatments: list[Treatment]) -> str:
     rows = [("parameter", "shape", "treatment", "matrices", "state")]
     rows += [
         (
@@ -99,7 +99,7 @@ def _table(found: list[Treatment]) -> str:
             else "",
             _bytes(one.state_bytes),
         )
-        for one in found
+        for one in treatments
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -109,9 +109,9 @@ def _table(found: list[Treatment]) -> str:
         )
         for row in rows
     ]
-    num = sum(one.num_matrices for one in found)
-    total = _bytes(sum(one.state_bytes for one in found))
-    lines.append(f"{len(found)} parameters, {num} matrices, {total} of state")
+    num = sum(one.num_matrices for one in treatments)
+    total = _bytes(sum(one.state_bytes for one in treatments))
+    lines.append(f"{len(treatments)} parameters, {num} matrices, {total} of state")
     return "\n".join(lines) + "\n"
 
 

@@ -147,14 +147,14 @@ def scale_by_rule(
         for name, group in groups.items():
             dealt = deal(group, updates, placement)
             run = together if dealt is None else dealt.run
-            found, active[name], states[name] = run(
+            ours, active[name], states[name] = run(
                 functools.partial(_call, rule),
                 group,
                 [leaves[member.index] for member in group.members],
                 state.stacks[name],
                 state.count,
             )
-            for member, direction in zip(group.members, found, strict=True):
+            for member, direction in zip(group.members, ours, strict=True):
                 scale = rule.scale(math.prod(member.rows), math.prod(member.cols))
                 directions[member.index] = scale * direction
         count = optax.safe_increment(state.count)

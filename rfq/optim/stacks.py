@@ -60,7 +60,7 @@ class Group(NamedTuple):
 
 def layout(leaves: Sequence[Leaf]) -> dict[str, Group]:
     """Group the matrices of leaves, all of which must have some, by shape."""
-    found: dict[str, list[Member]] = {}
+    by_shape: dict[str, list[Member]] = {}
     for index, leaf in enumerate(leaves):
         shape = leaf.array.shape
         if leaf.axes is None:
@@ -81,9 +81,9 @@ def layout(leaves: Sequence[Leaf]) -> dict[str, Group]:
             start=0,
         )
         m, n = sorted((math.prod(member.rows), math.prod(member.cols)))
-        found.setdefault(f"{m}x{n}", []).append(member)
+        by_shape.setdefault(f"{m}x{n}", []).append(member)
     groups = {}
-    for name, members in found.items():
+    for name, members in by_shape.items():
         placed, start = [], 0
         for member in members:
             placed.append(member._replace(start=start))

@@ -364,9 +364,10 @@ def known_rms(
         fetched: brings arrays to the host, wherever their parts are.
     """
     tables = {**params, **params["blocks"]}
-    found = fetched({site: tables[gain] for site, gain in gains.items()})
+    on_host = fetched({site: tables[gain] for site, gain in gains.items()})
     return {
-        site: np.sqrt(np.mean(np.square(gain), axis=-1)) for site, gain in found.items()
+        site: np.sqrt(np.mean(np.square(gain), axis=-1))
+        for site, gain in on_host.items()
     }
 
 

@@ -163,8 +163,8 @@ Each takes an array to its (range_lo, range_hi), shaped to broadcast against it.
 
 def group_size(granularity: str) -> int | None:
     """Read N of "per_group_N"; None for any other name."""
-    found = re.fullmatch(r"per_group_([1-9][0-9]*)", granularity)
-    return None if found is None else int(found[1])
+    match = re.fullmatch(r"per_group_([1-9][0-9]*)", granularity)
+    return None if match is None else int(match[1])
 
 
 def extent_of(granularity: str, what: str = "granularity") -> Extent:

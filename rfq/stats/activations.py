@@ -146,15 +146,15 @@ _NOT_NAMES = ("intermediates", "__call__", "value")
 
 def _named(activations: Any) -> dict[str, Array]:
     """Name the arrays to describe as a reader would."""
-    found = {}
+    by_path = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(activations):
         floats = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
         if floats and math.prod(leaf.shape) > 1:
             text = jax.tree_util.keystr(path, simple=True, separator="/")
-            found[tuple(p for p in text.split("/") if p not in _NOT_NAMES)] = leaf
+            by_path[tuple(p for p in text.split("/") if p not in _NOT_NAMES)] = leaf
     # A call's output is a tuple of one, unless the layer was called more than once.
     return {
         "/".join(path[:-1] if alone else path) or "output": leaf
-        for path, leaf in found.items()
-        for alone in [path[-1:] == ("0",) and (*path[:-1], "1") not in found]
+        for path, leaf in by_path.items()
+        for alone in [path[-1:] == ("0",) and (*path[:-1], "1") not in by_path]
     }

@@ -31,8 +31,8 @@ def order_statistic(x: Array, rank: Array | int) -> Array:
         num_below = jnp.sum(ordered < middle[..., None], axis=-1)
         return jnp.where(num_below <= rank, middle, low)
 
-    found = jax.lax.fori_loop(0, 32, halve, jnp.zeros(x.shape[:-1], jnp.uint32))
-    bits = jnp.where(found & sign, found & ~sign, ~found)
+    pattern = jax.lax.fori_loop(0, 32, halve, jnp.zeros(x.shape[:-1], jnp.uint32))
+    bits = jnp.where(pattern & sign, pattern & ~sign, ~pattern)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 

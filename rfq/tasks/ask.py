@@ -44,9 +44,9 @@ def _run(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
     wanted = settings.every(experiment, experiment.tasks.specs)
     missing = [setting for setting in wanted if setting not in kept]
     needed = {
-        each(setting, experiment): None
+        needs(setting, experiment): None
         for setting in missing
-        for each in (settings.full, settings.canonical)
+        for needs in (settings.full, settings.canonical)
     }
     answered: dict[Setting, scoring.Answers] = {}
     num_batches = len(asked.plan.batches)

@@ -130,9 +130,9 @@ def _asked(name: str, experiment: Experiment, tokenizer: tokenize.Tokenizer) -> 
         split = "heldout"
     else:
         split, documents = benchmarks.load(config.dir, name)
-    found = task_lib.examples(name, tasks_lib.TASKS[name], documents)
-    requests = [request for example in found for request in example.requests]
-    return Asked(split, found, scoring.encode(requests, tokenizer))
+    examples = task_lib.examples(name, tasks_lib.TASKS[name], documents)
+    requests = [request for example in examples for request in example.requests]
+    return Asked(split, examples, scoring.encode(requests, tokenizer))
 
 
 # --- Scores of the answers ----------------------------------------------------------

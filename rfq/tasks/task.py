@@ -109,13 +109,13 @@ def correct(
     }
 
     def right(length: Callable[[str], float]) -> np.ndarray:
-        found = np.zeros(len(asked))
+        is_right = np.zeros(len(asked))
         for i, (e, scores) in enumerate(zip(asked, loglikelihoods, strict=True)):
             assert len(scores) == len(e.choices), (i, scores)
             # An empty choice has the log-likelihood 0, and numpy.argmax lets 0 / 0 win.
             with np.errstate(divide="ignore", invalid="ignore"):
                 per_unit = np.asarray(scores, np.float64) / list(map(length, e.choices))
-            found[i] = np.argmax(per_unit) == e.gold
-        return found
+            is_right[i] = np.argmax(per_unit) == e.gold
+        return is_right
 
     return Correct(**{name: right(length) for name, length in lengths.items()})

@@ -332,13 +332,13 @@ def grams_on_the_small_side() -> list[Check]:
 
 def softmax_limit() -> list[Check]:
     """The size of "O(1)": the lognormal limit, and how slowly it is reached."""
-    found = {t: softmax_kurtosis(1.0, t, seed=9) for t in (64, 2048)}
+    gamma_by_size = {t: softmax_kurtosis(1.0, t, seed=9) for t in (64, 2048)}
     return [
         Check(
             where="Lemma 13",
             statement="gamma of softmax(g) still grows with T: T 2048 against T 64",
-            predicted=found[64].value,
-            measured=found[2048],
+            predicted=gamma_by_size[64].value,
+            measured=gamma_by_size[2048],
             tolerance=0.0,
             relation=">=",
         ),
@@ -346,7 +346,7 @@ def softmax_limit() -> list[Check]:
             where="Lemma 13",
             statement="gamma of softmax(g) is below its lognormal limit: T 2048",
             predicted=lognormal_kurtosis(1.0),
-            measured=found[2048],
+            measured=gamma_by_size[2048],
             tolerance=0.0,
             relation="<=",
         ),

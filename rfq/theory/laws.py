@@ -131,9 +131,9 @@ def batches(
 
 def over_batches(values: Array) -> Estimate:
     """Return the mean and standard error of [num_batches] independent numbers."""
-    each = np.asarray(values, np.float64)
-    error = each.std(ddof=1) / math.sqrt(each.size)
-    return Estimate(float(each.mean()), float(error))
+    numbers = np.asarray(values, np.float64)
+    error = numbers.std(ddof=1) / math.sqrt(numbers.size)
+    return Estimate(float(numbers.mean()), float(error))
 
 
 def pooled_kurtosis(
@@ -149,18 +149,18 @@ def pooled_kurtosis(
     )
 
 
-def kurtosis_of_batches(found: Moments) -> Estimate:
+def kurtosis_of_batches(moments: Moments) -> Estimate:
     """Compute gamma of the union of batches, leaves [num_batches].
 
     The standard error is that of the mean of the batches' own kurtosis.
     """
-    spread = over_batches(central.excess_kurtosis(found)).standard_error
-    return Estimate(float(central.excess_kurtosis(channels.pooled(found))), spread)
+    spread = over_batches(central.excess_kurtosis(moments)).standard_error
+    return Estimate(float(central.excess_kurtosis(channels.pooled(moments))), spread)
 
 
-def exponent(sizes: tuple[int, ...], found: tuple[Estimate, ...]) -> Estimate:
+def exponent(sizes: tuple[int, ...], estimates: tuple[Estimate, ...]) -> Estimate:
     """Return p of value ~ size^p between the first and the last size."""
-    first, last = found[0], found[-1]
+    first, last = estimates[0], estimates[-1]
     length = math.log(sizes[-1] / sizes[0])
     error = math.hypot(*(e.standard_error / e.value for e in (first, last))) / length
     return Estimate(math.log(last.value / first.value) / length, error)

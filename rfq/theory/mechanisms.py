@@ -17,9 +17,9 @@ class Curve(NamedTuple):
 
 
 def _curve(name: str, x: Sequence[int], of: Callable[[int], float | Estimate]) -> Curve:
-    found = [of(value) for value in x]
-    predicted = not isinstance(found[0], Estimate)
-    y = [value if isinstance(value, Estimate) else exact(value) for value in found]
+    values = [of(value) for value in x]
+    predicted = not isinstance(values[0], Estimate)
+    y = [value if isinstance(value, Estimate) else exact(value) for value in values]
     return Curve(name, predicted, x, y)
 
 

@@ -228,7 +228,7 @@ def lemma_7() -> list[Check]:
 def corollary_1() -> list[Check]:
     """gamma_y -> 0 if gamma_u = o(d), at the rate 1 / d."""
     sizes = (4, 64)
-    found = tuple(
+    gammas = tuple(
         sampled_mixed_kurtosis("flat", "laplace", d, seed=70 + d) for d in sizes
     )
     return [
@@ -236,7 +236,7 @@ def corollary_1() -> list[Check]:
             where="C.3",
             statement="gamma_y ~ d^p: Laplace inputs, |a_i| all equal, d 4 and 64",
             predicted=-1.0,
-            measured=laws.exponent(sizes, found),
+            measured=laws.exponent(sizes, gammas),
             tolerance=0.0,
         )
     ]
@@ -314,8 +314,8 @@ def lemma_2() -> list[Check]:
 def theorem_2() -> list[Check]:
     """A residual-free layer: |gamma| <= mu / d |gamma~|, mean and variance of phi."""
     w = haar(_WIDTH, seed=_WIDTH)
-    found = mixed("relu", _WIDTH)
-    y = per_coordinate(found)
+    moments = mixed("relu", _WIDTH)
+    y = per_coordinate(moments)
     mean, second = (activations.raw_moment("relu", k) for k in (1, 2))
     fourth = float(jnp.mean(jnp.sum(w**4, axis=0)))
     setting = f"relu, one Haar W, d {_WIDTH}"
@@ -325,7 +325,7 @@ def theorem_2() -> list[Check]:
             statement=f"|gamma_y| <= mu / d |gamma~|, mu_j = d sum W_ij^4: {setting}, "
             "mean over coordinates",
             predicted=fourth * activations.kurtosis("relu"),
-            measured=mean_kurtosis(found),
+            measured=mean_kurtosis(moments),
             tolerance=0.0,
             relation="<=",
         ),
@@ -333,7 +333,7 @@ def theorem_2() -> list[Check]:
             where="C.6",
             statement=f"y_j has the variance of phi: {setting}, mean over coordinates",
             predicted=second - mean**2,
-            measured=laws.over_batches(central.variance(found).mean(-1)),
+            measured=laws.over_batches(central.variance(moments).mean(-1)),
             tolerance=0.0,
         ),
         Check(
@@ -351,14 +351,14 @@ def theorem_2() -> list[Check]:
 def mixing_behind_phi() -> list[Check]:
     """Lemma 2 is about gamma of phi(x): it falls like 1 / d."""
     sizes = (32, 256)
-    found = tuple(mean_kurtosis(mixed("relu", d)) for d in sizes)
+    gammas = tuple(mean_kurtosis(mixed("relu", d)) for d in sizes)
     return [
         Check(
             where="Lemma 2",
             statement="gamma_y ~ d^p with gamma_phi(x): relu, Haar W, d 32 and 256",
             predicted=-1.0,
             # 3 / (d + 2) is not 3 / d: ln(34 / 32) / ln 8 at the small end.
-            measured=laws.exponent(sizes, found),
+            measured=laws.exponent(sizes, gammas),
             tolerance=0.03,
         )
     ]

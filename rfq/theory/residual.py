@@ -45,8 +45,8 @@ def sampled_added(
     law: str, phi: str, d: int, *, seed: int, num_batches: int
 ) -> Estimate:
     """Measure `added_kurtosis` by Monte Carlo."""
-    found = sampled_moments(law, phi, d, seed=seed, num_batches=num_batches)
-    return laws.kurtosis_of_batches(found)
+    moments = sampled_moments(law, phi, d, seed=seed, num_batches=num_batches)
+    return laws.kurtosis_of_batches(moments)
 
 
 def sampled_moments(

@@ -202,14 +202,14 @@ def after_one_update(*, width: int, num_layers: int, rate: float) -> dict[str, f
         moved = {name: w - rate * jax.lax.map(of, g) for name, of in UPDATES.items()}
         return {n: jnp.max(jnp.abs(forward(w, skip)[1])) for n, w in moved.items()}
 
-    found = {}
+    largest = {}
     w_keys = jax.random.split(keys[2], num_layers)
     for kind, draw in WEIGHTS.items():
         w = jnp.stack([draw(key, (width, width)) for key in w_keys])
         for skip in CONNECTIONS:
             for update, gamma in cells(w, skip).items():
-                found[f"{skip} {kind} {update}"] = float(gamma)
-    return found
+                largest[f"{skip} {kind} {update}"] = float(gamma)
+    return largest
 
 
 # --- Claims ---------------------------------------------------------------------------
@@ -336,16 +336,16 @@ def gelu_gain_falls() -> list[Check]:
 
 def theorem_1() -> list[Check]:
     """Which of the eight cells are near-Gaussian at the start, before any training."""
-    found = after_one_update(width=256, num_layers=8, rate=1e-3)
+    gammas = after_one_update(width=256, num_layers=8, rate=1e-3)
     recipe = "residual_free orthogonal spectral"
     setting = "8 gelu layers of width 256 after one update at rate 1e-3"
-    others = [gamma for cell, gamma in found.items() if cell != recipe]
+    others = [gamma for cell, gamma in gammas.items() if cell != recipe]
     return [
         Check(
             where="3.2",
             statement=f"largest |gamma| over layers with all three parts: {setting}",
             predicted=laws.PAPERS_LARGEST_GAMMA,
-            measured=exact(found[recipe]),
+            measured=exact(gammas[recipe]),
             tolerance=0.0,
             relation="<=",
         ),

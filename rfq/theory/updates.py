@@ -113,8 +113,8 @@ def lemma_4() -> list[Check]:
     ends = (SIZES[0], SIZES[-1])
 
     def power(kind: str) -> Estimate:
-        found = tuple(exact(one_step(kind, d, RATE)) for d in ends)
-        return laws.exponent(ends, found)
+        drifts = tuple(exact(one_step(kind, d, RATE)) for d in ends)
+        return laws.exponent(ends, drifts)
 
     return [
         Check(
