@@ -72,16 +72,16 @@ _STEPS: Mapping[str, Callable[[Array, Array, Array], Array]] = {
 }
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=2)
 def chains(
-    keys: Array, where: str, num_layers: int, num_bits: Array, widen: Array
+    x_NTD: Array, w_NLDD: Array, where: str, num_bits: Array, widen: Array
 ) -> tuple[Array, Array]:
-    """Round chains of layers, one for each key.
+    """Round N chains of L layers.
 
     Args:
-        keys: [N].
+        x_NTD: What enters.
+        w_NLDD: The isometries.
         where: A row of `_STEPS`.
-        num_layers: L.
         num_bits: Of the grid, whose range is that of the clean stream.
         widen: Makes the range of every layer so many times as wide, as outliers do.
 
@@ -90,36 +90,43 @@ def chains(
     """
     one = jnp.ones(WIDTH)
 
-    def layer(streams: tuple[Array, Array], key: Array):
+    def layer(streams: tuple[Array, Array], w_DD: Array):
         clean, noisy = streams
-        w = init.orthonormal_columns(WIDTH, WIDTH, key=key)
         lo, hi = widen * jnp.min(clean), widen * jnp.max(clean)
         target = grid.grid_from_range(lo, hi, num_bits)
         own, seen = (grid.fake_quantize(x, target) for x in streams)
         step = _STEPS[where]
         after = (
-            step(clean, clean, layers.rms_norm(clean, one) @ w),
-            step(noisy, seen, layers.rms_norm(seen, one) @ w),
+            step(clean, clean, layers.rms_norm(clean, one) @ w_DD),
+            step(noisy, seen, layers.rms_norm(seen, one) @ w_DD),
         )
         return after, distortion.nmse(clean, own)
 
-    def chain(key: Array) -> tuple[Array, Array]:
-        x_key, w_key = jax.random.split(key)
-        x = jax.random.normal(x_key, (TOKENS, WIDTH))
-        keys = jax.random.split(w_key, num_layers)
-        (clean, noisy), e_L = jax.lax.scan(layer, (x, x), keys)
+    def chain(x_TD: Array, w_LDD: Array) -> tuple[Array, Array]:
+        (clean, noisy), e_L = jax.lax.scan(layer, (x_TD, x_TD), w_LDD)
         clean, noisy = (layers.rms_norm(s, one) for s in (clean, noisy))
         return e_L, distortion.nmse(clean, noisy)
 
-    return jax.vmap(chain)(keys)
+    return jax.vmap(chain)(x_NTD, w_NLDD)
+
+
+@functools.cache
+def _drawn() -> tuple[Array, Array]:
+    """Draw what enters the chains, and the isometries of the longest."""
+    x_key, w_key = jax.random.split(jax.random.key(7))
+    x_NTD = jax.random.normal(x_key, (NUM_CHAINS, TOKENS, WIDTH))
+    keys_NL = jax.random.split(w_key, (NUM_CHAINS, max(DEPTHS)))
+    draw = functools.partial(init.orthonormal_columns, WIDTH, WIDTH)
+    w_NLDD = jax.vmap(jax.vmap(lambda key: draw(key=key)))(keys_NL)
+    return x_NTD, w_NLDD
 
 
 @functools.cache
 def rounded(where: str, num_layers: int, num_bits: int, widen: float = 1.0) -> Found:
     """Measure R of some chains, and what the law makes of their e."""
-    keys = jax.random.split(jax.random.key(7), NUM_CHAINS)
+    x_NTD, w_NLDD = _drawn()
     bits, widen_by = jnp.int32(num_bits), jnp.float32(widen)
-    e_NL, r_N = chains(keys, where, num_layers, bits, widen_by)
+    e_NL, r_N = chains(x_NTD, w_NLDD[:, :num_layers], where, bits, widen_by)
     added_N = np.asarray(e_NL, np.float64) @ weights(where, num_layers)
     return Found(np.asarray(r_N, np.float64), propagation.normalized(added_N))
 
