@@ -99,8 +99,9 @@ def run(
             params, origin = _load(source, model)
             (folder / name).write_bytes(content)
             experiment = _experiment(source, model, origin)
-            place = _prepare(data, folder, folder / name, model)
-            experiment = _with_data(experiment, place, folder / name)
+            made = tokenize.load(str(folder / name))
+            place = prepared(data, folder / "data", made, model)
+            experiment = on_data(experiment, place, folder / name)
             runs.check(experiment)
             if out.exists():
                 out.rmdir()
@@ -108,7 +109,7 @@ def run(
             folder.rename(out)
             try:
                 moved = str(out / "data") if place == str(folder / "data") else place
-                return _finish(_with_data(experiment, moved, out / name), out, params)
+                return _finish(on_data(experiment, moved, out / name), out, params)
             except BaseException:
                 shutil.rmtree(out, ignore_errors=True)
                 raise
@@ -190,8 +191,12 @@ def _experiment(source: Source, model: ModelConfig, origin: OriginConfig) -> Exp
     )
 
 
-def _with_data(experiment: Experiment, dir: str, tokenizer: pathlib.Path) -> Experiment:
-    data = DataConfig(dir=dir, tokenizer=str(tokenizer))
+def on_data(
+    experiment: Experiment, dir: str, tokenizer: pathlib.Path | None = None
+) -> Experiment:
+    """Return the experiment on other prepared data, and with another tokenizer."""
+    own = experiment.data.tokenizer if tokenizer is None else str(tokenizer)
+    data = DataConfig(dir=dir, tokenizer=own)
     return dataclasses.replace(experiment, data=data)
 
 
@@ -199,22 +204,22 @@ def _is_prepared(data: str) -> bool:
     return (pathlib.Path(data) / manifest_lib.FILE_NAME).is_file()
 
 
-def _prepare(
-    data: str, folder: pathlib.Path, tokenizer: pathlib.Path, model: ModelConfig
+def prepared(
+    data: str, folder: pathlib.Path, tokenizer: tokenize.Tokenizer, model: ModelConfig
 ) -> str:
-    """Return the directory of the prepared data, made in the run's where it is text."""
+    """Return the directory of prepared data; text is prepared in `folder`."""
     if _is_prepared(data):
         return data
     prepare.prepare(
         data,
-        folder / "data",
-        tokenizer=tokenize.load(str(tokenizer)),
+        folder,
+        tokenizer=tokenizer,
         window_len=model.seq_len,
         heldout_fraction=_HELDOUT,
         calibration_fraction=_CALIBRATION,
         progress=metrics.progress,
     )
-    return str(folder / "data")
+    return str(folder)
 
 
 def _finish(experiment: Experiment, out: pathlib.Path, params: Params) -> Experiment:

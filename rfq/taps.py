@@ -22,7 +22,7 @@ import numpy as np
 
 from rfq.quant import distortion
 from rfq.quant import grid as grid_lib
-from rfq.stats import bins, central, channels, entropy, extremes, per_token
+from rfq.stats import bins, central, channels, entropy, extremes, holders, per_token
 from rfq.types import Array, Record, SiteState, Tap
 
 
@@ -36,6 +36,12 @@ def fake_quantize(x: Array, state: SiteState) -> tuple[Array, Record]:
     """Round x to the site's `Grid` or `Dynamic`; float32 from here on (D9)."""
     _require_grid(state)
     return grid_lib.fake_quantize(x, state), None
+
+
+def measure_holders(x: Array, state: SiteState) -> tuple[Array, Record]:
+    """Leave x [B, T, ...] alone and record who holds its outliers."""
+    del state
+    return x, holders.holders(x)
 
 
 class Probe(NamedTuple):
