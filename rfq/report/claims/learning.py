@@ -22,14 +22,7 @@ from rfq.report.claims.verdict import (
     _list,
     graded,
 )
-from rfq.report.evidence import (
-    Evidence,
-    NotTestable,
-    Number,
-    fates,
-    need,
-    part_label,
-)
+from rfq.report.evidence import Evidence, NotTestable, Number, fates, need, part_label
 
 
 def full_precision_cost(e: Evidence) -> Judgement:

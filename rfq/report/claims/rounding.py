@@ -65,8 +65,9 @@ def compare_sides(
         numbers.append(number(label, found, unit))
         least.append(found)
     gap, back = difference(*reversed(least)), difference(*least)
-    matter = max(n.value for n in numbers) > matters
-    return (above(gap) - above(back)) * matter, numbers
+    if max(n.value for n in numbers) <= matters:
+        return 0, numbers
+    return int(above(gap)) - int(above(back)), numbers
 
 
 def degrades_least(e: Evidence) -> Judgement:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,13 +27,7 @@ from rfq.report.claims.verdict import (
     graded,
 )
 from rfq.report.estimates import rank_correlation
-from rfq.report.evidence import (
-    Evidence,
-    NotTestable,
-    Number,
-    fates,
-    lacking,
-)
+from rfq.report.evidence import Evidence, NotTestable, Number, fates, lacking
 from rfq.report.load import Record
 
 
@@ -115,9 +110,9 @@ def _corner_name(corner: Sequence[bool]) -> str:
 
 def all_ingredients(e: Evidence) -> Judgement:
     """C4: the 2 x 2 x 2 table of connection, initialization and optimizer."""
-    found: dict[Sequence[bool], list[Arm]] = {at: [] for at in (_ALL_THREE, *_OTHERS)}
+    found: dict[Any, list[Arm]] = {at: [] for at in (_ALL_THREE, *_OTHERS)}
     for arm in e.where(lambda arm: _corner(arm) is not None):
-        found[_corner(arm) or ()].append(arm)
+        found[_corner(arm)].append(arm)
     base = evidence.best(found[_ALL_THREE])
     arms = {at: arm for at in _OTHERS if (arm := evidence.outcome(found[at]))}
     unseen = [at for at in _OTHERS if at not in arms]

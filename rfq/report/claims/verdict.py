@@ -5,11 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from rfq.report.estimates import Estimate
-from rfq.report.evidence import (
-    Evidence,
-    Number,
-    Part,
-)
+from rfq.report.evidence import Evidence, Number, Part
 
 Verdict = Literal[
     "holds",
