@@ -12,7 +12,7 @@ from rfq.tasks import ask
 from tests import tiny
 from tests.tasks.documents import DOCUMENTS
 
-NUM_PLACES = 8
+NUM_PLACES = 20
 SPECS = ("FP", "A8", "A4")
 
 

@@ -43,6 +43,11 @@ def test_compilations_are_noticed():
 
 # (section, fields, what the sentence says), on the eight devices of the tests.
 MISFITS = {
+    "batch over devices": (
+        "train",
+        {"batch_size": 12},
+        "train.batch_size=12 must be a multiple of the 8 devices",
+    ),
     "grid's batch over devices": (
         "quantize",
         {"batch_size": 12},
@@ -54,7 +59,11 @@ MISFITS = {
         "log.measure_sequences=12 must be a multiple of the 8 devices",
     ),
     "more than an epoch": ("train", {"batch_size": 80_000}, "batch_size=80000 is more"),
+    "sequence and window": ("model", {"seq_len": 24}, "seq_len=24 does not divide"),
+    "vocabulary": ("model", {"vocab_size": 300}, "model.vocab_size=300 differs"),
+    "tokenizer": ("data", {"tokenizer": "embedded"}, "prepared with tokenizer 'byte'"),
     "no tokenizer": ("data", {"tokenizer": "llama.model"}, "'llama.model' is neither"),
+    "no data": ("data", {"dir": "nowhere"}, "nowhere has no manifest.json"),
     "too little held out": (
         "log",
         {"measure_sequences": 8_000},
@@ -92,6 +101,14 @@ def test_parameters_that_do_not_divide_over_the_devices_are_refused(experiment):
 def test_a_seed_that_the_shuffle_cannot_take_is_refused(experiment):
     large = dataclasses.replace(experiment, seed=1 << 32)
     assert "seed=4294967296" in _refused(runs.check, large)
+
+
+def test_a_truncated_shard_is_refused(data, tmp_path):
+    damaged = shutil.copytree(data, tmp_path / "data")
+    shard = next(damaged.glob("train-*.array_record"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    message = _refused(runs.check, tiny.experiment(damaged))
+    assert str(shard) in message
 
 
 def test_a_directory_belongs_to_its_experiment(experiment, tmp_path):

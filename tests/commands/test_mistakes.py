@@ -150,6 +150,42 @@ def test_a_directory_in_which_another_process_works_is_left_alone(
     assert f"{str(run_dir)!r} is in use by another process (pid " in said
 
 
+def test_a_config_is_refused_by_what_it_holds(tmp_path, capsys):
+    def sentence(text: str, name: str = "config.py") -> str:
+        (tmp_path / name).write_text(text)
+        return command.refused(capsys, "train", str(tmp_path / name), "--out", "x")
+
+    assert "is not a Python file" in sentence("", "config.yaml")
+    assert "no function config()" in sentence("experiment = 3\n")
+    assert "returned int, not an" in sentence("def config():\n    return 3\n")
+    wrong = "from rfq.model.config import ModelConfig\nModelConfig(width=100)\n"
+    assert "line 2: model.width=100 must be a multiple" in sentence(wrong)
+
+
+def test_data_that_are_not_whole_are_one_sentence(config, data, tmp_path, capsys):
+    def sentence(directory: pathlib.Path) -> str:
+        argv = ("--out", str(tmp_path / "out"), "--data.dir", str(directory))
+        return command.refused(capsys, "train", config, *argv)
+
+    damaged = tiny.copied(data, tmp_path)
+    shard = next(damaged.glob("heldout-*.array_record"))
+    shard.write_bytes(shard.read_bytes()[:-64])
+    assert f"shard {shard} has" in sentence(damaged)
+    shard.unlink()
+    assert f"shard {shard} is missing" in sentence(damaged)
+
+
+def test_text_that_cannot_be_prepared_is_one_sentence(tmp_path, capsys):
+    out = ("--out", str(tmp_path / "data"))
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 50)
+    assert "UTF-8" in command.refused(
+        capsys, "prepare", str(tmp_path / "latin.txt"), *out
+    )
+    (tmp_path / "empty.txt").write_text("")
+    command.refused(capsys, "prepare", str(tmp_path / "empty.txt"), *out)
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tomllib
 
+import pytest
+
 from rfq import __main__ as entry
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -83,3 +85,26 @@ def test_a_command_without_the_extra_is_one_sentence(tmp_path):
     (sentence,) = result.stderr.splitlines()
     assert "pip install 'rfq[run]'" in sentence
     assert all(name in sentence for name in entry.NEEDED)
+
+
+@pytest.mark.slow
+def test_the_core_installs_by_itself(tmp_path):
+    """What pip really leaves in a fresh environment, where it can reach an index."""
+    _run("-m", "venv", str(tmp_path / "venv"))
+    python = str(tmp_path / "venv" / "bin" / "python")
+    reached = _run(
+        "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path), "absl-py"
+    )
+    if reached.returncode:
+        pytest.skip("not run: pip reaches no package index")
+    install = _run("-m", "pip", "install", "-q", str(ROOT), python=python)
+    assert install.returncode == 0, install.stderr
+    listed = _run("-m", "pip", "list", "--format=json", python=python)
+    names = _names([entry["name"] for entry in json.loads(listed.stdout)])
+    run = _names(PROJECT["optional-dependencies"]["run"])
+    assert len(names - {"pip", "setuptools"}) <= 16 and not names & run
+    assert _run("-c", IMPORT, python=python).returncode == 0
+    program = subprocess.run(
+        [str(tmp_path / "venv" / "bin" / "rfq")], capture_output=True, text=True
+    )
+    assert program.returncode == 2 and "pip install 'rfq[run]'" in program.stderr

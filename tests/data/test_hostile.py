@@ -14,7 +14,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from rfq.data import manifest
+from rfq.data import benchmarks, manifest
 from rfq.errors import InputError
 from tests.data import corpora
 
@@ -159,3 +159,17 @@ def test_a_shard_outside_its_directory_is_refused(tmp_path, name):
     with pytest.raises(InputError) as caught:
         manifest.load(path.parent)
     corpora.assert_one_sentence(caught, name, "plain name")
+
+
+def test_a_manifest_that_is_too_deep_is_refused(tmp_path):
+    (tmp_path / manifest.FILE_NAME).write_text("[" * 100_000)
+    with pytest.raises(InputError) as caught:
+        manifest.load(tmp_path)
+    corpora.assert_one_sentence(caught, "is not JSON")
+
+
+def test_a_task_that_is_too_deep_is_refused(tmp_path):
+    (tmp_path / "piqa.jsonl").write_text("[" * 100_000)
+    with pytest.raises(InputError) as caught:
+        benchmarks.load(tmp_path, "piqa")
+    corpora.assert_one_sentence(caught, "cannot be read")

@@ -32,6 +32,12 @@ def test_batches_merge_to_the_whole():
     np.testing.assert_allclose(distortion.sqnr_db_of(total), exact, atol=1e-5)
 
 
+def test_layers_are_batch_axes():
+    x = jax.random.normal(jax.random.key(0), (3, 40))
+    d = jax.vmap(distortion.measure)(x, 1.1 * x)
+    np.testing.assert_allclose(distortion.sqnr_db_of(d), np.full(3, 20.0), atol=1e-4)
+
+
 @pytest.mark.parametrize("x", [jnp.ones(4), jnp.zeros(4)])
 def test_no_noise_is_infinite_decibels(x):
     assert distortion.sqnr_db(x, x) == jnp.inf
@@ -76,6 +82,26 @@ def test_bulk_sqnr_sees_what_the_tensor_sqnr_hides():
             assert distortion.dead_fraction(used) > 0.9998
 
 
+def test_the_plateau_diagnostics_tell_clipping_rounding_and_dead_sites_apart():
+    # Planted massive activations, under three calibrations of 8 bits.
+    x = np.random.default_rng(1).standard_normal(100_000).astype(np.float32)
+    x[:5] = 3000.0
+
+    def used(half_range):
+        made = grid.grid_from_range(-half_range, half_range, 8)
+        return distortion.usage(jnp.asarray(x), made, 4.0)
+
+    clipping, dead = used(5.0), used(3000.0)
+    assert distortion.clip_noise_fraction(clipping) > 0.99
+    assert distortion.dead_fraction(clipping) < 0.05
+    assert distortion.clip_noise_fraction(dead) < 0.01
+    assert distortion.dead_fraction(dead) > 0.99
+    x[:5] = 3.0
+    rounding = used(5.5)
+    assert distortion.clip_noise_fraction(rounding) < 0.01
+    assert distortion.dead_fraction(rounding) < 0.05
+
+
 def test_usage_merges_to_the_whole_and_counts_exactly():
     x = jax.random.normal(jax.random.key(0), (2, 5000))
     made = grid.grid_from_range(jnp.float32(-1.0), jnp.float32(2.0), 4)
@@ -100,12 +126,30 @@ def test_levels_used_are_counted_and_merged():
     assert np.flatnonzero(a | b).tolist() == [0, 3, 15]
 
 
+def test_token_sqnr_is_one_number_per_token():
+    x = jnp.array([[1.0, 1.0], [100.0, 100.0]])
+    found = distortion.token_sqnr_db(x, x + 0.1)
+    np.testing.assert_allclose(found, [20.0, 60.0], atol=1e-2)
+
+
 def test_mean_of_decibels_is_not_decibels_of_the_mean():
     # Sites at 38, 38 and 10 dB.
     found = distortion.summarize(10.0 ** (-np.array([38.0, 38.0, 10.0]) / 10))
     np.testing.assert_allclose(found.mean_sqnr_db, 28.7, atol=0.05)
     np.testing.assert_allclose(-10 * np.log10(found.mean_nmse), 14.8, atol=0.05)
     np.testing.assert_allclose(found.min_sqnr_db, 10.0)
+
+
+def test_independent_errors_add_at_a_product():
+    # 38.15 dB of activations and 44 dB of weights make 37.1 dB.
+    def noisy(v, db, seed):
+        noise = jax.random.normal(jax.random.key(seed), v.shape)
+        return v + 10.0 ** (-db / 20) * noise
+
+    x = jax.random.normal(jax.random.key(1), (512, 768))
+    w = jax.random.normal(jax.random.key(2), (768, 256))
+    y_hat = noisy(x, 38.15, 3) @ noisy(w, 44.0, 4)
+    np.testing.assert_allclose(distortion.sqnr_db(x @ w, y_hat), 37.1, atol=0.1)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,12 @@ def test_the_symmetric_grid_is_odd():
         )
 
 
+def test_rounding_is_half_to_even():
+    grid = g.grid_from_range(jnp.float32(0.0), jnp.float32(15.0), 4)
+    x_hat = g.fake_quantize(jnp.array([0.5, 1.5, 2.5, 3.5]), grid)
+    np.testing.assert_array_equal(x_hat, [0.0, 2.0, 2.0, 4.0])
+
+
 def test_symmetric_variants_use_the_codes_they_should():
     x = jnp.array([-10.0, -7.6, -1.0, 0.0, 7.0, 10.0])
 
@@ -140,6 +146,14 @@ def test_symmetric_variants_use_the_codes_they_should():
         pytest.approx(7 * step),
     )
     assert ends(g.symmetric_half) == (1.0, -8.0, 7.0)
+
+
+def test_an_all_negative_range_keeps_its_zero_point_on_the_grid():
+    grid = g.grid_from_range(jnp.float32(-5.0), jnp.float32(-2.0), 4)
+    assert grid.zero_point == 15.0
+    np.testing.assert_allclose(
+        g.fake_quantize(jnp.array([-5.0]), grid), [-5.0], rtol=1e-6
+    )
 
 
 def test_degenerate_groups():
@@ -191,6 +205,19 @@ def test_one_compilation_serves_every_width():
         traced = quantize(x, jnp.float32(-3.0), jnp.float32(3.0), jnp.int32(num_bits))
         static = g.grid_from_range(jnp.float32(-3.0), jnp.float32(3.0), num_bits)
         np.testing.assert_array_equal(traced, g.fake_quantize(x, static))
+
+
+def test_stacked_grids_are_scanned_layer_by_layer():
+    x = jax.random.normal(jax.random.key(4), (3, 2, 8))
+    lo, hi = jnp.array([-1.0, -2.0, -3.0]), jnp.array([1.0, 0.5, 4.0])
+    grids = g.grid_from_range(lo, hi, 5)
+    chex.assert_shape(grids, (3,))
+    _, scanned = jax.lax.scan(
+        lambda carry, layer: (carry, g.fake_quantize(*layer)), 0, (x, grids)
+    )
+    for layer in range(3):
+        alone = g.grid_from_range(lo[layer], hi[layer], 5)
+        np.testing.assert_array_equal(scanned[layer], g.fake_quantize(x[layer], alone))
 
 
 # SQNR of N(0, 1) with the min-max range of 32768 * 768 draws, +-5.467 sigma.
@@ -304,6 +331,15 @@ def test_each_extent_quantizes_its_groups_alone():
 def test_a_group_must_divide_the_axis():
     with pytest.raises(errors.InputError, match="group_size=3"):
         g.fake_quantize(jnp.ones((2, 8)), g.Dynamic(4, "per_group_3"))
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_token", "per_channel"])
+def test_one_token_of_one_value_shares_nothing(granularity):
+    # Where a group is the whole array, what shares a grid does not matter.
+    row = jax.random.normal(jax.random.key(7), (1, 64))
+    x = row if granularity != "per_channel" else row.T
+    found = g.fake_quantize(x, g.Dynamic(4, granularity))
+    np.testing.assert_array_equal(found, g.fake_quantize(x, 4))
 
 
 def test_bits_are_data_and_granularity_is_not():

@@ -75,8 +75,27 @@ def test_embedding_and_gains_are_left_alone(params):
         assert (leaf is before) == (row.kind != "matrix")
 
 
+def test_scaling_one_output_channel_scales_only_that_channel(params):
+    scale = jnp.ones((1, 1, F)).at[0, 0, 3].set(64.0)
+    scaled = params | {"blocks": params["blocks"] | {}}
+    scaled["blocks"]["w_up"] = params["blocks"]["w_up"] * scale
+    expected = quantize(params, 6)["blocks"]["w_up"] * scale
+    np.testing.assert_array_equal(quantize(scaled, 6)["blocks"]["w_up"], expected)
+
+
 def test_full_precision_is_the_same_object(params):
     assert quantize(params, None) is params
+
+
+def test_one_compilation_serves_every_width(params):
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def compiled(params, weight_bits):
+        return quantize(params, weight_bits)
+
+    for bits in (2, 8, 16):
+        traced = compiled(params, jnp.int32(bits))
+        chex.assert_trees_all_equal(traced, quantize(params, bits))
 
 
 @pytest.mark.parametrize(("num_in", "expected"), [(768, {4: 18.2, 6: 30.7, 8: 42.9})])
@@ -99,9 +118,43 @@ def test_groups_of_inputs_have_their_own_grid(params):
     np.testing.assert_array_equal(flat_hat[1, 4:8, 3], rounded)
 
 
+@pytest.mark.parametrize("num_bits", [4, 8])
+def test_groups_are_closer_than_channels(params, num_bits):
+    leaf = {"w_down": params["blocks"]["w_down"]}
+
+    def error(group_size):
+        quantized = quantize(leaf, num_bits, group_size=group_size)
+        return jnp.sum((quantized["w_down"] - leaf["w_down"]) ** 2)
+
+    assert error(2) < error(8) < error(None)
+
+
 def test_a_group_that_does_not_divide_is_refused(params):
     with pytest.raises(errors.InputError, match="group_size=5"):
         quantize(params, 4, group_size=5)
+
+
+def test_the_embedding_has_a_grid_per_vocabulary_entry_when_asked(params):
+    axes = table.quantized_axes(params)
+    axes["embedding"] = table.TABLE["embedding"].matrix
+    quantized = weights.quantize(params, 4, axes=axes)
+    row = params["embedding"][7]
+    alone = grid.grid_from_range(jnp.min(row), jnp.max(row), 4)
+    np.testing.assert_array_equal(
+        quantized["embedding"][7], grid.fake_quantize(row, alone)
+    )
+
+
+def test_the_grids_are_those_of_quantize(params):
+    found = grids(params, 5)
+    assert found["embedding"] is None and found["blocks"]["mlp_norm"] is None
+    quantized = quantize(params, 5)
+    for name in ("w_q", "w_o", "w_up"):
+        np.testing.assert_array_equal(
+            grid.fake_quantize(params["blocks"][name], found["blocks"][name]),
+            quantized["blocks"][name],
+        )
+    chex.assert_shape(found["blocks"]["w_o"].step, (L, 1, 1, D))
 
 
 def test_group_128_of_gaussian_columns():

@@ -4,7 +4,7 @@
     python -m tests.smoke.first_hour --revision REV  an older commit, for comparison
     python -m tests.smoke.first_hour --users trainer
 
-The trainer sets rfq up, and trains an arm and a text of their own. The
+The trainer sets rfq up, trains an arm and a text of their own, and makes mistakes. The
 importer installs the core alone into another project and uses the optimizers, the
 statistics and the quantizers there. The reviewer checks the theory, plans the paper's
 runs and builds the report. Every step is a shell command with the exit status and the
@@ -106,7 +106,7 @@ class Step:
 
 
 def trainer(clone: pathlib.Path) -> Iterator[Step]:
-    """Set up, and train an arm and a text of one's own."""
+    """Set up, train an arm and a text of one's own, and make mistakes."""
     yield Step(
         what="set up, fresh shell", command="bash launch/setup.sh", says=["setup"]
     )
@@ -194,6 +194,38 @@ def trainer(clone: pathlib.Path) -> Iterator[Step]:
         activated=True,
         says=["report.html"],
     )
+    yield from _mistakes(clone)
+
+
+def _mistakes(clone: pathlib.Path) -> Iterator[Step]:
+    """Yield what people get wrong: one sentence each and status 2."""
+    (clone / "syntax.py").write_text("def config(:\n")
+    (clone / "lacks.py").write_text("import no_such_module\n")
+    (clone / "typed.py").write_text(
+        CONFIG.replace("num_layers=2", 'width="96"')  # A string, not a number.
+    )
+    train = "rfq train configs/demo/residual_adamw.py --out runs/wrong"
+    mistakes = [
+        ("a syntax error", "rfq train syntax.py --out runs/wrong", ["syntax.py", "1"]),
+        ("a failing import", "rfq train lacks.py --out runs/wrong", ["no_such_module"]),
+        ("a wrong type", "rfq train typed.py --out runs/wrong", ["width", "96"]),
+        ("a misspelt option", f"{train} --train.num-step 8", ["num-steps"]),
+        ("a misspelt command", "rfq trian mine.py", ["train"]),
+        (
+            "a misspelt config",
+            "rfq train configs/demo/residual_adam.py --out runs/w",
+            ["residual_adamw"],
+        ),
+        (
+            "another optimizer's field",
+            f"{train} --optimizer muon --optimizer.b2 0.9",
+            ["b2"],
+        ),
+        ("rfq bench alone", "rfq bench", ["rfq bench optim"]),
+        ("a run that is not there", "rfq evaluate runs/nothing", ["runs/nothing"]),
+    ]
+    for what, command, says in mistakes:
+        yield Step(what=what, command=command, status=2, says=says, activated=True)
 
 
 def importer(clone: pathlib.Path) -> Iterator[Step]:

@@ -7,8 +7,7 @@ from tests.smoke import first_hour
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-# What the reviewer does, other tests do in this checkout.
-@pytest.mark.parametrize("user", ["trainer", "importer"])
+@pytest.mark.parametrize("user", first_hour.USERS)
 def test_the_first_hour_has_no_dead_end(user, capsys):
     status = first_hour.main(["--users", user])
     assert status == 0, capsys.readouterr().out

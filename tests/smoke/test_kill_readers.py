@@ -23,19 +23,19 @@ COMMANDS = {
     "quantize": (
         "quantize RUN --specs FP A8 A4 W8A8",
         ("RUN/quantize/rows.jsonl", "RUN/quantize/sites.jsonl"),
-        2,
+        5,
     ),
     "tasks": (
         "evaluate RUN --tasks boolq piqa --tasks-dir DIR --specs FP A4",
         ("RUN/quantize/tasks.jsonl",),
-        2,
+        4,
     ),
     "export": (
         "quantize RUN --specs W8A8 W4 --export OUT",
         ("OUT/W8A8/quantized.json", "OUT/W4/quantized.json"),
-        2,
+        4,
     ),
-    "report": ("report RUN --out OUT", ("OUT/tables",), 1),
+    "report": ("report RUN --out OUT", ("OUT/tables",), 4),
 }
 
 
