@@ -126,12 +126,6 @@ def test_levels_used_are_counted_and_merged():
     assert np.flatnonzero(a | b).tolist() == [0, 3, 15]
 
 
-def test_token_sqnr_is_one_number_per_token():
-    x = jnp.array([[1.0, 1.0], [100.0, 100.0]])
-    found = distortion.token_sqnr_db(x, x + 0.1)
-    np.testing.assert_allclose(found, [20.0, 60.0], atol=1e-2)
-
-
 def test_mean_of_decibels_is_not_decibels_of_the_mean():
     # Sites at 38, 38 and 10 dB.
     found = distortion.summarize(10.0 ** (-np.array([38.0, 38.0, 10.0]) / 10))
