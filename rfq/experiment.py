@@ -143,6 +143,8 @@ class QuantizeConfig:
     eval_tokens: int = 262_144  # Score at most so many held-out tokens.
     batch_size: int = 64  # Evaluate so many sequences per step.
     sample_tokens: int = 256  # Statistics that sort see so many tokens of a batch.
+    # Measure on so many tokens how errors travel. It takes one pass a site and layer.
+    gain_tokens: int = 1024
 
     def __post_init__(self):
         check_fields(self, "quantize")

@@ -41,8 +41,6 @@ class TrainState:
 
 # Where the outputs of all blocks but the last, and that of the last, are seen.
 BLOCK_OUTPUTS = ("attn_norm_in", "final_norm_in")
-# At most so many tokens measure the gains of errors, one run for each site and layer.
-_GAIN_TOKENS = 1024
 
 # {site: what it is rounded to}, leaves [L] or scalars; host numbers enter as data.
 Targets = Mapping[str, grid.Grid | grid.Dynamic]
@@ -286,7 +284,8 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
         return compare
 
     def few(batch: Batch) -> Array:
-        return batch[: max(1, _GAIN_TOKENS // batch.shape[1]), :-1]
+        num_tokens = experiment.quantize.gain_tokens
+        return batch[: max(1, num_tokens // batch.shape[1]), :-1][:, :num_tokens]
 
     def loss_per_error(params: Params, batch: Batch) -> Array:
         with _matmul_precision(config):

@@ -206,14 +206,14 @@ def test_one_bad_number_makes_a_state_not_finite():
 
 
 @pytest.mark.mesh
-def test_gains_of_errors_are_the_same_where_devices_share_the_rows(monkeypatch):
+def test_gains_of_errors_are_the_same_where_devices_share_the_rows():
     sixteen = np.concatenate(batches()[:2])
     length = sixteen.shape[1]
 
     def gains(num_devices: int, num_tokens: int):
-        monkeypatch.setattr(steps, "_GAIN_TOKENS", num_tokens)
+        given = tiny.with_fields(experiment(), "quantize", gain_tokens=num_tokens)
         mesh = sharding.make_mesh(num_devices)
-        compiled = steps.compile_quant(experiment(), mesh, "paper")
+        compiled = steps.compile_quant(given, mesh, "paper")
         batch = sharding.to_global(sixteen, mesh)
         return jax.device_get(compiled.propagate["in_place"](PARAMS, batch))
 
