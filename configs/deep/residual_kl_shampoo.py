@@ -1,5 +1,8 @@
 """The control at 12 layers: skip paths and the demo's initialization, KL-Shampoo.
 
+The largest of five rates is the best by the loss of its last 100 steps: 1.5e-3 to
+2.4e-2, in twos.
+
 rfq train configs/deep/residual_kl_shampoo.py --out runs/deep/residual_kl_shampoo
 """
 
@@ -17,6 +20,6 @@ def config() -> experiment.Experiment:
         base,
         arm="residual_kl_shampoo",
         optimizer=KLShampooConfig(
-            learning_rate=3e-3, other_learning_rate=1e-2, init_factor=1e-4
+            learning_rate=2.4e-2, other_learning_rate=1e-2, init_factor=1e-4
         ),
     )

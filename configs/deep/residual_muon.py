@@ -1,5 +1,7 @@
 """The control at 12 layers: skip paths and the demo's initialization, Muon.
 
+The best of five rates by the loss of its last 100 steps, 1.5e-3 to 2.4e-2 in twos.
+
 rfq train configs/deep/residual_muon.py --out runs/deep/residual_muon
 """
 
@@ -16,5 +18,5 @@ def config() -> experiment.Experiment:
     return dataclasses.replace(
         base,
         arm="residual_muon",
-        optimizer=MuonConfig(learning_rate=3e-3, other_learning_rate=1e-2),
+        optimizer=MuonConfig(learning_rate=1.2e-2, other_learning_rate=1e-2),
     )
