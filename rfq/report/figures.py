@@ -17,6 +17,7 @@ from rfq.report.panels import (
     ACCURACY,
     BITS,
     BY_LOSS,
+    DEPTH,
     ENERGY,
     GAMMA,
     INCREASE,
@@ -26,6 +27,7 @@ from rfq.report.panels import (
     PREDICTED,
     REACHES,
     SHOWN_BITS,
+    SITES,
     TRAINING,
     Density,
     Reference,
@@ -254,6 +256,23 @@ def law(shown: View) -> Iterator[Panel | None]:
         yield lines(shown, name, title, points, PREDICTED, ENERGY, curve=curve)
 
 
+def depth(shown: View) -> Iterator[Panel | None]:
+    """Draw how many sites' errors arrive at the head, against the layers (D120)."""
+    kept = shown.rows.frame.filter(pl.col("act_bits") == 8, pl.col("nmse") > 0)
+    known = kept.sort("num_layers").with_columns(
+        x=pl.col("num_layers").cast(pl.Float64),
+        y=pl.col("relative_error") / pl.col("nmse"),
+    )
+    ends = [0.0, known["x"].max()] if len(known) else []
+    curve: Any = (ends, [4.0 * end for end in ends])
+    for (bits, stream), points in known.partition_by(
+        "weight_bits", "stream", as_dict=True, maintain_order=True
+    ).items():
+        name, place = f"{bits}_{stream}", view.PLACEMENTS[str(stream)]
+        title = f"{_weights(bits)}, stream {place}"
+        yield lines(shown, name, title, points, DEPTH, SITES, curve=curve)
+
+
 # --- Over training ------------------------------------------------------------------
 
 
@@ -412,6 +431,7 @@ def every(evidence: Evidence, everyone: View) -> dict[str, Figure]:
         "sqnr": sqnr(shown),
         "errors": errors(shown),
         "law": law(shown),
+        "depth": depth(shown),
         "accuracy": accuracy(shown),
         "paper_accuracy": printed_accuracy(everyone),
     }

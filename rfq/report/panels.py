@@ -24,6 +24,7 @@ GAMMA, NEGENTROPY = "excess kurtosis", "negentropy, nats"
 REACHES, ENERGY = "largest magnitude", "error energy / signal energy"
 NMSE, ACCURACY = "mean NMSE over sites", "average zero-shot accuracy"
 DENSITY, PREDICTED = "density", "predicted error energy / signal energy"
+DEPTH, SITES = "layers", "error at the head / mean error of a site"
 LINEAR_TO: Mapping[str, float] = {
     INCREASE: 0.01, GAMMA: 1.0, NEGENTROPY: 0.05, REACHES: 0.0, ENERGY: 0.0, NMSE: 0.0,
     DENSITY: 0.0,
@@ -74,7 +75,7 @@ def _axes(ax: Axes, x: str, y: str) -> None:
         _plain(ax.xaxis)
     if x == BITS:
         ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(SHOWN_BITS))
-    if x == LAYER:
+    if x in (LAYER, DEPTH):
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
     if x in (BITS, BY_LOSS):
         ax.invert_xaxis()

@@ -78,19 +78,37 @@ def test_the_report_of_a_file_needs_a_place():
         command.run(given)
 
 
-def test_the_law_stands_beside_what_was_measured(tmp_path):
-    path = RESULTS / "rounding.jsonl"
-    drawn, diagonals = set(), []
-    for panel in figures.law(view.of(load.read([path], tmp_path))):
+def _drawn(figure, path, out):
+    """Points of the arms and of the dotted curves, of all panels."""
+    arms, curves = set(), []
+    for panel in figure(view.of(load.read([path], out))):
         axes = render.Canvas().add_subplot()
         panel.draw(axes)
         for line in axes.lines:
             points = [*zip(line.get_xdata(), line.get_ydata(), strict=True)]
             if line.get_gid():
-                drawn |= {(float(x), float(y)) for x, y in points}
+                arms |= {(float(x), float(y)) for x, y in points}
             else:
-                diagonals += points
+                curves += points
+    return arms, curves
+
+
+def test_the_law_stands_beside_what_was_measured(tmp_path):
+    path = RESULTS / "rounding.jsonl"
+    drawn, diagonals = _drawn(figures.law, path, tmp_path)
     rows = [row for row in metrics.read(path) if row.get("predicted_error")]
     assert drawn == {(r["predicted_error"], r["relative_error"]) for r in rows}
     assert len(drawn) > 20
     assert all(x == y for x, y in diagonals) and diagonals
+
+
+def test_errors_at_the_head_are_counted_in_sites_by_depth(tmp_path):
+    path = RESULTS / "rounding.jsonl"
+    drawn, curve = _drawn(figures.depth, path, tmp_path)
+    rows = [row for row in metrics.read(path) if row["act_bits"] == 8]
+    assert {layers for layers, _ in drawn} == {6.0, 12.0}
+    for layers, sites in {
+        (row["num_layers"], row["relative_error"] / row["nmse"]) for row in rows
+    }:
+        assert any(x == layers and y == pytest.approx(sites) for x, y in drawn)
+    assert set(curve) == {(0.0, 0.0), (12.0, 48.0)}
