@@ -258,7 +258,8 @@ def law(shown: View) -> Iterator[Panel | None]:
 
 def depth(shown: View) -> Iterator[Panel | None]:
     """Draw how many sites' errors arrive at the head, against the layers (D120)."""
-    kept = shown.rows.frame.filter(pl.col("act_bits") == 8, pl.col("nmse") > 0)
+    eight = pl.col("act_bits") == 8, pl.col("nmse") > 0
+    kept = shown.rows.frame.filter(*eight, pl.col("num_layers") > 0)
     known = kept.sort("num_layers").with_columns(
         x=pl.col("num_layers").cast(pl.Float64),
         y=pl.col("relative_error") / pl.col("nmse"),
