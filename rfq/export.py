@@ -214,7 +214,7 @@ def evaluate(directory: pathlib.Path, data_dir: str | None = None) -> dict[str, 
     """
     quantized, described = load(directory)
     experiment = runs.located(
-        experiment_lib.from_dict(described["experiment"]), described
+        experiment_lib.from_dict(described["experiment"]), described, directory
     )
     if data_dir is not None:
         data = dataclasses.replace(experiment.data, dir=data_dir)

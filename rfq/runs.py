@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -212,22 +212,31 @@ def _recipe_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> s
     )
 
 
-def located(experiment: Experiment, config: Mapping[str, Any]) -> Experiment:
+def located(
+    experiment: Experiment, config: Mapping[str, Any], directory: pathlib.Path
+) -> Experiment:
     """Return the experiment with its data and tokenizer where they are found.
 
-    If a path does not exist from the working directory, the absolute path from the time
-    of the run replaces it.
+    A path that does not exist from the working directory is looked for where it was at
+    the time of the run, and then under its name in the directory of config.json, which
+    may have been moved with what it holds.
     """
     data, places = experiment.data, _data_of(config)
+
+    def found(given: str, place: str, exists: Callable[[str], bool]) -> str:
+        candidates = (given, place, str(directory / pathlib.Path(place).name))
+        return next(filter(exists, candidates), given)
+
     dir, *also = (
-        place if not _is_prepared(given) and _is_prepared(place) else given
+        found(given, place, _is_prepared)
         for given, place in zip(
             data.mixture.directories, places["directories"], strict=True
         )
     )
     tokenizer = data.tokenizer
-    if tokenizer not in tokenize.TOKENIZERS and not pathlib.Path(tokenizer).exists():
-        tokenizer = places["tokenizer"]
+    if tokenizer not in tokenize.TOKENIZERS:
+        is_there = lambda path: pathlib.Path(path).exists()  # noqa: E731
+        tokenizer = found(tokenizer, places["tokenizer"], is_there)
     moved = dataclasses.replace(data, dir=dir, also=tuple(also), tokenizer=tokenizer)
     return dataclasses.replace(experiment, data=moved)
 
@@ -281,7 +290,7 @@ def load(run_dir: pathlib.Path) -> tuple[Experiment, dict[str, Any]]:
     """
     described = _read_config(run_dir)
     experiment = experiment_lib.from_dict(described["experiment"])
-    return located(experiment, described), described
+    return located(experiment, described, run_dir), described
 
 
 def require_finished(experiment: Experiment, run_dir: pathlib.Path) -> None:

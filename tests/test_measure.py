@@ -42,6 +42,21 @@ def test_the_table_has_every_site_and_layer_and_agrees_with_the_sweep(
         np.testing.assert_allclose(own, expected, rtol=1e-3, err_msg=site)
 
 
+@pytest.mark.slow
+def test_other_text_is_prepared_with_the_run_s_tokenizer(
+    tmp_path_factory, tmp_path, monkeypatch, capsys
+):
+    tiny.quick(monkeypatch)
+    run_dir, out = tiny.trained(tmp_path_factory), tmp_path / "out"
+    text = tiny.write_text(tmp_path / "other.jsonl")
+    words = ["--eval-tokens", "1024", "--batch-size", "8", "--out", str(out)]
+    assert cli.main(["measure", str(run_dir), "--data", str(text), *words]) == 0
+    assert (out / "data" / "manifest.json").is_file()
+    assert len((out / "sites.csv").read_text().splitlines()) > len(BLOCK_SITES)
+    assert cli.main(["measure", str(run_dir), "--data", "nowhere.txt", *words]) == 2
+    assert "nowhere.txt" in capsys.readouterr().err
+
+
 def test_an_unfinished_run_is_refused(tmp_path_factory, tmp_path, capsys):
     copy = tiny.copied(tiny.trained(tmp_path_factory), tmp_path)
     (copy / "done.json").unlink()

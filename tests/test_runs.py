@@ -249,7 +249,18 @@ def test_a_run_finds_its_data_from_any_directory(tmp_path, monkeypatch):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     own = tiny.with_fields(experiment, "data", tokenizer="own.model")
     config["data"]["tokenizer"] = str(tmp_path / "here" / "own.model")
-    assert runs.located(own, config).data.tokenizer == config["data"]["tokenizer"]
+    found = runs.located(own, config, tmp_path / "run")
+    assert found.data.tokenizer == config["data"]["tokenizer"]
+    # A directory that holds its data and tokenizer may be moved with them.
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "run", moved)
+    shutil.copytree(tmp_path / "here" / data, moved / data)
+    shutil.copy(tmp_path / "here" / "own.model", moved)
+    shutil.move(tmp_path / "here", tmp_path / "gone")
+    found = runs.located(own, config, moved)
+    assert found.data.dir == str(moved / data)
+    assert found.data.tokenizer == str(moved / "own.model")
+    shutil.move(tmp_path / "gone", tmp_path / "here")
     # What is nowhere keeps its name, and the sentence says how to give another.
     shutil.rmtree(tmp_path / "here")
     lost, _ = runs.load(tmp_path / "run")
