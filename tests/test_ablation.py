@@ -134,11 +134,12 @@ def test_figure_3_changes_the_optimizer_or_the_temperature(scale):
 
 
 @pytest.mark.slow  # The step of two dozen models is traced.
-def test_every_arm_can_be_dry_run():
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_arm_can_be_dry_run(scale):
     """Up to the compiler: no array is made, and no two arms of one program traced."""
     seen = set()
     for family in FAMILIES:
-        for arm in arms(family, "paper").values():
+        for arm in arms(family, scale).values():
             structure = (
                 *(arm.model.skip, arm.model.norm, arm.model.attention_gate),
                 *(arm.model.embedding, type(arm.optimizer), arm.train.penalty_weight),

@@ -104,3 +104,10 @@ def test_a_config_that_comes_with_rfq_is_found_by_its_name_from_anywhere(
         config_files.find("configs/demo/residual_adamw.py")
     with pytest.raises(InputError, match="is a folder of 4; give one of them"):
         experiment.load("demo")
+
+
+@pytest.mark.parametrize("name", ["absent.py", "notes.txt", ""])
+def test_a_path_that_is_no_python_file_is_refused(tmp_path, name):
+    write(tmp_path, "text", "notes.txt")
+    with pytest.raises(InputError, match=r"config '.*' is not"):
+        experiment.load(tmp_path / name)

@@ -151,6 +151,17 @@ def test_off_a_terminal_progress_is_a_line_every_15_seconds(monkeypatch, capsys)
     assert lines[0] == "train tiny 56/100, 44 s left loss 5.600"
 
 
+def test_progress_without_a_total_counts_and_promises_nothing(monkeypatch, capsys):
+    clock = _Clock()
+    monkeypatch.setattr(metrics, "time", clock)
+
+    with metrics.progress("count", None) as shown:
+        for done in range(1, 41):
+            clock.now += 1.0
+            shown.update(done)
+    assert capsys.readouterr().out.splitlines() == ["count 16", "count 32"]
+
+
 def test_on_a_terminal_progress_is_a_bar_with_its_note(monkeypatch):
     screen = io.StringIO()
     console = rich.console.Console(file=screen, force_terminal=True, width=120)

@@ -49,6 +49,11 @@ def test_an_accelerator_in_use_or_turned_off_on_purpose_is_no_warning(machine, p
     assert provenance.unused_accelerator() is None
 
 
+def test_a_machine_without_an_accelerator_is_no_warning(machine):
+    machine(None)
+    assert provenance.unused_accelerator() is None
+
+
 def test_what_a_run_is_computed_with_is_recorded():
     assert f"{jax.device_count()} cpu device(s)" in provenance.devices()
     found = provenance.versions()
@@ -84,3 +89,8 @@ def test_a_commit_is_told_from_a_changed_checkout_and_from_no_checkout(
     assert read() == head
     (tmp_path / "file").write_text("two")
     assert read() == f"{head}+changes"
+
+
+def test_the_code_has_a_name():
+    assert provenance.code() == provenance.code.__wrapped__()
+    assert len(provenance.code()) == 12

@@ -112,6 +112,11 @@ def weighted(values: np.ndarray, weights: np.ndarray) -> Moments:
     return Moments(np.float64(1.0), mean, *(weights @ d**k for k in (2, 3, 4)))
 
 
+def bernoulli_kurtosis(p: float) -> float:
+    """Compute gamma = (1 - 6 p q) / (p q), q = 1 - p (proof of lemma 13)."""
+    return (1.0 - 6.0 * p * (1.0 - p)) / (p * (1.0 - p))
+
+
 # --- Monte Carlo ----------------------------------------------------------------------
 
 
@@ -127,6 +132,13 @@ def batches(
     keys = jax.random.split(jax.random.key(seed), num_batches)
     run = jax.jit(lambda keys: jax.lax.map(measure, keys))
     return central.to_float64(run(keys))
+
+
+def averaged(
+    measure: Callable[[Array], Array], *, seed: int, num_batches: int
+) -> Estimate:
+    """Average a scalar over independent batches."""
+    return over_batches(batches(measure, seed=seed, num_batches=num_batches))
 
 
 def over_batches(values: Array) -> Estimate:

@@ -33,6 +33,11 @@ def added_kurtosis(law: str, phi: str, d: int) -> float:
     return fourth / (1.0 + m2) ** 2 - 3.0
 
 
+def wide_kurtosis(gamma: float, branch_variance: float) -> float:
+    """Compute gamma_x / (1 + m2)^2, the limit of `added_kurtosis` for d -> infinity."""
+    return gamma / (1.0 + branch_variance) ** 2
+
+
 def unrolled_kurtosis(gamma: float, branch_variance: float, layer: int) -> float:
     """Compute gamma_0 / (1 + c l)^2: `layer` additions of branches of variance c.
 

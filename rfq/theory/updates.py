@@ -33,6 +33,15 @@ def drift_bound(rate: float, update_norm: float, defect: float = 0.0) -> float:
     return defect + 2.0 * step * math.sqrt(1.0 + defect) + step**2
 
 
+def spectral_drift(w: np.ndarray, o: np.ndarray, rate: float) -> float:
+    """Compute the drift of an orthogonal W along an orthogonal O, by W^T O's phases.
+
+    max_k |rate^2 - 2 rate cos theta_k|: the drift of W - rate O, exactly.
+    """
+    cosines = np.real(np.linalg.eigvals(w.T @ o))
+    return float(np.max(np.abs(rate**2 - 2.0 * rate * cosines)))
+
+
 def aligned_drift(rate: float, num_steps: int) -> float:
     """Compute the drift after steps that all point to -W: (1 + rate T)^2 - 1."""
     return (1.0 + rate * num_steps) ** 2 - 1.0
@@ -62,6 +71,18 @@ def low_rank_signs(d: int, rank: int, *, seed: int) -> np.ndarray:
     """Draw signs of a gradient of this rank, a product of Gaussian factors."""
     rng = np.random.default_rng(seed)
     return np.sign(rng.standard_normal((d, rank)) @ rng.standard_normal((rank, d)))
+
+
+def rank_one_drift(rate: float, d: int, cosine: float) -> float:
+    """Compute the drift of an orthogonal W along signs of rank 1, S = u v^T, exactly.
+
+    With t = rate d and c the cosine between W v and u, W W^T - I becomes
+    t^2 u u^T - t (W v u^T + u (W v)^T) for unit u and W v: a 2 x 2 matrix of trace
+    t^2 - 2 t c and determinant -t^2 (1 - c^2).
+    """
+    t = rate * d
+    trace = t**2 - 2.0 * t * cosine
+    return (abs(trace) + math.sqrt(trace**2 + 4.0 * t**2 * (1.0 - cosine**2))) / 2.0
 
 
 def low_rank_norm(rank: int) -> float:

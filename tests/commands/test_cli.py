@@ -276,12 +276,9 @@ def test_every_config_describes_a_model_that_can_be_placed(path, monkeypatch):
     assert sum(leaf.size for leaf in leaves) == num_params(given.model)
 
 
-@pytest.mark.slow  # The step of a whole model is compiled, a minute or more.
-@pytest.mark.parametrize(
-    "path",
-    ["configs/paper/residual_free_kl_shampoo.py", "configs/large/residual_free_7b.py"],
-)
-def test_a_large_config_can_be_dry_run(path, one_device_env):
+@pytest.mark.slow  # A minute or more each: the step of a whole model is compiled.
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_every_config_can_be_dry_run(path, one_device_env):
     done = subprocess.run(
         [sys.executable, "-m", "rfq", "train", str(path), "--dry-run"],
         cwd=ROOT,

@@ -89,3 +89,29 @@ def test_large_vocabularies_keep_their_codes_apart():
     rows = vocab_size - 1 - np.array([[0, 1, 0, 1, 2, 0, 1], [2, 1, 0, 1, 2, 2, 0]])
     found = ngram.cross_entropies(rows.astype(np.int32), rows, vocab_size)
     chex.assert_trees_all_close(found, _oracle(rows, rows, vocab_size), rtol=1e-12)
+
+
+def test_a_cycle_is_free_for_the_bigram_and_uniform_for_the_unigram():
+    windows = (np.arange(4)[:, None] * 20 + np.arange(21)[None]) % 4
+    found = ngram.cross_entropies(windows, windows, 4)
+    assert found["unigram"] == pytest.approx(math.log(4))
+    # 80 pairs, 20 of each, discounted by the fallback 0.5: loses -log(1 - 3/8 / 20).
+    assert found["bigram"] == pytest.approx(-math.log(1 - 0.375 / 20))
+    # The bigram's 1 - 0.375 / 20 is nearly all that the trigram is short of.
+    assert found["trigram"] < 1e-2
+
+
+def test_bigram_beats_unigram_on_text_and_neither_beats_the_vocabulary():
+    rng = np.random.default_rng(0)
+    successor = rng.permutation(50)
+    stream = [0]
+    for noise, jump in zip(rng.random(9000), rng.integers(50, size=9000), strict=True):
+        stream.append(int(jump if noise < 0.3 else successor[stream[-1]]))
+    windows = np.array([stream[i : i + 101] for i in range(0, 9000, 100)])
+    found = ngram.cross_entropies(windows[:80], windows[80:], 50)
+    assert found["bigram"] < found["unigram"] < math.log(50) + 0.05
+    # The entropy of the process: jump with 0.3 to one of 50, else the successor.
+    to, elsewhere = 0.7 + 0.3 / 50, 0.3 / 50
+    entropy = -to * math.log(to) - 49 * elsewhere * math.log(elsewhere)
+    # 1,000 targets of standard deviation near 2 nats: 0.06; smoothing costs more.
+    assert entropy - 0.15 < found["bigram"] < entropy + 0.3

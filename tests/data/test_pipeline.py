@@ -1,5 +1,6 @@
 import collections
 import itertools
+import pickle
 import subprocess
 import sys
 
@@ -60,6 +61,12 @@ def _epoch(data):
     # An epoch must not end with a batch, or the boundary would not be tested.
     assert len(sequences) % BATCH_SIZE
     return sequences, num_batches
+
+
+def test_batches_are_int32_of_one_more_than_seq_len(data):
+    batch = next(_batches(data))
+    chex.assert_shape(batch, (BATCH_SIZE, SEQ_LEN + 1))
+    chex.assert_type(batch, np.int32)
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
@@ -233,6 +240,11 @@ def test_name_of_the_sequences_tells_data_apart_and_not_places(data, tmp_path):
     assert repr(pipeline.open_split(moved, "train", 16)) == repr(sequences)
     assert repr(pipeline.open_split(moved, "heldout", 16)) != repr(sequences)
     assert repr(pipeline.open_split(moved, "train", 8)) != repr(sequences)
+
+
+def test_sequences_can_be_sent_to_a_worker(data):
+    sequences = pipeline.open_split(data, "train", 16)
+    chex.assert_trees_all_equal(pickle.loads(pickle.dumps(sequences))[3], sequences[3])
 
 
 @pytest.mark.parametrize(

@@ -482,17 +482,21 @@ def test_a_shard_that_was_cut_in_the_hidden_directory_is_made_again(
 @pytest.mark.parametrize("count", [1, 2])
 def test_of_equal_texts_only_the_first_is_taken(tmp_path, count):
     """Over the ends of files and units, whoever writes them; empty ones are empty."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    texts = [f"{text} {i}" for i, text in enumerate(corpora.texts(120))]
-    for number in range(3):  # The second file repeats the first, the third half of it.
-        rows = {0: texts, 1: [*texts[:60], "", ""], 2: [*texts[:30], *texts[:30]]}
-        corpora.write_jsonl(folder / f"{number}.jsonl", rows[number])
-    corpora.write_jsonl(tmp_path / "once.jsonl", texts)
-    once = _prepared_shard(tmp_path, tmp_path / "once.jsonl", (0, 1))
+    texts = [f"{text} {i}" for i, text in enumerate(corpora.texts(150))]
+    # The second file repeats half of the first and goes on, the third repeats alone.
+    first, half, new = texts[:120], texts[:60], texts[120:]
+    files = {
+        "many": [first, [*half, *new, "", ""], [*half[:30], *half[:30]]],
+        "single": [first, [*[""] * 60, *new]],  # Names of documents are their places.
+    }
+    for name, rows in files.items():
+        (tmp_path / name).mkdir()
+        for number, row in enumerate(rows):
+            corpora.write_jsonl(tmp_path / name / f"{number}.jsonl", row)
+    once = _prepared_shard(tmp_path, tmp_path / "single", (0, 1))
     (tmp_path / "out").rename(tmp_path / "once")
     for index in range(count):
-        made = _prepared_shard(tmp_path, folder, (index, count), dedup=True)
+        made = _prepared_shard(tmp_path, tmp_path / "many", (index, count), dedup=True)
     assert made.num_duplicates == 60 + 60
     assert made.num_empty_documents == 2
     for name, part in made.splits.items():

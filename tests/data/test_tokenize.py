@@ -54,6 +54,10 @@ def test_a_broken_byte_sequence_decodes_to_a_replacement(name):
     assert "\ufffd" in LOADED[name].decode(euro[:1])
 
 
+def test_byte_vocabulary_is_256_and_three_specials():
+    assert LOADED["byte"].vocab_size == 259
+
+
 def test_a_space_belongs_to_the_word_after_it():
     """A choice " word" can be scored after a context without re-tokenizing both."""
     tokenizer = LOADED["embedded"]

@@ -97,13 +97,14 @@ def test_a_script_runs_anywhere_and_leaves_the_environment(
 ):
     args, says, here = RUNS[script]
     before = os.stat(repository / ".venv")
-    for activated, where in ((False, repository), (True, tmp_path)):
-        result = _run(repository, where, script, *args, activated=activated)
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert says in result.stdout
-        if here is not None:
-            place = where if here else repository
-            assert f"of {repository}/.venv in {place}\n" in result.stdout
-        assert "setup: making" not in result.stderr
+    for activated in (False, True):
+        for where in (repository, tmp_path):
+            result = _run(repository, where, script, *args, activated=activated)
+            assert result.returncode == 0, result.stdout + result.stderr
+            assert says in result.stdout
+            if here is not None:
+                place = where if here else repository
+                assert f"of {repository}/.venv in {place}\n" in result.stdout
+            assert "setup: making" not in result.stderr
     after = os.stat(repository / ".venv")
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

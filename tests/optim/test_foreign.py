@@ -24,17 +24,11 @@ from rfq.errors import InputError
 from rfq.optim import build
 
 NAMES = sorted(optim.OPTIMIZERS)
-
-
-def of(*names: str) -> pytest.MarkDecorator:
-    """Each case is a program to compile: Muon's is the smallest."""
-    slow = pytest.mark.slow
-    cases = [n if n == "muon" else pytest.param(n, marks=slow) for n in names]
-    return pytest.mark.parametrize("name", cases)
-
-
-# All of them, and one of each kind: by element, by matrix, and in eigenbases.
-every, kinds = of(*NAMES), of("adamw", "muon", "kl_shampoo")
+# Each case is a program to compile: Muon's is the smallest.
+every = pytest.mark.parametrize(
+    "name",
+    [n if n == "muon" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+)
 MATRIX = tuple(name for name in NAMES if name not in ("adamw", "sign_gd"))
 
 
@@ -126,7 +120,7 @@ WRAPPERS: dict[str, Callable[[str], Any]] = {
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-@kinds
+@every
 def test_what_optax_wraps_around_it(name, wrapper):
     params = plain()
     after, state = train(WRAPPERS[wrapper](name), params)
@@ -136,7 +130,7 @@ def test_what_optax_wraps_around_it(name, wrapper):
     )
 
 
-@kinds
+@every
 def test_holes_and_numbers_that_are_not_trained_stay(name):
     """None, as Equinox leaves it, integers, and None for a gradient of an array."""
     params = {"w": jnp.ones((4, 3)), "static": None, "table": jnp.arange(6)}
@@ -176,7 +170,7 @@ def test_bfloat16_parameters_and_seeds_side_by_side(name):
     )
 
 
-@kinds
+@every
 def test_a_checkpoint_of_orbax_goes_on_to_the_bit(name, tmp_path):
     tx = optax.chain(make(name), optax.ema(0.9))
     params, state = train(tx, plain(), 2)
@@ -244,7 +238,7 @@ def test_a_linen_train_state_with_a_convolution_and_a_scanned_stack(name):
         assert sizes == {"4x4": 1 + 2, "2x4": 1}
 
 
-@kinds
+@every
 def test_an_nnx_optimizer_and_its_diagnostics(name):
     class Net(nnx.Module):
         def __init__(self, rngs):
@@ -273,7 +267,7 @@ def test_an_nnx_optimizer_and_its_diagnostics(name):
     assert all(np.isfinite(value) for value in numbers.values())
 
 
-@kinds
+@every
 def test_an_equinox_model(name):
     eqx = pytest.importorskip("equinox")
     model = eqx.nn.MLP(3, 2, 4, 2, key=jax.random.key(0))

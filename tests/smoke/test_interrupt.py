@@ -14,7 +14,7 @@ from rfq import interrupt
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
-NUM_MOMENTS, SECONDS = 4, 12.0
+NUM_MOMENTS, SECONDS = 8, 12.0
 
 CONFIG = """
 from tests import tiny

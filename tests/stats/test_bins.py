@@ -1,5 +1,6 @@
 """The asinh histogram: exact counts, exact merges, nothing lost."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +48,16 @@ def test_other_binnings_do_not_merge(other):
         h.merge(a, b)
 
 
+def test_layers_are_batch_axes():
+    x = jax.random.normal(jax.random.key(1), (3, 100))
+    binning = h.Binning(jnp.array([0.0, 1.0, -1.0]), jnp.array([1.0, 2.0, 0.5]))
+    stacked = jax.vmap(h.histogram)(x, binning)
+    chex.assert_shape(stacked.counts, (3, h.NUM_BINS))
+    chex.assert_trees_all_equal(
+        stacked.counts[2], h.histogram(x[2], h.Binning(-1.0, 0.5)).counts
+    )
+
+
 def test_robust_bins_have_the_middle_and_the_deviation_of_the_bulk():
     x = np.random.default_rng(0).standard_normal(100_000) * 4.0 + 7.0
     x[:1000] = 1e6
@@ -69,3 +80,12 @@ def test_a_degenerate_sample_has_a_usable_scale(x, expected):
     binning = h.robust_binning(jnp.asarray(x))
     assert binning.center == 0.0
     np.testing.assert_allclose(binning.scale, expected, rtol=1e-6)
+
+
+@pytest.mark.mesh
+def test_one_device_and_eight_count_alike():
+    x = np.asarray(jax.random.normal(jax.random.key(2), (64, 300)))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P("data")))
+    one, eight = (jax.jit(h.histogram)(v, UNIT) for v in (x, sharded))
+    np.testing.assert_array_equal(one.counts, eight.counts)

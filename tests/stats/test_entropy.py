@@ -116,6 +116,16 @@ def test_batches_merge_to_the_whole():
     np.testing.assert_allclose(n.negentropy(merged), n.negentropy(x), atol=2e-4)
 
 
+def test_layers_are_batch_axes():
+    x = jax.random.laplace(jax.random.key(3), (3, 10_000))
+    unit = bins.Binning(0.0, 1.0)
+    h = jax.vmap(lambda row: bins.histogram(row, unit))(x)
+    m = jax.vmap(central.moments)(x)
+    found = n.from_histogram(h, central.variance(m))
+    alone = n.from_histogram(bins.histogram(x[1], unit), jnp.var(x[1]))
+    np.testing.assert_allclose(found[1], alone, atol=1e-5)
+
+
 @pytest.mark.parametrize("x", [[1.0, np.nan, 2.0, 5.0], [1.0, np.inf, 0.0], [3.0] * 5])
 def test_undefined_is_nan(x):
     assert np.isnan(n.negentropy(jnp.asarray(x)))

@@ -20,6 +20,24 @@ def test_definition_1_gives_the_kurtosis_of_known_laws(law):
     np.testing.assert_allclose(central.excess_kurtosis(affine), KNOWN[law], atol=1e-9)
 
 
+@pytest.mark.parametrize("p", [0.5, 0.1, 1 / 512])
+def test_definition_1_gives_the_kurtosis_of_a_coin(p):
+    m = laws.weighted(np.array([0.0, 1.0]), np.array([1.0 - p, p]))
+    np.testing.assert_allclose(
+        central.excess_kurtosis(m), laws.bernoulli_kurtosis(p), rtol=1e-12
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", sorted(set(KNOWN) - {"student_5"}))
+def test_what_is_drawn_follows_the_law(law):
+    found = laws.pooled_kurtosis(
+        lambda key: laws.LAWS[law].draw(key, (1 << 16,)), seed=0, num_batches=16
+    )
+    # The rule of the checks, four standard errors; Student's has none to speak of.
+    assert abs(found.value - KNOWN[law]) <= 4.0 * found.standard_error + 1e-5
+
+
 # E phi^k for k = 1..4, and gamma.
 LEMMA_12 = {
     "relu": (0.398942, 0.5, 0.797885, 1.5, 2.407639),
@@ -35,6 +53,10 @@ def test_lemma_12_moments_and_kurtosis(phi):
     # Six decimals were recorded.
     np.testing.assert_allclose(found, raw, atol=1e-6)
     np.testing.assert_allclose(activations.kurtosis(phi), gamma, atol=1e-6)
+
+
+def test_lemma_12_kurtosis_of_silu():
+    np.testing.assert_allclose(activations.kurtosis("silu"), 3.068513, atol=1e-6)
 
 
 def test_lemma_12_relu_is_exact_and_the_mean_of_gelu_is_half_over_root_pi():
