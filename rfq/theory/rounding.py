@@ -26,7 +26,7 @@ sqrt(L / sum 1 / (l + 1)) times as wide, whatever the bits.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -35,7 +35,8 @@ import numpy as np
 
 from rfq.model import init, layers
 from rfq.quant import distortion, grid, propagation
-from rfq.theory.check import Check, Estimate, exact
+from rfq.theory import laws
+from rfq.theory.check import Check, exact
 from rfq.theory.laws import LAWS
 from rfq.types import Array
 
@@ -64,11 +65,11 @@ def crossing(num_layers: int) -> float:
     return math.sqrt(free / branch)
 
 
-# Placement -> the next stream, of (stream, rounded stream, what the layer adds).
-_STEPS: Mapping[str, Callable[[Array, Array, Array], Array]] = {
-    "residual_free": lambda x, rounded, update: update,
-    "in_place": lambda x, rounded, update: rounded + update,
-    "branch": lambda x, rounded, update: x + update,
+# Line of the law -> the connection and the placement of the model that it speaks of.
+_LINES: Mapping[str, tuple[str, str]] = {
+    "residual_free": ("residual_free", "branch"),
+    "in_place": ("residual", "in_place"),
+    "branch": ("residual", "branch"),
 }
 
 
@@ -81,25 +82,26 @@ def chains(
     Args:
         x_NTD: What enters.
         w_NLDD: The isometries.
-        where: A row of `_STEPS`.
+        where: A row of `_LINES`.
         num_bits: Of the grid, whose range is that of the clean stream.
         widen: Makes the range of every layer so many times as wide, as outliers do.
 
     Returns:
         e [N, L] and R behind the last norm [N].
     """
-    one = jnp.ones(WIDTH)
+    one, (skip, stream) = jnp.ones(WIDTH), _LINES[where]
+
+    def step(x_TD: Array, tapped_TD: Array, w_DD: Array) -> Array:
+        update_TD = layers.rms_norm(tapped_TD, one) @ w_DD
+        carried = layers.STREAMS[stream](x_TD, tapped_TD)
+        return layers.SKIPS[skip].join(carried, update_TD)
 
     def layer(streams: tuple[Array, Array], w_DD: Array):
         clean, noisy = streams
         lo, hi = widen * jnp.min(clean), widen * jnp.max(clean)
         target = grid.grid_from_range(lo, hi, num_bits)
         own, seen = (grid.fake_quantize(x, target) for x in streams)
-        step = _STEPS[where]
-        after = (
-            step(clean, clean, layers.rms_norm(clean, one) @ w_DD),
-            step(noisy, seen, layers.rms_norm(seen, one) @ w_DD),
-        )
+        after = step(clean, clean, w_DD), step(noisy, seen, w_DD)
         return after, distortion.nmse(clean, own)
 
     def chain(x_TD: Array, w_LDD: Array) -> tuple[Array, Array]:
@@ -131,12 +133,6 @@ def rounded(where: str, num_layers: int, num_bits: int, widen: float = 1.0) -> F
     return Found(np.asarray(r_N, np.float64), propagation.normalized(added_N))
 
 
-def _estimate(values: np.ndarray) -> Estimate:
-    return Estimate(
-        float(values.mean()), float(values.std(ddof=1)) / math.sqrt(values.size)
-    )
-
-
 def error_of(values: np.ndarray, num_bits: int) -> float:
     """Return e = w^2 / (12 (2^b - 1)^2) for the range of these values."""
     width = np.ptp(values) / math.sqrt(np.mean(values**2))
@@ -154,11 +150,11 @@ def errors_add_up() -> list[Check]:
             statement=f"R over the law's: {where}, {num_layers} layers, "
             f"{num_bits} bits",
             predicted=1.0,
-            measured=_estimate(found.measured / found.predicted),
+            measured=laws.over_batches(found.measured / found.predicted),
             # At this width the tokens differ in energy, which the law leaves out.
             tolerance=0.05,
         )
-        for where in _STEPS
+        for where in _LINES
         for num_layers in DEPTHS
         for num_bits in (8, 6)
         for found in (rounded(where, num_layers, num_bits),)
@@ -213,7 +209,7 @@ def crossing_of_connections() -> list[Check]:
             f"{crossing(num_layers):.2f} times as wide in the branch: "
             f"{num_layers} layers, {num_bits} bits",
             predicted=1.0,
-            measured=_estimate(branch.measured / free.measured),
+            measured=laws.over_batches(branch.measured / free.measured),
             # The range of a Gaussian differs from layer to layer, and a branch weighs
             # the first layers most.
             tolerance=0.15,
