@@ -8,30 +8,25 @@ OUT/kurtosis_by_layer.png    and .svg: with and without the first token and the 
 import csv
 import io
 import pathlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 from matplotlib.axes import Axes
 
-from rfq import files, heldout, imported, metrics, runs, sharding, steps, taps
+from rfq import files, heldout, imported, metrics, runs, sharding, steps
 from rfq.data import tokenize
 from rfq.errors import InputError
 from rfq.experiment import Experiment
-from rfq.model import transformer
-from rfq.model.config import BLOCK_SITES, SITES, ModelConfig
+from rfq.model.config import BLOCK_SITES, SITES
 from rfq.report import render, style
-from rfq.stats import central
-from rfq.stats import holders as holders_lib
-from rfq.types import Batch, Params, Record
+from rfq.stats import central, holders
 
 # What the figure draws, with the words of its legend.
 _CURVES = {
     "excess_kurtosis": "all values",
     "without_first": "without the first token",
-    "without_channels": f"without {holders_lib.NUM_CHANNELS} channels",
+    "without_channels": f"without {holders.NUM_CHANNELS} channels",
 }
 _PANELS = ("attn_norm_in", "mlp_norm_in", "attn_in", "mlp_hidden")
 
@@ -78,8 +73,8 @@ def run(
 
 def _measured(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, Any]]:
     config, mesh = experiment.quantize, sharding.make_mesh(config=experiment.sharding)
-    hold, declared = _compiled(experiment.model, mesh)
-    params = runs.final_params(experiment, run_dir, declared)
+    compiled = steps.compile_quant(experiment, mesh, config.taps[0])
+    params = runs.final_params(experiment, run_dir, compiled.params)
     batches = heldout.batches(
         experiment,
         "heldout",
@@ -87,51 +82,26 @@ def _measured(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
         batch_size=config.batch_size,
         mesh=mesh,
     )
-    found: dict[str, holders_lib.Holders] = {}
+    merged: dict[str, holders.Holders] = {}
     with metrics.progress(f"measure {experiment.arm}", len(batches)) as bar:
         for number, batch in enumerate(batches, start=1):
-            for site, record in sharding.fetched(hold(params, batch)).items():
+            for site, record in sharding.fetched(compiled.hold(params, batch)).items():
                 new = central.to_float64(record)
-                old = found.get(site)
-                found[site] = new if old is None else holders_lib.merge(old, new)
+                old = merged.get(site)
+                merged[site] = new if old is None else holders.merge(old, new)
             bar.update(number)
-    rows = []
-    for site in SITES:
-        numbers = holders_lib.numbers(found[site])
-        read = {name: np.atleast_1d(value) for name, value in numbers.items()}
-        first = experiment.model.first_layer
-        for layer in range(len(read["rms"])):
-            values = {name: value[layer].item() for name, value in read.items()}
-            number = layer + first if site in BLOCK_SITES else ""
-            rows.append({"site": site, "layer": number, **values})
-    return rows
+    return [row for site in SITES for row in _rows(site, merged[site], experiment)]
 
 
-def _compiled(
-    model: ModelConfig, mesh: Mesh
-) -> tuple[Callable[[Params, Batch], dict[str, Record]], Params]:
-    """Compile (params, batch) -> {site: `Holders`}; return abstract params, too."""
-    config = steps.in_float32(steps.rolled(model))
-    tapped = taps.Taps(taps.measure_holders, SITES)
-    seams = transformer.Seams(tapped, placing=sharding.placing(mesh))
-
-    def hold(params: Params, batch: Batch) -> dict[str, Record]:
-        with jax.default_matmul_precision("highest"):
-            return transformer.features(params, batch[:, :-1], config, seams)[1]
-
-    shapes = transformer.shapes(config)
-    placed = sharding.params_shardings(mesh, shapes)
-    declared = jax.tree.map(
-        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-        shapes,
-        placed,
-    )
-    compiled = jax.jit(
-        hold,
-        in_shardings=(placed, sharding.batch_sharding(mesh)),
-        out_shardings=sharding.replicated(mesh),
-    )
-    return compiled, declared
+def _rows(
+    site: str, held: holders.Holders, experiment: Experiment
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each layer of a site."""
+    by_layer = {n: np.atleast_1d(v) for n, v in holders.numbers(held).items()}
+    for layer, values in enumerate(zip(*by_layer.values(), strict=True)):
+        number = layer + experiment.model.first_layer if site in BLOCK_SITES else ""
+        own = (value.item() for value in values)
+        yield {"site": site, "layer": number} | dict(zip(by_layer, own, strict=True))
 
 
 def _figure(arm: str, rows: list[dict[str, Any]]) -> render.Figure:

@@ -184,7 +184,7 @@ class Programs:
 
 @dataclasses.dataclass(frozen=True)
 class QuantSteps:
-    """The functions that `ptq` calls. All but `as_trained` compute in float32 (D9).
+    """What `ptq` and `measure` call. All but `as_trained` compute in float32 (D9).
 
     Attributes:
         params: The abstract parameters, with shardings.
@@ -208,6 +208,7 @@ class QuantSteps:
             one pass can tell, and the binning for the next.
         histogram: (params, batch, {site: Binning}) -> {site: {"histogram": Sample}} of
             all values at those sites.
+        hold: (params, batch) -> {site: `Holders`} at every site.
     """
 
     params: Params
@@ -217,14 +218,12 @@ class QuantSteps:
     score: Programs
     answer: Programs
     distort: Callable[[Params, Batch, Targets, Limits], dict[str, taps.Effect]]
-    diverge: dict[
-        str,
-        Callable[[Params, Params, Batch, Targets], dict[str, distortion.Distortion]],
-    ]
+    diverge: dict[str, Callable[..., dict[str, distortion.Distortion]]]
     propagate: dict[str, Callable[[Params, Batch], dict[str, dict[str, Array]]]]
     loss_per_error: Callable[[Params, Batch], Array]
     measure: Callable[[Params, Batch], dict[str, Record]]
     histogram: Callable[[Params, Batch, Binnings], dict[str, Record]]
+    hold: Callable[[Params, Batch], dict[str, Record]]
 
 
 def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantSteps:
@@ -317,6 +316,9 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
     def measure(params: Params, batch: Batch):
         return records(params, batch, first_pass, SITES)
 
+    def hold(params: Params, batch: Batch):
+        return records(params, batch, taps.measure_holders, SITES)
+
     def histogram(params: Params, batch: Batch, binnings: Binnings):
         binned = tuple(name for name, row in taps.STATISTICS.items() if row.binned)
         tap = taps.Measure(binned)
@@ -356,10 +358,11 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
     placed = sharding.params_shardings(mesh, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
+    def jitted(function, *placements):
+        return jax.jit(function, in_shardings=placements, out_shardings=everywhere)
+
     def compiled(function, *more):
-        return jax.jit(
-            function, in_shardings=(placed, rows, *more), out_shardings=everywhere
-        )
+        return jitted(function, placed, rows, *more)
 
     return QuantSteps(
         params=_declared(shapes, placed),
@@ -369,25 +372,20 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
             in_shardings=(placed, everywhere),
             out_shardings=placed,
         ),
-        weigh=jax.jit(
-            matrices.describe, in_shardings=(placed,), out_shardings=everywhere
-        ),
+        weigh=jitted(matrices.describe, placed),
         calibrate=compiled(calibrate),
         score=programs(score),
         answer=programs(answer),
         distort=compiled(distort, everywhere, everywhere),
         diverge={
-            stream: jax.jit(
-                diverge(stream),
-                in_shardings=(placed, placed, rows, everywhere),
-                out_shardings=everywhere,
-            )
+            stream: jitted(diverge(stream), placed, placed, rows, everywhere)
             for stream in layers.STREAMS
         },
         propagate={s: compiled(propagate(s)) for s in layers.STREAMS},
         loss_per_error=compiled(loss_per_error),
         measure=compiled(measure),
         histogram=compiled(histogram, everywhere),
+        hold=compiled(hold),
     )
 
 
