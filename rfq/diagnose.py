@@ -318,7 +318,10 @@ def run(
 
     Returns:
         a row for each model: a list over the layers for each measure, the verdict, and
-        `ended`, see `outcome`.
+        `ended`, see `outcome`; that is "" where there is no run.
+
+    Raises:
+        InputError: a run is finished and its data are not there.
     """
     rows = []
     for experiment, run_dir in models:
@@ -349,15 +352,13 @@ def row(
     experiment: Experiment, found: Found, run_dir: pathlib.Path | None
 ) -> dict[str, Any]:
     """Put what was measured, what is said of it and what became of it in one row."""
-    ended = {"loss": None, "unigram": None, "ended": ""}
+    ended: dict[str, Any] = {"loss": None, "unigram": None, "ended": ""}
     if run_dir is not None and runs.is_finished(run_dir):
-        losses = floors.read(experiment.data.dir) or {"unigram": math.nan}
         loss = metrics.read(run_dir / "measures.jsonl")[-1]["loss"]
-        ended = {
-            "loss": loss,
-            "unigram": losses["unigram"],
-            "ended": outcome(loss, losses["unigram"]),
-        }
+        unigram = floors.add(experiment.data.dir)["unigram"]
+        ended = {"loss": loss, "unigram": unigram, "ended": outcome(loss, unigram)}
+    elif run_dir is not None:
+        ended["ended"] = "has not come to its end"
     named = {
         "arm": experiment.arm,
         "seed": experiment.seed,
@@ -371,9 +372,7 @@ def row(
 def outcome(
     loss: float | None, unigram: float, limits: Thresholds = Thresholds()
 ) -> str:
-    """Say where training ended; "" where the data's floors are not known."""
-    if math.isnan(unigram):
-        return ""
+    """Say where training ended; a loss that is None was not finite."""
     learned = loss is not None and loss < unigram - limits.plateau
     return "learned" if learned else "stayed at the unigrams' loss"
 
@@ -388,10 +387,10 @@ def _say(found: Found, row: Mapping[str, Any]) -> None:
         shown = zip(MEASURES.values(), numbers, strict=True)
         cells = (f"{number:>10{form}}" for (_, form), number in shown)
         metrics.say(f"{layer:5} " + " ".join(cells))
-    ended = ""
-    if row["ended"]:
+    ended = f"; it {row['ended']}" if row["ended"] else ""
+    if row["unigram"] is not None:
         loss = "no finite loss" if row["loss"] is None else f"{row['loss']:.3f} nats"
-        ended = f"; it {row['ended']}: {loss}, unigrams {row['unigram']:.3f}"
+        ended += f": {loss}, unigrams {row['unigram']:.3f}"
     metrics.say(f"{row['arm']} seed {row['seed']}: {row['verdict']}{ended}")
 
 

@@ -134,28 +134,34 @@ def test_what_is_measured_is_written_and_drawn(tmp_path, monkeypatch, capsys):
 
 
 def test_what_became_of_a_run_stands_beside_its_verdict(tmp_path, monkeypatch, capsys):
-    apart = {0: found(), 1: found(token_cosine=np.full(4, 0.9)), 2: found()}
+    apart = dict.fromkeys(range(4), found())
+    apart[1] = found(token_cosine=np.full(4, 0.9))
     monkeypatch.setattr(diagnose, "measure", lambda arm: apart[arm.seed])
-    monkeypatch.setattr(diagnose.floors, "read", lambda directory: {"unigram": 5.0})
+    monkeypatch.setattr(diagnose.floors, "add", lambda directory: {"unigram": 5.0})
     models = []
-    for seed, loss in enumerate((3.2, 4.8, float("nan"))):
+    for seed, loss in enumerate((3.2, 4.8, float("nan"), 3.2)):
         run_dir = tmp_path / str(seed)
         run_dir.mkdir()
         metrics.rewrite(run_dir / "measures.jsonl", [{"loss": 6.0}, {"loss": loss}])
-        metrics.rewrite(run_dir / "done.json", [{"seconds": 1.0}])
+        if seed < 3:
+            metrics.rewrite(run_dir / "done.json", [{"seconds": 1.0}])
         model = ModelConfig(num_layers=4)
         arm = experiment.Experiment(arm="mine", model=model, seed=seed)
         models.append((arm, run_dir))
     rows = diagnose.run(models, out=None)
     stayed = "stayed at the unigrams' loss"
-    assert [row["ended"] for row in rows] == ["learned", stayed, stayed]
+    assert [row["ended"] for row in rows] == [
+        *("learned", stayed, stayed),
+        "has not come to its end",
+    ]
     said = capsys.readouterr().out
     for line in (
         "mine seed 0: healthy; it learned: 3.200 nats, unigrams 5.000",
         "mine seed 1: collapses at layer 1; it stayed at the unigrams' loss: 4.800",
-        "1 of 3 runs: collapses, then stayed at the unigrams' loss",
-        "1 of 3 runs: healthy, then learned",
-        "1 of 3 runs: healthy, then stayed at the unigrams' loss",
+        "1 of 4 runs: collapses, then stayed at the unigrams' loss",
+        "1 of 4 runs: healthy, then learned",
+        "mine seed 3: healthy; it has not come to its end",
+        "1 of 4 runs: healthy, then stayed at the unigrams' loss",
     ):
         assert line in said
 
