@@ -1,9 +1,9 @@
-r"""Sixty-four short residual-free trainings that say which initializations collapse.
+r"""Sixty-four short residual-free trainings, to learn which initializations collapse.
 
 The recipes are drawn at random: depth, mixing of heads, sharpness, soft layers, the
 pairs of matrices and the temperature. Rates follow the depth as in `configs/deep`, and
-no recipe has rates of its own. `rfq diagnose` is calibrated on every other one and
-judged on the rest (D110 of `rfq/DECISIONS.md`).
+no recipe has rates of its own. The limits of `rfq diagnose` are not chosen from these
+runs yet (D110 of `rfq/DECISIONS.md`).
 
 launch/sweep.sh configs/ablation/collapse.py --scale demo --out runs/collapse \
   -- --quantize.specs FP

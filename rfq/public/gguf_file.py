@@ -149,7 +149,7 @@ def _tokenizer(fields: Mapping[str, Any], where: str) -> bytes:
         )
     cut = lookup(
         _CUTS,
-        str(fields.get("tokenizer.ggml.pre", "gpt-2")),
+        str(fields.get("tokenizer.ggml.pre")),
         f"the cut of text by the tokenizer of {where}",
     )
     try:

@@ -15,6 +15,7 @@ from safetensors import numpy as safetensors
 from rfq import cli, imported
 from rfq.data import tokenize
 from rfq.errors import InputError
+from rfq.public import gguf_file
 from tests import tiny
 from tests.public import checkpoints
 
@@ -367,6 +368,14 @@ def test_a_gguf_and_a_wheel_hold_the_same_model(tmp_path, text, family):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(InputError, match=r"not a whole \.gguf file"):
         imports(file, tmp_path / "half", text)
+
+
+@pytest.mark.parametrize("pre", [{}, {"tokenizer.ggml.pre": "deepseek-llm"}], ids=str)
+def test_a_cut_of_text_that_is_not_known_is_not_guessed(pre):
+    tokens = {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.merges": []}
+    fields = {"tokenizer.ggml.model": "gpt2", **tokens, **pre}
+    with pytest.raises(InputError, match="the cut of text by the tokenizer of it"):
+        gguf_file._tokenizer(fields, "it")
 
 
 @pytest.mark.slow

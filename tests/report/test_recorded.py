@@ -103,12 +103,12 @@ def test_the_law_stands_beside_what_was_measured(tmp_path):
 
 
 def test_errors_at_the_head_are_counted_in_sites_by_depth(tmp_path):
-    path = RESULTS / "rounding.jsonl"
+    path = RESULTS / "deep.jsonl"
     drawn, curve = _drawn(figures.depth, path, tmp_path)
     rows = [row for row in metrics.read(path) if row["act_bits"] == 8]
-    assert {layers for layers, _ in drawn} == {6.0, 12.0}
+    assert {layers for layers, _ in drawn} == {12.0, 24.0}
     for layers, sites in {
         (row["num_layers"], row["relative_error"] / row["nmse"]) for row in rows
     }:
         assert any(x == layers and y == pytest.approx(sites) for x, y in drawn)
-    assert set(curve) == {(0.0, 0.0), (12.0, 48.0)}
+    assert set(curve) == {(0.0, 0.0), (24.0, 96.0)}
