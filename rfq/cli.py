@@ -33,7 +33,7 @@ COMMANDS: Mapping[str, tuple[type, Callable, type | None]] = {
     "compare": (compare.Compare, compare.run, Experiment),
     "train": (train.Train, train.run, Experiment),
     "quantize": (quantize.Quantize, quantize.run, QuantizeConfig),
-    "evaluate": (evaluate.Evaluate, evaluate.run, None),
+    "evaluate": (evaluate.Evaluate, evaluate.run, QuantizeConfig),
     "generate": (generate.Generate, generate.run, None),
     "import": (importing.Import, importing.run, None),
     "export": (importing.Export, importing.run_export, None),

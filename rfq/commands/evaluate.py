@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from rfq import export, metrics, ptq
@@ -18,7 +18,9 @@ class Evaluate:
 
     --tasks asks the paper's eight tasks (all), those made of held-out text (cloze), or
     some by name. It gives accuracies under every WnAm setting of --specs, compared with
-    full precision.
+    full precision. How the run is quantized and batched is its own, unless you override
+    it as for `rfq quantize`, for example with --streams branch or --granularities
+    per_token.
 
     Example: rfq evaluate runs/demo/arms/residual_adamw/seed-0 --tasks all
     """
@@ -35,9 +37,11 @@ class Evaluate:
     # Read the tasks' files, which `rfq prepare tasks` makes, here. The default is the
     # run's tasks.dir.
     tasks_dir: Annotated[str | None, parsing.DIR] = None
+    # Ask so many documents of each task, evenly spaced in its file. The default is all.
+    max_documents: int | None = None
 
 
-def run(args: Evaluate) -> None:
+def run(args: Evaluate, overrides: Sequence[str]) -> None:
     """Score the run or the checkpoint, or ask the run the tasks."""
     if export.is_quantized(args.run):
         if args.tasks:
@@ -45,10 +49,18 @@ def run(args: Evaluate) -> None:
                 f"--tasks asks a run, and {str(args.run)!r} is a quantized checkpoint; "
                 "give the run that it was made of, with --specs"
             )
+        if overrides:
+            raise InputError(
+                f"{overrides[0]} changes how a run is quantized, and {str(args.run)!r} is "
+                "quantized; give the run that it was made of"
+            )
         given.banner()
         numbers.say_quantized(export.evaluate(args.run, args.data_dir))
         return
     experiment = given.run(args.run, args.data_dir)
+    grid = experiment.quantize
+    grid = parsing.parse(f"rfq evaluate {args.run}", type(grid), overrides, grid)
+    experiment = dataclasses.replace(experiment, quantize=grid)
     if args.tasks:
         own = experiment.tasks
         asked = dataclasses.replace(
@@ -56,18 +68,20 @@ def run(args: Evaluate) -> None:
             names=args.tasks,
             specs=args.specs or own.specs,
             dir=args.tasks_dir or own.dir,
+            max_documents=(
+                own.max_documents if args.max_documents is None else args.max_documents
+            ),
         )
         _evaluate_tasks(dataclasses.replace(experiment, tasks=asked), args.run)
         return
-    if args.specs or args.tasks_dir is not None:
+    if args.specs or args.tasks_dir is not None or args.max_documents is not None:
         raise InputError(
-            "--specs and --tasks-dir go with --tasks; for held-out text under WnAm "
-            "settings use `rfq quantize`"
+            "--specs, --tasks-dir and --max-documents go with --tasks; for held-out text "
+            "under WnAm settings use `rfq quantize`"
         )
     given.banner()
-    own = experiment.quantize
     full = dataclasses.replace(
-        own, specs=("FP",), taps=own.taps[:1], streams=("branch",)
+        grid, specs=("FP",), taps=grid.taps[:1], streams=("branch",)
     )
     for row in ptq.run(dataclasses.replace(experiment, quantize=full), args.run):
         metrics.say(

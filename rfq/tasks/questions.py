@@ -130,9 +130,17 @@ def _asked(name: str, experiment: Experiment, tokenizer: tokenize.Tokenizer) -> 
         split = "heldout"
     else:
         split, documents = benchmarks.load(config.dir, name)
+        documents = _spread(documents, config.max_documents)
     examples = task_lib.examples(name, tasks_lib.TASKS[name], documents)
     requests = [request for example in examples for request in example.requests]
     return Asked(split, examples, scoring.encode(requests, tokenizer))
+
+
+def _spread(documents: Sequence[Any], at_most: int | None) -> Sequence[Any]:
+    """Take documents at equal distances, for files may be sorted by subject."""
+    if at_most is None or at_most >= len(documents):
+        return documents
+    return [documents[i * len(documents) // at_most] for i in range(at_most)]
 
 
 # --- Scores of the answers ----------------------------------------------------------

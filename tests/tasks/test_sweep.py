@@ -8,10 +8,10 @@ import statistics
 import numpy as np
 import pytest
 
-from rfq import cli, metrics, ptq, tasks
+from rfq import cli, metrics, ptq, sharding, tasks
 from rfq.errors import Preempted
 from rfq.report import accuracy, evidence, load, view
-from rfq.tasks import ask, commonsense
+from rfq.tasks import ask, commonsense, questions
 from rfq.tasks import task as task_lib
 from tests import tiny
 from tests.tasks.documents import DOCUMENTS
@@ -123,10 +123,26 @@ def test_asking_again_computes_nothing(asked, monkeypatch):
     assert [row["avg"] for row in again] == [row["avg"] for row in rows]
 
 
+def test_a_share_of_the_documents_is_spread_over_the_file(asked):
+    given, *_ = asked
+    mesh = sharding.make_mesh(config=given.sharding)
+    every = questions.load(given, mesh).tasks
+    few = questions.load(tiny.with_fields(given, "tasks", max_documents=3), mesh).tasks
+    for name, share in few.items():
+        assert share.examples == [every[name].examples[i] for i in (0, 2, 4)]
+        assert share.split == every[name].split
+    more = questions.load(tiny.with_fields(given, "tasks", max_documents=60), mesh)
+    assert more.digest == questions.load(given, mesh).digest
+
+
 @pytest.mark.slow
-def test_the_command_asks_and_generates(asked, tasks_dir, capsys):
+def test_the_command_asks_and_generates(asked, tasks_dir, tmp_path, capsys):
     _, run_dir, *_ = asked
+    run_dir = shutil.copytree(run_dir, tmp_path / "run")
     where = ["--tasks", "all", "--tasks-dir", str(tasks_dir)]
+    few = ["--specs", "FP", "--max-documents", "2", "--calibrators", "absmax"]
+    assert cli.main(["evaluate", str(run_dir), *where, *few]) == 0
+    assert "acc_norm of 2 documents" in capsys.readouterr().out
     assert cli.main(["evaluate", str(run_dir), *where, "--specs", "FP"]) == 0
     said = capsys.readouterr().out
     assert "without boolq" in said
@@ -141,7 +157,9 @@ def test_what_cannot_be_asked_is_refused(asked, tmp_path, capsys):
     for argv, said in (
         (["--tasks", "arc"], "--tasks='arc' is unknown"),
         (["--tasks", "all", "--tasks-dir", str(tmp_path)], "'arc_c' has no file"),
-        (["--specs", "W8A8"], "--specs and --tasks-dir go with --tasks"),
+        (["--specs", "W8A8"], "--specs, --tasks-dir and --max-documents go with"),
+        (["--tasks", "all", "--max-documents", "0"], "must be >= 1, or None for all"),
+        (["--streams", "both"], "quantize.streams='both' is unknown"),
         (["--tasks", "cloze", "--specs", "8bit"], "'8bit' is not in WnAm notation"),
     ):
         assert cli.main(["evaluate", str(run_dir), *argv]) == 2
