@@ -196,7 +196,7 @@ class TasksConfig:
     specs: tuple[str, ...] = ("FP",)  # WnAm settings; the rest is as in quantize.
     dir: str = "data/tasks"  # Read files that `rfq prepare tasks --out` wrote here.
     cloze_items: int = 200  # Ask at most so many questions of each cloze task.
-    # Ask so many documents of each other task, evenly spaced in its file; None asks all.
+    # Ask so many documents of each other task, evenly spaced in its file. None is all.
     max_documents: int | None = None
 
     def __post_init__(self):
@@ -207,7 +207,7 @@ class TasksConfig:
             raise InputError(f"tasks.cloze_items={self.cloze_items} must be >= 1")
         if self.max_documents is not None and self.max_documents < 1:
             raise InputError(
-                f"tasks.max_documents={self.max_documents} must be >= 1, or None for all"
+                f"tasks.max_documents={self.max_documents} must be >= 1; None is all"
             )
 
 

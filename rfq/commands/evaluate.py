@@ -51,8 +51,8 @@ def run(args: Evaluate, overrides: Sequence[str]) -> None:
             )
         if overrides:
             raise InputError(
-                f"{overrides[0]} changes how a run is quantized, and {str(args.run)!r} is "
-                "quantized; give the run that it was made of"
+                f"{overrides[0]} changes how a run is quantized, and "
+                f"{str(args.run)!r} is quantized; give the run that it was made of"
             )
         given.banner()
         numbers.say_quantized(export.evaluate(args.run, args.data_dir))
@@ -76,8 +76,8 @@ def run(args: Evaluate, overrides: Sequence[str]) -> None:
         return
     if args.specs or args.tasks_dir is not None or args.max_documents is not None:
         raise InputError(
-            "--specs, --tasks-dir and --max-documents go with --tasks; for held-out text "
-            "under WnAm settings use `rfq quantize`"
+            "--specs, --tasks-dir and --max-documents go with --tasks; for held-out "
+            "text under WnAm settings use `rfq quantize`"
         )
     given.banner()
     full = dataclasses.replace(

@@ -158,7 +158,7 @@ def test_what_cannot_be_asked_is_refused(asked, tmp_path, capsys):
         (["--tasks", "arc"], "--tasks='arc' is unknown"),
         (["--tasks", "all", "--tasks-dir", str(tmp_path)], "'arc_c' has no file"),
         (["--specs", "W8A8"], "--specs, --tasks-dir and --max-documents go with"),
-        (["--tasks", "all", "--max-documents", "0"], "must be >= 1, or None for all"),
+        (["--tasks", "all", "--max-documents", "0"], "must be >= 1; None is all"),
         (["--streams", "both"], "quantize.streams='both' is unknown"),
         (["--tasks", "cloze", "--specs", "8bit"], "'8bit' is not in WnAm notation"),
     ):
