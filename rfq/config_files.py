@@ -1,7 +1,9 @@
 """Config files: how they are found, run, and what is said of those that are wrong.
 
 A config file is a Python module with a function `config() -> Experiment`, or with
-`arms(scale) -> Sequence[Experiment]` for a family that is compared at one of `SCALES`.
+`arms(scale) -> Sequence[Experiment]` for a family that is compared at one of `SCALES`,
+or with `continued(run: Experiment) -> Experiment` for what goes on from another run and
+takes from it what it does not replace.
 Those that come with rfq are known by their names, such as demo/residual_adamw.
 `rfq.experiment.load` is what makes an experiment of one.
 """
@@ -86,14 +88,20 @@ def is_family(name: str | pathlib.Path) -> bool:
         return hasattr(_module(path), "arms")
 
 
-def run(path: pathlib.Path, scale: str | None) -> tuple[Any, ...]:
+def run(
+    path: pathlib.Path, scale: str | None, source: Any | None = None
+) -> tuple[Any, ...]:
     """Run a file's `arms(scale)`, or its `config()` where `scale` is None.
+
+    A file with `continued(run)` gets the experiment of the run that is the source.
 
     Raises:
         InputError: the file has no such function, or anything in it is wrong.
     """
     with _said_of(path):
         module = _module(path)
+        if source is not None and hasattr(module, "continued"):
+            return (module.continued(source),)
         if scale is None:
             _require(path, module, "config")
             return (module.config(),)
@@ -148,6 +156,11 @@ def _require(path: pathlib.Path, module: types.ModuleType, function: str) -> Non
         raise InputError(
             f"config {str(path)!r} is a family of arms; say how large, with --scale "
             f"{', '.join(SCALES[:-1])} or {SCALES[-1]}"
+        )
+    if hasattr(module, "continued"):
+        raise InputError(
+            f"config {str(path)!r} goes on from another run; say from which, with "
+            "rfq train and --from RUN"
         )
     if hasattr(module, "config"):
         raise InputError(

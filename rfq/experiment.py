@@ -213,7 +213,10 @@ class TasksConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OriginConfig:
-    """The public checkpoint that a run was imported from; empty for other runs."""
+    """The public checkpoint that a run was imported from, or went on from.
+
+    It is empty for other runs.
+    """
 
     family: str = ""  # The model_type of its config.json.
     dtype: str = ""  # The type of its tensors, in which it is exported again.
@@ -222,6 +225,21 @@ class OriginConfig:
 
     def __post_init__(self):
         check_fields(self, "origin")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """The run whose last parameters a run starts with; empty where it draws its own.
+
+    `rfq train --from RUN` fills it in.
+    """
+
+    arm: str = ""
+    fingerprint: str = ""  # Names the experiment of that run, its seed included.
+    data_fingerprint: str = ""  # Names the data that it was trained on.
+
+    def __post_init__(self):
+        check_fields(self, "start")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,6 +259,7 @@ class Experiment:
     tasks: TasksConfig = TasksConfig()
     sharding: ShardingConfig = ShardingConfig()
     origin: OriginConfig = OriginConfig()
+    start: StartConfig = StartConfig()
 
     def __post_init__(self):
         # An imported model has been trained elsewhere.
@@ -326,6 +345,7 @@ _YOUNGER: Mapping[str, Mapping[str, object]] = {
     "train": {"penalty_weight": 0.0, "penalty_threshold": 3.0, "skip_anneal": 0.0},
     "optimizer": {"rates": {}, "max_precondition_dim": 16_384},
     "origin": dataclasses.asdict(OriginConfig()),
+    "start": dataclasses.asdict(StartConfig()),
 }
 
 # Old names of an optimizer's fields in recorded runs, and the one value that removed
@@ -443,14 +463,22 @@ def load(name: str | pathlib.Path) -> Experiment:
     return experiment
 
 
-def load_arms(name: str | pathlib.Path, scale: str | None) -> tuple[Experiment, ...]:
+def load_arms(
+    name: str | pathlib.Path, scale: str | None, source: Experiment | None = None
+) -> tuple[Experiment, ...]:
     """Run a config file's `arms(scale)`, or `config()` where `scale` is None.
+
+    Args:
+        name: as for `load`.
+        scale: the size of a family of arms.
+        source: the experiment of the run that is continued, which the function
+            `continued` of a config file takes.
 
     Raises:
         InputError: as `load`; a scale is missing or of no use; two arms have one name.
     """
     path = config_files.one(name)
-    made = config_files.run(path, scale)
+    made = config_files.run(path, scale, source)
     for experiment in made:
         if not isinstance(experiment, Experiment):
             raise InputError(

@@ -155,3 +155,13 @@ def decayed(params):
         axes(params),
         is_leaf=lambda row: isinstance(row, ParamAxes),
     )
+
+
+def overlaid(params, given):
+    """Return nested dicts with the leaves of `given`, which may lack some of them."""
+    return {
+        name: overlaid(leaf, given.get(name, {}))
+        if isinstance(leaf, Mapping)
+        else given.get(name, leaf)
+        for name, leaf in params.items()
+    }

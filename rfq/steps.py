@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from rfq import gradients, optim, sharding, taps
 from rfq import params as params_lib
 from rfq.experiment import Experiment
+from rfq.model import config as model_config
 from rfq.model import init as init_lib
 from rfq.model import layers, matrices, products, transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
@@ -56,7 +57,8 @@ class TrainSteps:
 
     Attributes:
         state: The abstract `TrainState`, with shardings.
-        init: key -> state.
+        init: (key, parameters of another run, default none) -> state; what those lack
+            is drawn.
         train: (state, batch) -> (state, metrics); the old state is donated.
         measure: (params, batch) -> (losses [B], {site: {statistic: record}}).
         diagnose: opt_state -> named scalars; apart from `train` because looking at
@@ -65,7 +67,7 @@ class TrainSteps:
     """
 
     state: TrainState
-    init: Callable[[Array], TrainState]
+    init: Callable[..., TrainState]
     train: jax.stages.Wrapped
     measure: Callable[[Params, Batch], tuple[Array, dict[str, Record]]]
     diagnose: Callable[[Any], dict[str, Array]]
@@ -94,8 +96,9 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
     )
     plain = transformer.Seams(placing=placing)
 
-    def init(key: Array) -> TrainState:
-        params = init_lib.init(experiment.init, config, key=key)
+    def init(key: Array, given: Params | None = None) -> TrainState:
+        drawn = init_lib.init(experiment.init, config, key=key)
+        params = params_lib.overlaid(drawn, given or {})
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
     weight = experiment.train.penalty_weight
@@ -134,7 +137,7 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
     )
 
     def measure(params: Params, batch: Batch):
-        return _sequence_losses(params, batch, rolled(config), measured)
+        return _sequence_losses(params, batch, model_config.rolled(config), measured)
 
     def finite(state: TrainState) -> Array:
         return jnp.all(
@@ -228,8 +231,8 @@ class QuantSteps:
 
 def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantSteps:
     """Build the functions of a quantization sweep over one tap set."""
-    trained = rolled(experiment.model)
-    config = in_float32(trained)
+    trained = model_config.rolled(experiment.model)
+    config = model_config.in_float32(trained)
     tapped = TAP_SETS[tap_set]
     plain = transformer.Seams(placing=sharding.placing(mesh))
 
@@ -410,7 +413,7 @@ class IntegerSteps:
 
 def compile_integer(experiment: Experiment, mesh: Mesh, stream: str) -> IntegerSteps:
     """Build the functions of a model whose hidden matrices are integers."""
-    config = in_float32(rolled(experiment.model))
+    config = model_config.in_float32(model_config.rolled(experiment.model))
     shapes = transformer.shapes(config)
     placed = sharding.params_shardings(mesh, shapes)
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
@@ -467,21 +470,6 @@ def _named(function: Callable[..., Any], after: Callable[..., Any]):
     """Give a function the name under which profiles and caches show its program."""
     function.__name__ = after.__name__
     return function
-
-
-def rolled(config: ModelConfig) -> ModelConfig:
-    """Run layers in a loop: unrolling gains time in the backward pass alone.
-
-    On CPU a forward pass of the demo takes 62 ms rolled and 95 ms unrolled, and its
-    programs compile in half the time.
-    """
-    return dataclasses.replace(config, scan_unroll=1)
-
-
-def in_float32(config: ModelConfig) -> ModelConfig:
-    """Return the model that quantized rows are scored on (D9)."""
-    # cuDNN's attention has no float32.
-    return dataclasses.replace(config, compute_dtype="float32", attention="xla")
 
 
 def _declared(shapes, placed):

@@ -8,22 +8,43 @@ from typing import Any
 import jax
 import numpy as np
 
-from rfq import checkpoint, distributed, heldout, metrics, rows, runs, sharding, steps
+from rfq import (
+    checkpoint,
+    continued,
+    distributed,
+    heldout,
+    metrics,
+    rows,
+    runs,
+    sharding,
+    steps,
+)
 from rfq import taps as tap_lib
 from rfq.errors import Diverged, Preempted
 from rfq.experiment import Experiment
 from rfq.model.config import TAP_SETS
 
 
-def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
+def run(
+    experiment: Experiment,
+    run_dir: pathlib.Path,
+    source: continued.Source | None = None,
+) -> None:
     """Train to the end, from wherever the run directory's newest checkpoint is.
 
     Writes config.json, metrics.jsonl, measures.jsonl, checkpoints/ and, at the end,
     done.json. A finished run returns at once. On one device a resumed run reproduces
     the uninterrupted one bit for bit.
 
+    Args:
+        experiment: What to train. `continued.continuing` makes one that goes on from
+            another run.
+        run_dir: Where it is written.
+        source: The run whose parameters it starts with; None if it draws its own.
+
     Raises:
-        InputError: the data, the directory or its checkpoint do not fit the experiment.
+        InputError: the data, the directory, its checkpoint or the source do not fit the
+            experiment.
         Diverged: a loss or gradient norm is not finite.
         Preempted: SIGTERM or SIGUSR1 came; the step in flight is done and saved.
     """
@@ -31,13 +52,16 @@ def run(experiment: Experiment, run_dir: pathlib.Path) -> None:
     with runs.alone_in(run_dir):
         described = runs.claim(experiment, run_dir)
         if not runs.is_finished(run_dir):
-            _train(experiment, run_dir, described)
+            _train(experiment, run_dir, described, source)
             return
     metrics.say(f"{experiment.arm} seed {experiment.seed}: training is finished")
 
 
 def _train(
-    experiment: Experiment, run_dir: pathlib.Path, described: dict[str, Any]
+    experiment: Experiment,
+    run_dir: pathlib.Path,
+    described: dict[str, Any],
+    source: continued.Source | None,
 ) -> None:
     """Run the loop itself; `described` is what `runs.claim` says of the run."""
     mesh = sharding.make_mesh(config=experiment.sharding)
@@ -60,7 +84,13 @@ def _train(
         checkpoint.Checkpoints(run_dir, keep=every.keep_checkpoints) as saved,
         distributed.preemption() as told_to_end,
     ):
-        state, start, seconds = _restore(compiled, saved, described, run_dir)
+        restored = _restore(compiled, saved, described, run_dir)
+        if restored is None:
+            given = continued.params(experiment, source, compiled.state.params)
+            if source is not None:
+                continued.record(source, run_dir)
+            restored = compiled.init(jax.random.key(experiment.seed), given), 0, 0.0
+        state, start, seconds = restored
         batches.set_state(start)
         log = _Log(experiment, run_dir, start, seconds, saved.latest_step)
         with metrics.progress(name, num_steps, start) as bar:
@@ -221,14 +251,13 @@ def _restore(
     saved: checkpoint.Checkpoints,
     described: dict[str, Any],
     run_dir: pathlib.Path,
-) -> tuple[steps.TrainState, int, float]:
-    """Restore the newest checkpoint's state, step and seconds, or start afresh."""
+) -> tuple[steps.TrainState, int, float] | None:
+    """Restore the newest checkpoint's state, step and seconds; None without one."""
     start = saved.latest_whole_step(
         lambda meta: distributed.broadcast("log", lambda: _lost_rows(run_dir, meta))
     )
     if start is None:
-        seed = described["experiment"]["seed"]
-        return compiled.init(jax.random.key(seed)), 0, 0.0
+        return None
     meta = saved.meta(start)
     runs.match(described, meta, f"the checkpoint of step {start} in {run_dir}")
     state = steps.TrainState(

@@ -17,6 +17,7 @@ from rfq.experiment import (
     LogConfig,
     OriginConfig,
     QuantizeConfig,
+    StartConfig,
     TasksConfig,
     TrainConfig,
     fingerprint,
@@ -29,8 +30,12 @@ from rfq.optim.schedule import ScheduleConfig
 from rfq.sharding import ShardingConfig
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-# tests/test_ablation.py has the families of arms.
-FILES = sorted(set(CONFIGS.rglob("*.py")) - set(CONFIGS.glob("ablation/*.py")))
+# tests/test_ablation.py has the families of arms, tests/test_continued.py the others.
+FILES = sorted(
+    path
+    for path in CONFIGS.rglob("*.py")
+    if path.parent.name not in ("ablation", "continued")
+)
 BASE = Experiment(arm="base")
 
 
@@ -88,6 +93,7 @@ CHANGES = {
     "tasks": (TasksConfig(names=("cloze",)), False),
     "sharding": (ShardingConfig(strategy="fsdp"), False),
     "origin": (OriginConfig(digest="0" * 16), True),
+    "start": (StartConfig(fingerprint="0" * 12), True),
 }
 
 

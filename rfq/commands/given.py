@@ -12,10 +12,14 @@ from rfq.experiment import Experiment
 
 
 def arm(
-    prog: str, path: pathlib.Path, overrides: Sequence[str], scale: str | None = None
+    prog: str,
+    path: pathlib.Path,
+    overrides: Sequence[str],
+    scale: str | None = None,
+    source: Experiment | None = None,
 ) -> Experiment:
     """Load the experiment of a config file, or the arm of a family that --arm names."""
-    experiments = arms(prog, path, overrides, scale)
+    experiments = arms(prog, path, overrides, scale, source)
     if len(experiments) > 1:
         raise InputError(
             f"config {str(path)!r} has {len(experiments)} arms; say which, with --arm "
@@ -25,10 +29,14 @@ def arm(
 
 
 def arms(
-    prog: str, path: pathlib.Path, overrides: Sequence[str], scale: str | None
+    prog: str,
+    path: pathlib.Path,
+    overrides: Sequence[str],
+    scale: str | None,
+    source: Experiment | None = None,
 ) -> list[Experiment]:
     """Load a config file; apply `--optimizer NAME`, then `--section.field value`."""
-    experiments = experiment_lib.load_arms(path, scale)
+    experiments = experiment_lib.load_arms(path, scale, source)
     words = [part for word in overrides for part in split_equals(word)]
     if scale is not None and "--arm" in words:
         named = {experiment.arm: experiment for experiment in experiments}

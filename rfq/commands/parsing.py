@@ -24,6 +24,7 @@ def _shown(metavar: str) -> Any:
 # How help shows an option that may be left out, in place of tyro's "{None}|PATH".
 DIR, FILE, INT, FLOAT = map(_shown, ("DIR", "FILE", "INT", "FLOAT"))
 WORD, SOURCE, SCALE = map(_shown, ("STR", "[SOURCE]", "{demo,small,paper}"))
+FROM = tyro.conf.arg(name="from", metavar="RUN", help_behavior_hint="")
 _TYRO = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
 
 
@@ -87,7 +88,8 @@ def options(config: Any, prefix: str = "--") -> dict[str, Any]:
     kind_of: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name, None)
-        option = prefix + field.name.replace("_", "-")
+        # A field that would be a keyword of Python ends in "_".
+        option = prefix + field.name.rstrip("_").replace("_", "-")
         kind_of[option] = kinds[field.name]
         if dataclasses.is_dataclass(value):
             kind_of |= options(value, f"{option}.")

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Annotated
 
-from rfq import compare, config_files, metrics, train
+from rfq import compare, config_files, continued, metrics, train
 from rfq.commands import given, numbers, parsing, planned
 from rfq.errors import InputError
 from rfq.experiment import Experiment
@@ -22,7 +22,14 @@ class Train(planned.Options):
     family of arms, such as ablation/theorem1, --scale chooses its size and --arm one
     arm.
 
+    With --from RUN training starts with the last parameters of a run that `rfq train`
+    or `rfq import` made, instead of drawing them. The model of the config must be that
+    of RUN; its skip may be "weighted", which --train.skip-anneal then takes away. The
+    configs of the folder continued take model and data from RUN. RUN may be deleted
+    once the new run has its first checkpoint, but not the data that both read.
+
     Example: rfq train demo/residual_adamw --out runs/mine
+    Example: rfq train continued/adamw --from runs/smollm2 --out runs/tuned
     """
 
     # Give a Python file with a function config() -> Experiment, or the name of a config
@@ -30,6 +37,8 @@ class Train(planned.Options):
     config: parsing.Positional[pathlib.Path]
     # Write the run to this directory. Required, but not by --dry-run.
     out: Annotated[pathlib.Path | None, parsing.DIR] = None
+    # Start with the last parameters of this run.
+    from_: Annotated[pathlib.Path | None, parsing.FROM] = None
     # Choose the size of a family of arms: "demo" takes minutes on two cores, "small"
     # one GPU, and "paper" is the paper's.
     scale: Annotated[config_files.Scale | None, parsing.SCALE] = None
@@ -37,13 +46,17 @@ class Train(planned.Options):
 
 def run(args: Train, overrides: Sequence[str]) -> None:
     """Train the arm of the config, or plan it."""
-    experiment = given.arm("rfq train", args.config, overrides, args.scale)
+    source = None if args.from_ is None else continued.find(args.from_, args.out)
+    taken = None if source is None else source.experiment
+    experiment = given.arm("rfq train", args.config, overrides, args.scale, taken)
+    if source is not None:
+        experiment = continued.continuing(experiment, source)
     if planned.dry_run(args, [experiment], 1):
         return
     given.banner()
     if args.out is None:
         raise InputError("rfq train needs --out DIR, the run directory to write")
-    train.run(experiment, args.out)
+    train.run(experiment, args.out, source)
     _say_result(experiment, args.out)
 
 

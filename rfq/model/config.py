@@ -206,6 +206,21 @@ class ModelConfig:
             )
 
 
+def rolled(config: ModelConfig) -> ModelConfig:
+    """Run layers in a loop: unrolling gains time in the backward pass alone.
+
+    On CPU a forward pass of the demo takes 62 ms rolled and 95 ms unrolled, and its
+    programs compile in half the time.
+    """
+    return dataclasses.replace(config, scan_unroll=1)
+
+
+def in_float32(config: ModelConfig) -> ModelConfig:
+    """Return the model that quantized rows are scored on (D9)."""
+    # cuDNN's attention has no float32.
+    return dataclasses.replace(config, compute_dtype="float32", attention="xla")
+
+
 def site_width(config: ModelConfig, site: str) -> int:
     """Count the values along the last axis of a site's activation."""
     if site in ("q", "k", "v", "attn_out"):

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq import steps
 from rfq.errors import InputError
 from rfq.model import cache as cache_lib
+from rfq.model import config as model_config
 from rfq.model import transformer
 from rfq.model.config import ModelConfig
 from rfq.types import Array, Params, SiteState
@@ -121,7 +121,7 @@ def until(ids: np.ndarray, ends: Sequence[int]) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def _compiled(trained: ModelConfig, seams: transformer.Seams):
     """Compile the two programs of a model: bits and ranges are data."""
-    c = config = steps.in_float32(steps.rolled(trained))
+    c = config = model_config.in_float32(model_config.rolled(trained))
 
     def step(params, states, cache, tokens_BT, places_B, key, temperature, top_p):
         """Feed tokens and draw what follows the one at `places`."""
