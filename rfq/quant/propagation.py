@@ -97,6 +97,22 @@ def predict(
     return totals
 
 
+def shares(skip: str, stream: str, num_layers: int) -> np.ndarray:
+    """Return the share of each layer's error that arrives at the end, by the law.
+
+    `theory.rounding` derives it for isometries (D120): 1, but 1 / (l + 1) for layer l
+    where a skip carries the clean stream.
+
+    Args:
+        skip: "residual" or "residual_free".
+        stream: "branch" or "in_place".
+        num_layers: L, of layers that round.
+    """
+    if (skip, stream) != ("residual", "branch"):
+        return np.ones(num_layers)
+    return 1.0 / (np.arange(1, num_layers + 1) + 1.0)
+
+
 def normalized(added):
     """Return R = 2 - 2 / sqrt(1 + S) of a tensor behind a norm.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rfq.report import cells, paper, style, view
+from rfq.report import cells, law, paper, style, view
 from rfq.report.arms import arm_label
 from rfq.report.estimates import Estimate
 from rfq.report.evidence import Evidence
@@ -17,17 +17,14 @@ from rfq.report.panels import (
     ACCURACY,
     BITS,
     BY_LOSS,
-    DEPTH,
     ENERGY,
     GAMMA,
     INCREASE,
     LAYER,
     NEGENTROPY,
     NMSE,
-    PREDICTED,
     REACHES,
     SHOWN_BITS,
-    SITES,
     TRAINING,
     Density,
     Reference,
@@ -36,6 +33,7 @@ from rfq.report.panels import (
     reach_of,
     stairs,
     standardized,
+    weights,
 )
 from rfq.report.render import Figure, Panel
 from rfq.report.view import Cells, Precision, View
@@ -60,10 +58,6 @@ def _widths(found: Sequence[Precision], least: int = 2) -> list[int | None]:
     return sorted(kept, key=lambda w: (w is None, w != 8, -(w or 0)))
 
 
-def _weights(width: int | None) -> str:
-    return "weights FP" if width is None else f"weights {width} bit"
-
-
 def _against_bits(
     shown: View,
     found: Sequence[Precision],
@@ -80,7 +74,7 @@ def _against_bits(
     points = means((arm, p.act_bits or 0, of(arm, p)) for arm, p in every)
     name = f"{'a' if width is None else f'w{width}'}_{stream}"
     place = view.PLACEMENTS.get(stream, "")
-    title = title or f"{_weights(width)}, stream {place}"
+    title = title or f"{weights(width)}, stream {place}"
     return lines(shown, name, title, points, BITS, y, references, curve=curve)
 
 
@@ -136,7 +130,7 @@ def printed_accuracy(shown: View) -> Iterator[Panel | None]:
         ]
         chance = printed.chance["avg"]
         references = [*full, Reference(chance, f"chance {chance:.3f}")]
-        title = f"paper: {_weights(width)} (its Table {name.removeprefix('table')})"
+        title = f"paper: {weights(width)} (its Table {name.removeprefix('table')})"
         yield lines(shown, name, title, points, BITS, ACCURACY, references)
 
 
@@ -187,13 +181,13 @@ def sqnr(shown: View) -> Iterator[Panel | None]:
     less, ratio = "SQNR less a Gaussian's, dB", "mean SQNR over sites, dB"
     widths = _widths(sweep)
     for w in widths:
-        title = f"SQNR, {_weights(w)}"
+        title = f"SQNR, {weights(w)}"
         yield _against_bits(shown, sweep, w, "", of, ratio, (), title, gaussian)
     for w in widths:
-        title = f"gap to a Gaussian tensor, {_weights(w)}"
+        title = f"gap to a Gaussian tensor, {weights(w)}"
         yield _against_bits(shown, sweep, w, "", gap, less, zero, title)
     for w in widths:
-        title = f"normalized squared error, {_weights(w)}"
+        title = f"normalized squared error, {weights(w)}"
         yield _against_bits(shown, sweep, w, "", nmse, NMSE, (), title)
     for precision, site in itertools.product(_narrow(shown)[:1], view.PAPER_SITES):
         points = means(_site_lines(shown, precision, site, "sqnr_db"))
@@ -236,42 +230,10 @@ def errors(shown: View) -> Iterator[Panel | None]:
             found = shown.sites.layers(arm, p, "head_in", field, stream)
             return found[0] if found else Estimate()
 
-        title = f"at the head, {_weights(width)}, {view.PLACEMENTS[stream]}"
+        title = f"at the head, {weights(width)}, {view.PLACEMENTS[stream]}"
         yield _against_bits(
             shown, shown.precisions, width, stream, head, ENERGY, title=title
         )
-
-
-def law(shown: View) -> Iterator[Panel | None]:
-    """Draw the measured error at the head against the law's prediction (D119)."""
-    kept = shown.rows.frame.filter(pl.col("predicted_error") > 0)
-    known = kept.sort("act_bits").with_columns(x="predicted_error", y="relative_error")
-    ends = [known["x"].min(), known["x"].max()] if len(known) else []
-    for (bits, stream), points in known.partition_by(
-        "weight_bits", "stream", as_dict=True, maintain_order=True
-    ).items():
-        name, place = f"{bits}_{stream}", view.PLACEMENTS[str(stream)]
-        title = f"{_weights(bits)}, stream {place}"
-        curve: Any = (ends, ends)
-        yield lines(shown, name, title, points, PREDICTED, ENERGY, curve=curve)
-
-
-def depth(shown: View) -> Iterator[Panel | None]:
-    """Draw how many sites' errors arrive at the head, against the layers (D120)."""
-    eight = pl.col("act_bits") == 8, pl.col("nmse") > 0
-    kept = shown.rows.frame.filter(*eight, pl.col("num_layers") > 0)
-    known = kept.sort("num_layers").with_columns(
-        x=pl.col("num_layers").cast(pl.Float64),
-        y=pl.col("relative_error") / pl.col("nmse"),
-    )
-    ends = [0.0, known["x"].max()] if len(known) else []
-    curve: Any = (ends, [4.0 * end for end in ends])
-    for (bits, stream), points in known.partition_by(
-        "weight_bits", "stream", as_dict=True, maintain_order=True
-    ).items():
-        name, place = f"{bits}_{stream}", view.PLACEMENTS[str(stream)]
-        title = f"{_weights(bits)}, stream {place}"
-        yield lines(shown, name, title, points, DEPTH, SITES, curve=curve)
 
 
 # --- Over training ------------------------------------------------------------------
@@ -431,8 +393,9 @@ def every(evidence: Evidence, everyone: View) -> dict[str, Figure]:
         "ranges": ranges(shown),
         "sqnr": sqnr(shown),
         "errors": errors(shown),
-        "law": law(shown),
-        "depth": depth(shown),
+        "law": law.prediction(shown),
+        "depth": law.depth(shown),
+        "crossing": law.crossing(shown),
         "accuracy": accuracy(shown),
         "paper_accuracy": printed_accuracy(everyone),
     }

@@ -25,9 +25,11 @@ REACHES, ENERGY = "largest magnitude", "error energy / signal energy"
 NMSE, ACCURACY = "mean NMSE over sites", "average zero-shot accuracy"
 DENSITY, PREDICTED = "density", "predicted error energy / signal energy"
 DEPTH, SITES = "layers", "error at the head / mean error of a site"
+MORE_BY_LAW = "error at the head by the law, residual over residual-free"
+MORE_ERROR, MORE_LOSS = "measured ratio of errors", "measured ratio of increases"
 LINEAR_TO: Mapping[str, float] = {
     INCREASE: 0.01, GAMMA: 1.0, NEGENTROPY: 0.05, REACHES: 0.0, ENERGY: 0.0, NMSE: 0.0,
-    DENSITY: 0.0,
+    DENSITY: 0.0, MORE_ERROR: 0.0, MORE_LOSS: 0.0,
 }  # fmt: skip
 
 SHOWN_BITS = (4, 6, 8, 10, 12, 16)
@@ -70,11 +72,14 @@ def _axes(ax: Axes, x: str, y: str) -> None:
         how = {"linthresh": linear, "linscale": 0.6} if linear else {}
         ax.set_yscale("symlog" if linear else "log", **how)
         _plain(ax.yaxis)
-    if x == PREDICTED:
+    if x in (PREDICTED, MORE_BY_LAW):
         ax.set_xscale("log")
         _plain(ax.xaxis)
     if x == BITS:
         ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(SHOWN_BITS))
+    if x == MORE_BY_LAW:  # Less than a decade, as a rule.
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     if x in (LAYER, DEPTH):
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
     if x in (BITS, BY_LOSS):
@@ -92,6 +97,7 @@ def lines(
     *,
     curve: tuple[Sequence[float], Sequence[float]] | None = None,
     marker: bool = True,
+    joined: bool = True,
 ) -> Panel | None:
     """Make a panel of lines; None without a point.
 
@@ -106,6 +112,7 @@ def lines(
         references: Values of y to compare with.
         curve: The x and y of a dotted curve to compare with.
         marker: Whether points are marked.
+        joined: Whether a line joins the points of an arm and seed.
     """
     known = points.filter(pl.col("x").is_finite(), pl.col("y").is_finite())
     parts = known.partition_by("arm", "seed", as_dict=True, maintain_order=True)
@@ -118,6 +125,8 @@ def lines(
             if "thin" in line.columns:
                 ax.plot(line["x"], line["thin"], alpha=0.3, linewidth=0.5, **how)
             how["linewidth"] = SEED_WIDTH if arm in seen else None
+            if not joined:
+                how["linestyle"] = ""
             ax.plot(line["x"], line["y"], marker=look.marker if marker else "", **how)
             if "lo" in line.columns:
                 ends = line["lo"].to_numpy(), line["hi"].to_numpy()
@@ -131,6 +140,11 @@ def lines(
         _axes(ax, x, y)
 
     return None if known.is_empty() else Panel(name, title, draw)
+
+
+def weights(width: int | None) -> str:
+    """Name a width of the weights."""
+    return "weights FP" if width is None else f"weights {width} bit"
 
 
 def means(found: Iterable[tuple[str, float, Estimate]]) -> pl.DataFrame:

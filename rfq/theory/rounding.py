@@ -52,17 +52,14 @@ class Found(NamedTuple):
     predicted: np.ndarray
 
 
-def weights(where: str, num_layers: int) -> np.ndarray:
-    """Return the share of each layer's e that arrives at the end, the lines above."""
-    if where != "branch":
-        return np.ones(num_layers)
-    return 1.0 / (np.arange(1, num_layers + 1) + 1.0)
-
-
 def crossing(num_layers: int) -> float:
     """Return how much wider the range of a branch may be before it loses more."""
-    free, branch = (weights(w, num_layers).sum() for w in ("residual_free", "branch"))
+    free, branch = (_shares(w, num_layers).sum() for w in ("residual_free", "branch"))
     return math.sqrt(free / branch)
+
+
+def _shares(where: str, num_layers: int) -> np.ndarray:
+    return propagation.shares(*_LINES[where], num_layers)
 
 
 # Line of the law -> the connection and the placement of the model that it speaks of.
@@ -129,7 +126,7 @@ def rounded(where: str, num_layers: int, num_bits: int, widen: float = 1.0) -> F
     x_NTD, w_NLDD = _drawn()
     bits, widen_by = jnp.int32(num_bits), jnp.float32(widen)
     e_NL, r_N = chains(x_NTD, w_NLDD[:, :num_layers], where, bits, widen_by)
-    added_N = np.asarray(e_NL, np.float64) @ weights(where, num_layers)
+    added_N = np.asarray(e_NL, np.float64) @ _shares(where, num_layers)
     return Found(np.asarray(r_N, np.float64), propagation.normalized(added_N))
 
 

@@ -2,12 +2,13 @@
 
 import json
 import pathlib
+import statistics
 
 import pytest
 
 from rfq import errors, metrics
 from rfq.commands import report as command
-from rfq.report import claims, evidence, figures, load, render, tables, view
+from rfq.report import claims, evidence, law, load, render, tables, view
 
 RESULTS = pathlib.Path(__file__).parents[2] / "configs" / "results"
 FILES = {
@@ -95,7 +96,7 @@ def _drawn(figure, path, out):
 
 def test_the_law_stands_beside_what_was_measured(tmp_path):
     path = RESULTS / "rounding.jsonl"
-    drawn, diagonals = _drawn(figures.law, path, tmp_path)
+    drawn, diagonals = _drawn(law.prediction, path, tmp_path)
     rows = [row for row in metrics.read(path) if row.get("predicted_error")]
     assert drawn == {(r["predicted_error"], r["relative_error"]) for r in rows}
     assert len(drawn) > 20
@@ -104,7 +105,7 @@ def test_the_law_stands_beside_what_was_measured(tmp_path):
 
 def test_errors_at_the_head_are_counted_in_sites_by_depth(tmp_path):
     path = RESULTS / "deep.jsonl"
-    drawn, curve = _drawn(figures.depth, path, tmp_path)
+    drawn, curve = _drawn(law.depth, path, tmp_path)
     rows = [row for row in metrics.read(path) if row["act_bits"] == 8]
     assert {layers for layers, _ in drawn} == {12.0, 24.0}
     for layers, sites in {
@@ -112,3 +113,24 @@ def test_errors_at_the_head_are_counted_in_sites_by_depth(tmp_path):
     }:
         assert any(x == layers and y == pytest.approx(sites) for x, y in drawn)
     assert set(curve) == {(0.0, 0.0), (24.0, 96.0)}
+
+
+def test_a_residual_arm_is_held_against_the_residual_free_one_of_its_depth(tmp_path):
+    path = RESULTS / "deep.jsonl"
+    drawn, _ = _drawn(law.crossing, path, tmp_path)
+    rows = [row for row in metrics.read(path) if row["act_bits"] == 6]
+    at = {(row["arm"], row["seed"], row["stream"]): row for row in rows}
+    free = [at["residual_free_kl_shampoo", seed, "branch"] for seed in range(3)]
+    sites, head, lost = (
+        statistics.fmean(row[name] for row in free)
+        for name in ("nmse", "relative_error", "loss_increase")
+    )
+    # In the branch 1/2 + 1/3 + ... + 1/13 of 12 layers' errors arrive.
+    arrive = {"branch": sum(1 / n for n in range(2, 14)) / 12, "in_place": 1.0}
+    for stream, share in arrive.items():
+        row = at["residual_muon", 0, stream]
+        x = row["nmse"] / sites * share
+        for y in (row["relative_error"] / head, row["loss_increase"] / lost):
+            assert any((x, y) == pytest.approx(point) for point in drawn)
+    # A model of 24 layers has no residual counterpart there.
+    assert len(drawn) == 3 * 2 * 4 * 2
