@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from rfq import files, heldout, imported, metrics, runs, sharding, steps
-from rfq.data import tokenize
+from rfq.data import manifest as manifest_lib
+from rfq.data import packing, tokenize
 from rfq.errors import InputError
 from rfq.experiment import Experiment
 from rfq.model.config import BLOCK_SITES, SITES
@@ -26,6 +27,7 @@ from rfq.stats import central, holders
 _CURVES = {
     "excess_kurtosis": "all values",
     "without_first": "without the first token",
+    "without_starts": "without tokens that begin a document, either",
     "without_channels": f"without {holders.NUM_CHANNELS} channels",
 }
 _PANELS = ("attn_norm_in", "mlp_norm_in", "attn_in", "mlp_hidden")
@@ -82,10 +84,16 @@ def _measured(experiment: Experiment, run_dir: pathlib.Path) -> list[dict[str, A
         batch_size=config.batch_size,
         mesh=mesh,
     )
+    tokenizer = tokenize.load(experiment.data.tokenizer)
+    boundary = manifest_lib.load(experiment.data.dir).recipe.boundary
+    begins, _ = packing.BOUNDARIES[boundary]
+    token = tokenizer.bos_id if begins else tokenizer.eos_id
+    mark = holders.Mark(token, not begins)
     merged: dict[str, holders.Holders] = {}
     with metrics.progress(f"measure {experiment.arm}", len(batches)) as bar:
         for number, batch in enumerate(batches, start=1):
-            for site, record in sharding.fetched(compiled.hold(params, batch)).items():
+            held = sharding.fetched(compiled.hold(params, batch, mark))
+            for site, record in held.items():
                 new = central.to_float64(record)
                 old = merged.get(site)
                 merged[site] = new if old is None else holders.merge(old, new)
@@ -100,8 +108,8 @@ def _rows(
     by_layer = {n: np.atleast_1d(v) for n, v in holders.numbers(held).items()}
     for layer, values in enumerate(zip(*by_layer.values(), strict=True)):
         number = layer + experiment.model.first_layer if site in BLOCK_SITES else ""
-        own = (value.item() for value in values)
-        yield {"site": site, "layer": number} | dict(zip(by_layer, own, strict=True))
+        own = dict(zip(by_layer, (value.item() for value in values), strict=True))
+        yield {"site": site, "layer": number, **own, "held_by": holders.named(own)}
 
 
 def _figure(arm: str, rows: list[dict[str, Any]]) -> render.Figure:

@@ -26,7 +26,7 @@ from rfq.model import layers, matrices, products, transformer
 from rfq.model.config import BLOCK_SITES, SITES, TAP_SETS, ModelConfig
 from rfq.optim import build, schedule
 from rfq.quant import distortion, grid, propagation, weights
-from rfq.stats import bins
+from rfq.stats import bins, holders
 from rfq.tasks import scoring
 from rfq.types import Array, Batch, Params, Record, SiteState
 
@@ -211,7 +211,7 @@ class QuantSteps:
             one pass can tell, and the binning for the next.
         histogram: (params, batch, {site: Binning}) -> {site: {"histogram": Sample}} of
             all values at those sites.
-        hold: (params, batch) -> {site: `Holders`} at every site.
+        hold: (params, batch, `Mark` of documents) -> {site: `Holders`} at every site.
     """
 
     params: Params
@@ -226,7 +226,7 @@ class QuantSteps:
     loss_per_error: Callable[[Params, Batch], Array]
     measure: Callable[[Params, Batch], dict[str, Record]]
     histogram: Callable[[Params, Batch, Binnings], dict[str, Record]]
-    hold: Callable[[Params, Batch], dict[str, Record]]
+    hold: Callable[[Params, Batch, holders.Mark], dict[str, Record]]
 
 
 def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantSteps:
@@ -319,8 +319,11 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
     def measure(params: Params, batch: Batch):
         return records(params, batch, first_pass, SITES)
 
-    def hold(params: Params, batch: Batch):
-        return records(params, batch, taps.measure_holders, SITES)
+    def hold(params: Params, batch: Batch, mark: holders.Mark):
+        starts_BT = holders.starts(batch[:, :-1], mark)
+        starts_LBT = jnp.broadcast_to(starts_BT, (config.num_layers, *starts_BT.shape))
+        states = {s: starts_LBT if s in BLOCK_SITES else starts_BT for s in SITES}
+        return records(params, batch, taps.measure_holders, SITES, states)
 
     def histogram(params: Params, batch: Batch, binnings: Binnings):
         binned = tuple(name for name, row in taps.STATISTICS.items() if row.binned)
@@ -388,7 +391,7 @@ def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantStep
         loss_per_error=compiled(loss_per_error),
         measure=compiled(measure),
         histogram=compiled(histogram, everywhere),
-        hold=compiled(hold),
+        hold=compiled(hold, everywhere),
     )
 
 

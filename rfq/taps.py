@@ -39,9 +39,11 @@ def fake_quantize(x: Array, state: SiteState) -> tuple[Array, Record]:
 
 
 def measure_holders(x: Array, state: SiteState) -> tuple[Array, Record]:
-    """Leave x [B, T, ...] alone and record who holds its outliers."""
-    del state
-    return x, holders.holders(x)
+    """Leave x [B, T, ...] alone and record who holds its outliers.
+
+    The state says which tokens begin a document, bool [B, T].
+    """
+    return x, holders.holders(x, state)
 
 
 class Probe(NamedTuple):

@@ -31,11 +31,19 @@ class Moments(NamedTuple):
     m4: Array
 
 
-def moments(x: Array, *, axis: int | None = None) -> Moments:
+def moments(
+    x: Array, *, axis: int | None = None, where: Array | None = None
+) -> Moments:
     """Reduce an array, or one axis of it, to its central moment sums, in float32.
 
     Two passes over the data. Deviations between 1e-9 and 1e7 neither underflow nor
     overflow the fourth power. NaN and inf propagate to every field but the count.
+
+    Args:
+        x: The values.
+        axis: The axis that is reduced; None for all.
+        where: Which values count, of a shape that broadcasts to that of x; None for
+            all. The moments of no values are all 0.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -45,13 +53,20 @@ def moments(x: Array, *, axis: int | None = None) -> Moments:
         (4.0, 3.0, 14.0)
     """
     x = jnp.asarray(x, jnp.float32)
-    mean = jnp.mean(x, axis, keepdims=True)
-    d = x - mean
+    if where is None:
+        mean = jnp.mean(x, axis, keepdims=True)
+        count = jnp.full(mean.shape, x.size // mean.size, jnp.float32)
+        d = x - mean
+    else:
+        kept = jnp.broadcast_to(where, x.shape)
+        count = jnp.sum(kept, axis, dtype=jnp.float32, keepdims=True)
+        total = jnp.sum(x, axis, keepdims=True, where=kept)
+        mean = total / jnp.maximum(count, 1.0)
+        d = jnp.where(kept, x - mean, 0.0)
     d2 = d * d
-    mean = jnp.squeeze(mean, axis)
     return Moments(
-        count=jnp.full(mean.shape, x.size // mean.size, jnp.float32),
-        mean=mean,
+        count=jnp.squeeze(count, axis),
+        mean=jnp.squeeze(mean, axis),
         m2=jnp.sum(d2, axis),
         m3=jnp.sum(d2 * d, axis),
         m4=jnp.sum(d2 * d2, axis),
@@ -62,8 +77,8 @@ def merge(a: Moments, b: Moments) -> Moments:
     """Return the moments of the union of two disjoint samples (Pebay, SAND2008-6212).
 
     It uses only operators, so it runs on float32 arrays inside a program and, as it
-    should across batches, on the float64 numpy arrays that `to_float64` makes. Neither
-    sample may be empty.
+    should across batches, on the float64 numpy arrays that `to_float64` makes. A sample
+    may be empty: its count and its sums are 0.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -76,7 +91,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     """
     n = a.count + b.count
     delta = b.mean - a.mean
-    r = delta / n
+    r = delta / (n + (n == 0))
     product = a.count * b.count
     return Moments(
         count=n,

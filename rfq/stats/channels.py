@@ -12,8 +12,10 @@ from rfq.stats import central
 from rfq.types import Array
 
 
-def channel_moments(x: Array) -> central.Moments:
+def channel_moments(x: Array, where: Array | None = None) -> central.Moments:
     """Reduce each channel (the last axis) over all tokens; the leaves are `[D]`.
+
+    With `where`, of the shape of x without its last axis, only those tokens count.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -23,7 +25,8 @@ def channel_moments(x: Array) -> central.Moments:
         ([2.0, 4.0], [1.0, 0.0])
     """
     x = jnp.asarray(x)
-    return central.moments(x.reshape(-1, x.shape[-1]), axis=0)
+    where = None if where is None else where.reshape(-1, 1)
+    return central.moments(x.reshape(-1, x.shape[-1]), axis=0, where=where)
 
 
 def pooled(m: central.Moments) -> central.Moments:

@@ -119,3 +119,16 @@ def test_one_device_and_eight_agree():
     np.testing.assert_allclose(
         m.excess_kurtosis(one), m.excess_kurtosis(eight), atol=1e-5
     )
+
+
+def test_moments_of_some_values_are_those_of_the_values():
+    x = np.random.default_rng(3).standard_normal((50, 3)).astype(np.float32) + 2.0
+    kept = np.arange(50) % 3 > 0
+    found = m.moments(jnp.asarray(x), axis=0, where=jnp.asarray(kept)[:, None])
+    expected = m.moments(jnp.asarray(x[kept]), axis=0)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
+    # No values change nothing.
+    none = m.to_float64(m.moments(jnp.asarray(x), axis=0, where=jnp.zeros((50, 1)) > 0))
+    some = m.to_float64(found)
+    chex.assert_trees_all_equal(m.merge(none, some), m.merge(some, none), some)
+    assert all(not leaf.any() for leaf in m.merge(none, none))
