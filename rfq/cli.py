@@ -131,6 +131,10 @@ def _overview() -> str:
         "start here:",
         "  rfq prepare embedded --out data/embedded",
         "  rfq compare demo --out runs/demo",
+        "",
+        "Compiled programs are kept in ~/.cache/rfq, up to 2 GiB of them, so that the "
+        "next start is quick.",
+        "RFQ_CACHE=DIR keeps them elsewhere, and RFQ_CACHE=off keeps none.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -22,6 +22,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Commands that tests start keep nothing in the home of whoever tests.
+os.environ.setdefault("RFQ_CACHE", "off")
 # As `rfq.__main__`: a pool of BLAS threads per LAPACK call starves two busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 _GIVEN = os.environ.get("XLA_FLAGS", "")

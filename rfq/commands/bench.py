@@ -35,7 +35,7 @@ class BenchOptim:
 def run_optim(args: BenchOptim, overrides: Sequence[str]) -> None:
     """Measure the optimizers on the model of the config."""
     experiment = given.arm("rfq bench optim", args.config, overrides)
-    given.banner()
+    given.greet()  # Seconds of compilation are measured: no program may be kept.
     bench.run_optim(
         experiment,
         optimizers=args.optimizers,

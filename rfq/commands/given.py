@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rfq import __version__, distributed, metrics, optim, provenance, runs
 from rfq import experiment as experiment_lib
-from rfq.commands import parsing
+from rfq.commands import parsing, program_cache
 from rfq.errors import InputError, lookup
 from rfq.experiment import Experiment
 
@@ -78,6 +78,12 @@ def run(run_dir: pathlib.Path, data_dir: str | None) -> Experiment:
 
 
 def banner() -> None:
+    """Keep compiled programs, join the other processes and say which devices work."""
+    program_cache.start()
+    greet()
+
+
+def greet() -> None:
     """Join the other processes; print which devices are used and which are left."""
     distributed.start()
     metrics.say(f"rfq {__version__} on {provenance.devices()}")

@@ -39,6 +39,8 @@ for name in {CORE!r}:
     names += [found.name for found in inside]
 for name in set(names) - {DECODER!r}:
     importlib.import_module(name)
+import jax
+assert jax.config.jax_compilation_cache_dir is None
 print(json.dumps(sorted(names)))
 """
 
@@ -49,7 +51,8 @@ def _names(requirements: list[str]) -> set[str]:
 
 
 def _run(*words: str, python: str = sys.executable, **env: str):
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
+    left_out = ("PYTHONPATH", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "RFQ_CACHE")
+    kept = {k: v for k, v in os.environ.items() if k not in left_out}
     return subprocess.run(
         [python, *words],
         cwd=ROOT.parent,
