@@ -21,7 +21,7 @@ what was interrupted goes on, so the same command can be given again at any time
   --help            this text
 
 Other arguments go to `rfq compare`: --out (default runs/paper), --seeds 0 1 2, fields of
-the configs such as --train.num-steps 1000, and with --dry-run --devices 4 and
+the configs such as --train.num-steps 1000, and with --dry-run --target h100:1x4 and
 --device-flops 3e14. It takes all devices of this machine. On a cluster give the command
 that it prints to launch/slurm.sh, launch/tpu_pod.sh or launch/gpu_node.sh instead.
 

@@ -34,8 +34,8 @@ its part into a reduce-scatter, whose result is f times smaller; the CPU does no
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -146,15 +146,19 @@ def mesh_shape(
 
 
 def make_mesh(
-    num_devices: int | None = None, config: ShardingConfig | None = None
+    num_devices: int | None = None,
+    config: ShardingConfig | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """Make a mesh over the first `num_devices` devices (default: all, as copies).
+
+    Devices are those that jax has, or the given ones, which may be descriptions.
 
     Raises:
         InputError: as `mesh_shape`; or the devices of a row of "tensor", which read
             the same rows of a batch, are on several hosts.
     """
-    devices = jax.devices()[:num_devices]
+    devices = (jax.devices() if devices is None else devices)[:num_devices]
     hosts = len({device.process_index for device in devices})
     shape = mesh_shape(config or ShardingConfig(), len(devices), hosts)
     auto = jax.sharding.AxisType.Auto

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
-from rfq.costs import plan
+from rfq.costs import targets, told
 from rfq.errors import InputError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,8 +40,8 @@ def said() -> Iterator[None]:
 
 def _memory(text: str) -> str:
     what = (text.splitlines() or [""])[0].rpartition(": ")[2].strip(" .")
-    there = plan.device_bytes()
-    has = "" if there is None else f", and a device has {plan.gib(there)}"
+    there = targets.device_bytes()
+    has = "" if there is None else f", and a device has {told.gib(there)}"
     return (
         f"out of memory ({what or 'for Python objects'}{has}); lower train.batch_size, "
         "quantize.batch_size or the model, raise sharding.microbatches, or set "

@@ -1,7 +1,7 @@
 """DRIVER of `--dry-run`: what a run would cost, without allocating an array."""
 
+import dataclasses
 import math
-import os
 import pathlib
 import re
 import time
@@ -12,24 +12,17 @@ import jax
 
 from rfq import metrics, provenance, sharding, steps
 from rfq import params as params_lib
-from rfq.costs import hlo
+from rfq.costs import hlo, roofline, targets, told
+from rfq.costs.roofline import Roofline
+from rfq.costs.targets import Target
 from rfq.errors import InputError
 from rfq.experiment import Experiment, fingerprint, to_dict
 from rfq.model import transformer
 from rfq.model.config import flops_per_token, num_params
 from rfq.optim import matrix
 
-_GIB, _MIB = 2**30, 2**20
-
-# FLOP/s of the model that one H100 reaches while this optimizer trains: steps a
-# second on four of them (appendix D, "Hardware"; the residual arm where there are two)
-# times `flops_per_token` of the paper's model and the 512 x 512 tokens of a step.
-H100_FLOPS: Mapping[str, float] = {
-    "adamw": 3.8e14,  # 4.77 steps/s
-    "kl_shampoo": 1.25e14,  # 1.56
-    "muon": 3.7e14,  # 4.6
-    "soap": 7.2e13,  # 0.9
-}
+# Steps that `largest_batch` may compile.
+MAX_COMPILES = 7
 
 
 class Group(NamedTuple):
@@ -50,70 +43,68 @@ class Group(NamedTuple):
     whole: bool
 
 
+class Memory(NamedTuple):
+    """Bytes of one device that a compiled program takes.
+
+    Attributes:
+        arguments: of parameters, optimizer state and batch.
+        working: of what it makes besides.
+        code: of its instructions; 0 where the backend does not tell.
+        needed: of all that is there at once, results that no argument makes room for
+            included; it is all that a compiler tells of a program that it refused.
+    """
+
+    arguments: int | None
+    working: int | None
+    code: int | None
+    needed: int
+
+
 class Plan(NamedTuple):
     """The memory, traffic and time that one training step would take.
 
     Attributes:
+        target: for which devices it was compiled.
         mesh: devices along each mesh axis.
         params: where the parameters are.
         opt_state: where the optimizer's state is.
         collectives: bytes per step of each kind, see `hlo.collective_bytes`.
-        argument_bytes: bytes of parameters, optimizer state and batch on one device, as
-            the compiled program has it; None where the backend does not tell.
-        working_bytes: bytes that it needs besides; likewise.
+        memory: what the program takes; None where the backend does not tell.
         largest: the largest array on one device, by its line of the program.
         checkpoint_bytes: most bytes of one checkpoint on disk: parameters and optimizer
             state, the padding of stacks included, before Orbax compresses them.
         compile_seconds: seconds that compiling took.
+        roofline: the work of a step; None of a program that the compiler refused.
     """
 
+    target: Target
     mesh: dict[str, int]
     params: list[Group]
     opt_state: list[Group]
     collectives: dict[str, int]
-    argument_bytes: int | None
-    working_bytes: int | None
+    memory: Memory | None
     largest: hlo.Made
     checkpoint_bytes: int
     compile_seconds: float
+    roofline: Roofline | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether a device has the memory, None where one of both is not known."""
+        there = targets.memory(self.target)
+        if self.memory is None or there is None:
+            return None
+        return self.roofline is not None and self.memory.needed <= there
 
 
-def pretend(num_devices: int) -> None:
-    """Make this process believe in that many devices, all of them on the CPU.
-
-    Raises:
-        InputError: the number is not positive.
-    """
-    if num_devices < 1:
-        raise InputError(f"--devices={num_devices} must be >= 1")
-    flags = os.environ.get("XLA_FLAGS", "")
-    forced = r"--xla_force_host_platform_device_count=\d+"
-    os.environ["XLA_FLAGS"] = re.sub(forced, "", flags)
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", num_devices)
-
-
-def device_bytes() -> int | None:
-    """Return the memory of one device; None if it is unknown or devices are pretended.
-
-    Devices of the CPU share the memory of the machine.
-    """
-    device, *others = jax.local_devices()
-    if device.platform != "cpu":
-        return (device.memory_stats() or {}).get("bytes_limit")
-    if others:
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def make(experiment: Experiment) -> Plan:
+def make(experiment: Experiment, target: Target) -> Plan:
     """Compile one training step of abstract arrays and read its costs.
 
     Raises:
         InputError: the batch or a parameter does not divide over the devices.
     """
     config = experiment.sharding
-    mesh = sharding.make_mesh(config=config)
+    mesh = sharding.make_mesh(config=config, devices=target.devices)
     batch_size = experiment.train.batch_size
     sharding.check(batch_size, "train.batch_size", mesh, config.microbatches)
     compiled = steps.compile_train(experiment, mesh)
@@ -123,92 +114,206 @@ def make(experiment: Experiment) -> Plan:
         sharding=sharding.batch_sharding(mesh),
     )
     start = time.perf_counter()
-    program = compiled.train.lower(compiled.state, batch).compile()
+    text, memory = _compiled(compiled.train.lower(compiled.state, batch))
     seconds = time.perf_counter() - start
-    text = program.as_text() or ""
-    memory = program.memory_analysis()
+    hosts = [device.process_index for device in mesh.devices.flat]
+    mesh_shape = dict(mesh.shape)
     return Plan(
-        mesh=dict(mesh.shape),
+        target=target,
+        mesh=mesh_shape,
         params=_params(compiled.state.params, transformer.shapes(experiment.model)),
         opt_state=list(_opt_state(compiled.state.opt_state)),
-        collectives=hlo.collective_bytes(text),
-        argument_bytes=None if memory is None else memory.argument_size_in_bytes,
-        working_bytes=None if memory is None else memory.temp_size_in_bytes,
-        largest=hlo.largest(text),
+        collectives=hlo.collective_bytes(text or ""),
+        memory=memory,
+        largest=hlo.largest(text or ""),
         checkpoint_bytes=sum(
             leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(compiled.state)
         ),
         compile_seconds=seconds,
+        roofline=None
+        if text is None
+        else roofline.read(text, target.chip, mesh_shape, hosts, shares(experiment)),
     )
+
+
+def shares(experiment: Experiment) -> dict[str, float]:
+    """Return how often the branches of an optimizer are taken, by their scopes."""
+    optimizer = experiment.optimizer
+    period = getattr(optimizer, "precondition_frequency", 1)
+    staggered = getattr(optimizer, "stagger", False)
+    refresh = 1.0 if staggered else 1.0 / period
+    return {matrix.FIRST: 0.0, matrix.REFRESH: refresh, matrix.REPAIR: 0.0}
+
+
+def _compiled(lowered: jax.stages.Lowered) -> tuple[str | None, Memory | None]:
+    """Compile; return the program's text, None if it was refused, and its memory."""
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
+        if used is None:
+            raise
+        needed = float(used[1]) * 1024 ** " KMGT".index(used[2] or " ")
+        return None, Memory(None, None, None, int(needed))
+    found = program.memory_analysis()
+    if found is None:
+        return program.as_text() or "", None
+    arguments, working = found.argument_size_in_bytes, found.temp_size_in_bytes
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    code = found.generated_code_size_in_bytes
+    needed = arguments + working + max(results, 0) + code
+    return program.as_text() or "", Memory(arguments, working, code, needed)
+
+
+def largest_batch(experiment: Experiment, target: Target, made: Plan) -> int:
+    """Search for the most sequences a step that fit in the target's memory.
+
+    Memory is nearly a line in the batch, so that two compiled steps tell where to look;
+    bisection narrows it to a sixteenth, in at most `MAX_COMPILES` steps.
+
+    Returns:
+        The largest batch that was compiled and fits; 0 if none did.
+
+    Raises:
+        InputError: the memory of the target's devices is not known.
+    """
+    there = targets.memory(target)
+    if there is None or made.memory is None:
+        raise InputError(
+            "--largest-batch needs devices whose memory is known; give --target, for "
+            "example h100:1x8"
+        )
+    unit = experiment.sharding.microbatches * math.prod(
+        made.mesh[axis] for axis in sharding.RULES["batch"]
+    )
+    needed = {experiment.train.batch_size // unit: made.memory.needed}
+    fit = {experiment.train.batch_size // unit: bool(made.fits)}
+
+    def tried(parts: int) -> None:
+        train = dataclasses.replace(experiment.train, batch_size=parts * unit)
+        plan = make(dataclasses.replace(experiment, train=train), target)
+        assert plan.memory is not None
+        needed[parts], fit[parts] = plan.memory.needed, bool(plan.fits)
+
+    for _ in range(MAX_COMPILES):
+        low = max((parts for parts in fit if fit[parts]), default=0)
+        high = min((parts for parts in fit if not fit[parts]), default=None)
+        if high is not None and high - low <= max(1, low // 16):
+            break
+        tried(_next(needed, there, low, high))
+    return unit * max((parts for parts in fit if fit[parts]), default=0)
+
+
+def _next(needed: Mapping[int, int], there: int, low: int, high: int | None) -> int:
+    """Choose the next batch to try, in units, between one that fits and one not."""
+    if len(needed) == 1:
+        return 2 * low if high is None else max(high // 2, 1)
+    (a, at_a), (b, at_b) = sorted(needed.items())[-2:]
+    slope = max((at_b - at_a) / (b - a), 1.0)
+    line = int(a + (there - at_a) / slope)
+    if high is None:
+        return max(line, low + max(1, low // 16))
+    if low < line < high:
+        return line
+    return (low + high) // 2
 
 
 def run(
     arms: Sequence[Experiment],
+    target: Target,
     *,
     num_seeds: int,
     device_flops: float | None,
+    find_batch: bool,
     json_path: pathlib.Path | None,
 ) -> None:
     """Print what each arm costs, where its arrays live, and what all arms cost.
 
     Args:
         arms: the experiments that would be trained.
+        target: the devices to plan for.
         num_seeds: how often each would be trained.
         device_flops: FLOP/s of the model that a device reaches, for the hours; None
-            takes the number of the arm's optimizer in `H100_FLOPS`.
+            takes the roofline's estimate.
+        find_batch: search for the largest batch that fits, which compiles a few times.
         json_path: the file that gets a row for each arm, one JSON object a line.
 
     Raises:
-        InputError: as `make`; the FLOP/s are not positive.
+        InputError: as `make` and `largest_batch`; the FLOP/s are not positive.
     """
     if device_flops is not None and not device_flops > 0:
         raise InputError(f"--device-flops={device_flops} must be > 0")
     rows = []
     for arm in arms:
-        plan = make(arm)
-        rows.append(as_row(arm, plan, device_flops))
-        _say_arm(arm, plan, rows[-1])
+        plan = make(arm, target)
+        batch = largest_batch(arm, target, plan) if find_batch else None
+        rows.append(as_row(arm, plan, device_flops, batch))
+        told.arm(arm, plan, rows[-1])
     if len(rows) > 1:
-        _say_all(rows, num_seeds)
+        told.together(rows, num_seeds)
     if json_path is not None:
         metrics.rewrite(json_path, rows)
         metrics.say(f"rows: {json_path}")
 
 
 def as_row(
-    experiment: Experiment, plan: Plan, device_flops: float | None
+    experiment: Experiment,
+    plan: Plan,
+    device_flops: float | None = None,
+    largest_batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Return the numbers of a plan for JSON: bytes are of one device, disk is of all.
 
-    `hours` are FLOPs of the run / (devices * FLOP/s), or None for an optimizer of
-    unknown speed; `disk_bytes` count the checkpoints that are kept and the one that is
-    being written.
+    `step_seconds` are the roofline's, or FLOPs of the model / (devices * device_flops)
+    where those are given; None where neither is known. `disk_bytes` count the
+    checkpoints that are kept and the one that is being written.
     """
     described = to_dict(experiment)
-    optimizer = described["optimizer"]["name"]
     flops = experiment.tokens_per_step * flops_per_token(experiment.model)
     num_devices = math.prod(plan.mesh.values())
-    rate = device_flops or H100_FLOPS.get(optimizer)
-    total_flops = flops * experiment.train.num_steps
     whole = [group for group in (*plan.params, *plan.opt_state) if group.whole]
     largest_whole = max(whole, key=lambda group: group.num_bytes, default=None)
+    work, chip, memory = plan.roofline, plan.target.chip, plan.memory
+    seconds = work.seconds if work is not None and chip is not None else None
+    if device_flops is not None:
+        seconds = flops / (num_devices * device_flops)
+    peak = None if chip is None else chip.flops[_unit(experiment)]
+    executed = None if work is None else sum(work.flops.values())
     return {
         "arm": experiment.arm,
         "config_fingerprint": fingerprint(experiment),
-        "optimizer": optimizer,
+        "target": plan.target.name,
+        "optimizer": described["optimizer"]["name"],
+        "attention": experiment.model.attention,
+        "remat": experiment.model.remat,
         "sharding": described["sharding"],
         "mesh": plan.mesh,
         "num_devices": num_devices,
         "num_params": num_params(experiment.model),
         "num_steps": experiment.train.num_steps,
         "tokens_per_step": experiment.tokens_per_step,
+        "fits": plan.fits,
+        "device_bytes": targets.memory(plan.target),
+        "needed_bytes": memory and memory.needed,
+        "argument_bytes": memory and memory.arguments,
+        "working_bytes": memory and memory.working,
+        "code_bytes": memory and memory.code,
+        "largest_batch_size": largest_batch_size,
         "flops_per_step": flops,
-        "device_flops": rate,
-        "hours": rate and total_flops / (num_devices * rate) / 3600,
+        "executed_flops": work and work.flops,
+        "executed_over_model": executed and executed * num_devices / flops,
+        "bytes_moved": work and work.bytes_moved,
+        "exchanges": work and [one._asdict() for one in work.exchanges],
+        "unknown_loops": work and work.unknown_loops,
+        "product_seconds": work and work.product_seconds,
+        "other_seconds": work and work.other_seconds,
+        "compiler_seconds": work and work.compiler_seconds,
+        "device_flops": device_flops,
+        "step_seconds": seconds,
+        "mfu": seconds and peak and flops / (num_devices * seconds * peak),
+        "hours": seconds and seconds * experiment.train.num_steps / 3600,
         "params_bytes": sum(group.num_bytes for group in plan.params),
         "opt_state_bytes": sum(group.num_bytes for group in plan.opt_state),
-        "argument_bytes": plan.argument_bytes,
-        "working_bytes": plan.working_bytes,
         "largest": plan.largest._asdict(),
         "largest_whole": largest_whole and largest_whole._asdict(),
         "collectives": plan.collectives,
@@ -219,115 +324,10 @@ def as_row(
     }
 
 
-def _say_arm(experiment: Experiment, plan: Plan, row: Mapping[str, Any]) -> None:
-    model, flops = experiment.model, row["flops_per_step"]
-    shape = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
-    moved = ", ".join(f"{op} {n / _MIB:.2f}" for op, n in plan.collectives.items())
-    moved_mib = sum(plan.collectives.values()) / _MIB
-    whole = row["largest_whole"]
-    metrics.say(
-        f"{experiment.arm}: fingerprint {row['config_fingerprint']}, "
-        f"{model.num_layers} layers of width {model.width}, {model.skip}, "
-        f"{experiment.train.num_steps:,} steps of {row['tokens_per_step']:,} tokens\n"
-        f"  parameters         {row['num_params']:,}\n"
-        f"  FLOPs per step     {flops:.3e} (6 N per token and causal attention; the "
-        "optimizer comes on top)\n"
-        f"  FLOPs of the run   {flops * experiment.train.num_steps:.3e}\n"
-        f"  devices            {row['num_devices']}, "
-        f"{experiment.sharding.strategy}: {shape}\n"
-        f"  hours of training  {_hours(row)}\n"
-        f"  checkpoints        {row['disk_bytes'] / _GIB:.3f} GiB of disk at most: "
-        f"{experiment.log.keep_checkpoints} kept and one being written, "
-        f"{row['checkpoint_bytes'] / _GIB:.3f} GiB each\n"
-        f"  bytes per device\n"
-        f"    parameters       {row['params_bytes'] / _GIB:.3f} GiB\n"
-        f"    optimizer state  {row['opt_state_bytes'] / _GIB:.3f} GiB\n"
-        f"    all arguments    {gib(plan.argument_bytes)} (of the compiled program)\n"
-        f"    working memory   {gib(plan.working_bytes)} (compiled for "
-        f"{jax.default_backend()})\n"
-        f"    together         {_fit(_memory(row))}\n"
-        f"    largest array    {plan.largest.num_bytes / _GIB:.3f} GiB, "
-        f"{plan.largest.shape} of {plan.largest.op}\n"
-        "    largest copy     "
-        + (
-            "nothing is whole on every device\n"
-            if whole is None
-            else f"{whole['num_bytes'] / _GIB:.6f} GiB, {whole['name']}, of "
-            "what is whole on every device\n"
-        )
-        + f"  collectives        {moved_mib:.2f} MiB a step and device "
-        f"({moved or 'none'})\n"
-        f"  compiled in        {plan.compile_seconds:.1f} s\n"
-        "  placement: MiB per device, axes, mesh axes that cut them"
-    )
-    for group in (*plan.params, *plan.opt_state):
-        metrics.say(
-            f"    {group.name:32} {group.num_bytes / _MIB:10.3f}  {group.axes:44} "
-            f"{group.spec}"
-        )
-
-
-def _hours(row: Mapping[str, Any]) -> str:
-    if row["hours"] is None:
-        return (
-            f"not known: the paper did not time {row['optimizer']}; give --device-flops"
-        )
-    return (
-        f"{row['hours']:.2f}, an estimate: FLOPs of the run / ({row['num_devices']} "
-        f"devices x {row['device_flops']:.3g} FLOP/s); if not given by "
-        "--device-flops, what the paper's H100 got done with this optimizer"
-    )
-
-
-def _say_all(rows: Sequence[Mapping[str, Any]], num_seeds: int) -> None:
-    """Print a line for each arm, and what all take one after the other."""
-    lines = [
-        (row["arm"], row["hours"], _memory(row), row["disk_bytes"]) for row in rows
-    ]
-    _, hours, memory, disks = zip(*lines, strict=True)
-    every = (
-        f"all, {num_seeds} seed{'s' * (num_seeds > 1)}",
-        None if None in hours else num_seeds * sum(hours),
-        None if None in memory else max(memory),
-        num_seeds * sum(disks),
-    )
-    metrics.say(
-        f"{'arm':32} {'hours (estimate)':>16} {'memory per device':>24} "
-        f"{'disk of checkpoints':>20}"
-    )
-    for name, took, num_bytes, disk in (*lines, every):
-        told = "not known" if took is None else f"{took:.2f}"
-        metrics.say(f"{name:32} {told:>16} {gib(num_bytes):>24} {gib(disk):>20}")
-
-
-def _memory(row: Mapping[str, Any]) -> Any:
-    """Return the bytes that one device needs, None where the backend does not tell."""
-    if row["argument_bytes"] is None:
-        return None
-    return row["argument_bytes"] + row["working_bytes"]
-
-
-def _fit(needed: int | None) -> str:
-    """Say whether a device's memory is enough."""
-    there = device_bytes()
-    if needed is None or there is None:
-        return gib(needed)
-    if needed <= there:
-        return f"{gib(needed)}, fits in the {gib(there)} of a device"
-    return (
-        f"{gib(needed)}, does not fit in the {gib(there)} of a device: lower "
-        "train.batch_size or the model, raise sharding.microbatches, set model.remat, "
-        "or divide it over more devices (sharding.strategy)"
-    )
-
-
-def gib(num_bytes: int | None) -> str:
-    """Format bytes as a person reads them."""
-    return (
-        "not told by this backend"
-        if num_bytes is None
-        else f"{num_bytes / _GIB:.3f} GiB"
-    )
+def _unit(experiment: Experiment):
+    """Name the unit whose peak a step of the model is measured against."""
+    model = experiment.model
+    return "bfloat16" if model.compute_dtype == "bfloat16" else "float32_highest"
 
 
 def _group(name: str, axes: str, *leaves: jax.ShapeDtypeStruct) -> Group:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rfq.optim import linalg
+from rfq.optim import linalg, matrix
 from rfq.optim.adamw import WithAdamW
 
 Array = jax.Array
@@ -253,9 +253,10 @@ def _iterate(factor: Array, decomposition: Decomposition) -> tuple[Array, Array,
                 (sound, z, turned, factor),
             )
 
-        z, turned = jax.lax.cond(
-            jnp.all(sound), lambda z, turned: (z, turned), repair, z, turned
-        )
+        with jax.named_scope(matrix.REPAIR):
+            z, turned = jax.lax.cond(
+                jnp.all(sound), lambda z, turned: (z, turned), repair, z, turned
+            )
         return z, turned, (~sound).astype(jnp.int32)
 
     if decomposition == "auto":

@@ -27,6 +27,10 @@ Array = jax.Array
 # multiply it by squared inverse roots, which are capped near 4000**2.
 HEADROOM = 1e8
 
+# Scopes of branches that few steps take, by which `rfq.costs` knows them: the first
+# gradient, a refresh, and in it the repair of what a faster decomposition failed at.
+FIRST, REFRESH, REPAIR = "first_gradient", "refresh", "repair"
+
 
 class Inner(Protocol):
     """The memory of a rule about a stack: a NamedTuple of arrays [N, ...]."""
@@ -177,12 +181,13 @@ def _call(rule: Rule, g: Array, stack: Stack, count: Array):
         step_index = count + 1
     else:
         fresh = finite & (stack.age == 1)
-        inner = jax.lax.cond(
-            jnp.any(fresh),
-            lambda inner: _select(fresh, first(g), inner),
-            lambda inner: inner,
-            inner,
-        )
+        with jax.named_scope(FIRST):
+            inner = jax.lax.cond(
+                jnp.any(fresh),
+                lambda inner: _select(fresh, first(g), inner),
+                lambda inner: inner,
+                inner,
+            )
         active, t = finite & (stack.age > 1), stack.age - 1
         step_index = count
     new = inner
@@ -214,7 +219,8 @@ def _refresh(rule: Rule, inner: Inner, step_index: Array) -> Inner:
         return inner
     if not rule.stagger:
         due = (step_index > 0) & (phase == 0)
-        return jax.lax.cond(due, refresh, lambda inner: inner, inner)
+        with jax.named_scope(REFRESH):
+            return jax.lax.cond(due, refresh, lambda inner: inner, inner)
 
     num = jax.tree.leaves(inner)[0].shape[0]
     slice_size = -(-num // rule.period)
