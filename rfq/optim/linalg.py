@@ -77,10 +77,7 @@ def cholesky_iteration(factor: Array) -> tuple[Array, Array, Array]:
 def _cholesky_qr(x: Array) -> tuple[Array, Array]:
     """Return X L^-T and L, for the Cholesky factor L of X^T X = L L^T."""
     lower = factorize.cholesky(dot(x.T, x, EXACT))
-    q = jax.lax.linalg.triangular_solve(
-        lower, x, left_side=False, lower=True, transpose_a=True
-    )
-    return q, lower
+    return factorize.solve_transposed(lower, x), lower
 
 
 def reorthonormalize(basis: Array) -> Array:
