@@ -1,7 +1,7 @@
 """Compile every program for a target, at the paper's widths and two layers.
 
-python -m tests.costs.lowering_worker TARGET [NAME...] prints a JSON object a line: name,
-seconds, and bytes of code.
+python -m tests.costs.lowering_worker TARGET [NAME...] prints a JSON object a line: its
+name, seconds, and bytes of code.
 """
 
 import dataclasses

@@ -27,7 +27,7 @@ def narrow(monkeypatch):
 
 def semidefinite(size: int, seed: int = 0, num: int = 3) -> jax.Array:
     x = jax.random.normal(jax.random.key(seed), (num, size, size))
-    return x @ x.mT + 0.1 * jnp.eye(size)
+    return x @ x.mT + 0.1 * jnp.eye(size)[None]
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 11])
