@@ -28,7 +28,7 @@ from rfq.optim import build, schedule
 from rfq.quant import distortion, grid, propagation, weights
 from rfq.stats import bins, holders
 from rfq.tasks import scoring
-from rfq.types import Array, Batch, Params, Record, SiteState
+from rfq.types import Array, Batch, Params, Record, SiteState, Turns
 
 
 @flax.struct.dataclass
@@ -229,12 +229,17 @@ class QuantSteps:
     hold: Callable[[Params, Batch, holders.Mark], dict[str, Record]]
 
 
-def compile_quant(experiment: Experiment, mesh: Mesh, tap_set: str) -> QuantSteps:
-    """Build the functions of a quantization sweep over one tap set."""
+def compile_quant(
+    experiment: Experiment, mesh: Mesh, tap_set: str, turns: Turns = ()
+) -> QuantSteps:
+    """Build the functions of a quantization sweep over one tap set.
+
+    The activations of a model with rotated weights take `turns`, as `Seams`.
+    """
     trained = model_config.rolled(experiment.model)
     config = model_config.in_float32(trained)
     tapped = TAP_SETS[tap_set]
-    plain = transformer.Seams(placing=sharding.placing(mesh))
+    plain = transformer.Seams(placing=sharding.placing(mesh), turns=turns)
 
     def seams(tap, sites, stream: str = "branch") -> transformer.Seams:
         return dataclasses.replace(

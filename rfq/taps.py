@@ -46,6 +46,19 @@ def measure_holders(x: Array, state: SiteState) -> tuple[Array, Record]:
     return x, holders.holders(x, state)
 
 
+def measure_peaks(x: Array, state: SiteState) -> tuple[Array, Record]:
+    """Leave x [B, T, ...] alone and record max |x| of each channel."""
+    del state
+    return x, jnp.max(jnp.abs(x.astype(jnp.float32)), axis=(0, 1))
+
+
+def measure_gram(x: Array, state: SiteState) -> tuple[Array, Record]:
+    """Leave x [B, T, ...] alone and record X^T X / (B T) over tokens, [K, K]."""
+    del state
+    rows = x.astype(jnp.float32).reshape(-1, math.prod(x.shape[2:]))
+    return x, jnp.matmul(rows.T, rows, precision="highest") / len(rows)
+
+
 class Probe(NamedTuple):
     """The state of a site for `measure_distortion`.
 

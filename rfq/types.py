@@ -21,3 +21,6 @@ SiteState = Any
 
 # (activation, site state) -> (activation to use from here on, record).
 Tap = Callable[[Array, SiteState], tuple[Array, Record]]
+
+# Sites, and what is applied to their activation before any tap sees it.
+Turns = tuple[tuple[str, Callable[[Array], Array]], ...]

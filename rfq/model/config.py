@@ -221,6 +221,15 @@ def in_float32(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, compute_dtype="float32", attention="xla")
 
 
+def unfolded(config: ModelConfig) -> ModelConfig:
+    """Return the model whose head has another matrix than the lookup, as it may need.
+
+    Gains and rotations fold into the head. A projected embedding has a matrix for that.
+    """
+    untied = config.embedding == "plain"
+    return dataclasses.replace(config, head="untied") if untied else config
+
+
 def site_width(config: ModelConfig, site: str) -> int:
     """Count the values along the last axis of a site's activation."""
     if site in ("q", "k", "v", "attn_out"):

@@ -72,15 +72,17 @@ class Norm(NamedTuple):
         apply: (x, gain, eps) -> norm(x) * gain over the last axis, whose mean square is
             that of the gain; eps has a default.
         one_gain: One gain serves all channels.
+        turns: Without its gain it commutes with rotations of the channels.
     """
 
     apply: Callable[..., Array]
     one_gain: bool = False
+    turns: bool = True
 
 
 NORMS: Mapping[str, Norm] = {
     "rms_norm": Norm(rms_norm),
-    "layer_norm": Norm(layer_norm),
+    "layer_norm": Norm(layer_norm, turns=False),
     # g sqrt(D) x / |x| with one g (arXiv 2506.19697).
     "single_scale_norm": Norm(rms_norm, one_gain=True),
 }

@@ -18,7 +18,7 @@ from rfq.errors import InputError
 from rfq.model import cache as cache_lib
 from rfq.model import layers, places, products
 from rfq.model.config import HEADS, MODEL_SITES, SITES, ModelConfig
-from rfq.types import Array, Params, Record, SiteState
+from rfq.types import Array, Params, Record, SiteState, Turns
 
 
 def _declare(module: nn.Module, name: str, *shape: int) -> Array:
@@ -38,19 +38,29 @@ class Seams:
         dot: How activations meet weights; what it needs beside them is in the states
             under the parameter's name.
         placing: Where activations, and weights in use, are.
+        turns: What is applied to the activation of a site before any tap sees it; the
+            weights have its inverse.
     """
 
     taps: taps_lib.Taps = taps_lib.NO_TAPS
     stream: layers.Stream = layers.branch
     dot: products.Dot = products.matmul
     placing: places.Placing = places.ANYWHERE
+    turns: Turns = ()
 
     def __post_init__(self):
-        unknown = sorted(set(self.taps.sites) - set(SITES))
+        turned = (name for name, _ in self.turns)
+        unknown = sorted({*self.taps.sites, *turned} - set(SITES))
         if unknown:
             raise InputError(
                 f"tap site {unknown[0]!r} is unknown; choose from {sorted(SITES)}"
             )
+
+    def at(self, site: str, x: Array, state: SiteState) -> tuple[Array, Record]:
+        """Turn the activation of a site, and apply the tap."""
+        for name, turn in self.turns:
+            x = turn(x) if name == site else x
+        return self.taps.at(site, x, state)
 
 
 PLAIN = Seams()
@@ -86,7 +96,7 @@ class _Block(nn.Module):
         records: dict[str, Record] = {}
 
         def site(name: str, x: Array) -> Array:
-            x_out, records[name] = self.seams.taps.at(name, x, states.get(name))
+            x_out, records[name] = self.seams.at(name, x, states.get(name))
             return x_out
 
         place = self.seams.placing.activation
@@ -197,7 +207,7 @@ class _Transformer(nn.Module):
         x_BTD, records = stack(x_BTD, (layer_numbers, block_states))
 
         def site(name: str, x: Array) -> Array:
-            x_out, records[name] = self.seams.taps.at(name, x, states.get(name))
+            x_out, records[name] = self.seams.at(name, x, states.get(name))
             return x_out
 
         norm = layers.NORMS[c.norm].apply
