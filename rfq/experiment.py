@@ -16,7 +16,7 @@ from rfq import config_files, optim, taps
 from rfq.data.mixture import Mixture
 from rfq.errors import InputError, check_fields, lookup, nearest
 from rfq.model import init as init_lib
-from rfq.model.config import TAP_SETS, ModelConfig, site_width
+from rfq.model.config import TAP_SETS, ModelConfig, check_methods, site_width
 from rfq.model.init import InitConfig
 from rfq.model.layers import STREAMS
 from rfq.optim.schedule import ScheduleConfig
@@ -127,7 +127,10 @@ _SPECS = (
 class QuantizeConfig:
     """The grid that `rfq quantize` walks over (appendix D, "Quantization protocol")."""
 
-    specs: tuple[str, ...] = _SPECS  # Score these WnAm settings: W8A6, A8, W8, FP.
+    # Score these WnAm settings: W8A6, A8, W8, FP. Behind the widths a setting may add
+    # methods to plain rounding, in this order: +clip (ranges of least error), +rotate
+    # (Hadamard rotations), +smooth (SmoothQuant), +gptq, as in W4A4+clip+rotate+gptq.
+    specs: tuple[str, ...] = _SPECS
     taps: tuple[str, ...] = ("paper",)  # Sites: "paper" (4 a block), "norms" or "full".
     # Choose what a residual skip carries past a quantized norm input (D19).
     streams: tuple[str, ...] = ("branch", "in_place")
@@ -298,6 +301,8 @@ class Experiment:
                         f"{site_width(self.model, site)} values of site {site!r}; "
                         "choose a divisor"
                     )
+        for text in (*self.quantize.specs, *self.tasks.specs):
+            check_methods(text, QuantSpec.parse(text).methods, self.model)
         for what, tokens in (
             ("calibration_tokens", self.quantize.calibration_tokens),
             ("eval_tokens", self.quantize.eval_tokens),

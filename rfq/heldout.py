@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -144,6 +145,31 @@ def histograms(
             **as_lists(h.binning._asdict()),
         }
         for site, h in by_site.items()
+    }
+
+
+def statistics(
+    records: Mapping[str, Record], weights: Mapping[str, Any], num_tokens: int
+) -> dict[str, Any]:
+    """Return all that was measured of a model, per site and layer, for JSON.
+
+    Counts are over (x - center) / scale, with a center and a scale of each layer.
+
+    Args:
+        records: of sites, each with a "histogram".
+        weights: {matrix: {statistic: one number a layer}}.
+        num_tokens: that were seen.
+    """
+    edges, counts = histograms(records)
+    return {
+        "unit": "(x - center) / scale",
+        "num_tokens": num_tokens,
+        "edges": edges,
+        "sites": {
+            site: {**counts[site], **describe(record)}
+            for site, record in records.items()
+        },
+        "weights": {name: as_lists(numbers) for name, numbers in weights.items()},
     }
 
 

@@ -10,17 +10,28 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq import distributed, heldout, metrics, rows, runs, settings, sharding, steps
+from rfq import (
+    distributed,
+    heldout,
+    ladder,
+    metrics,
+    rows,
+    runs,
+    settings,
+    sharding,
+    steps,
+)
 from rfq import taps as tap_lib
 from rfq.data import manifest as manifest_lib
 from rfq.errors import Preempted
 from rfq.experiment import Experiment
+from rfq.memo import once
 from rfq.model import layers, transformer
 from rfq.model.config import BLOCK_SITES, NORMALIZED_SITES, TAP_SETS, num_params
 from rfq.quant import calibrate, distortion, grid, propagation
@@ -155,33 +166,13 @@ def _unplaced(setting: Setting) -> Setting:
     return setting._replace(stream="branch")
 
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def _once(method: _Method, *, keep: int | None = None) -> _Method:
-    """Compute each result of a method once, and keep the last of them on its instance.
-
-    Caches on the class would keep every sweep and its arrays forever.
-    """
-    name = f"{method.__name__} results"
-
-    @functools.wraps(method)
-    def call(self: "Sweep", *args):
-        if name not in self.__dict__:
-            bound = functools.partial(method, self)
-            self.__dict__[name] = functools.lru_cache(keep)(bound)
-        return self.__dict__[name](*args)
-
-    return cast(_Method, call)
-
-
 class Sweep:
     """One checkpoint seen through quantizers; every intermediate is computed once."""
 
     def __init__(self, experiment: Experiment, run_dir: pathlib.Path):
         self._experiment = experiment
-        self._run_dir = run_dir
         self._mesh = sharding.make_mesh(config=experiment.sharding)
+        self._models = ladder.Models(experiment, run_dir, self._mesh, self._calibration)
         self.heldout = self._batches("heldout", experiment.quantize.eval_tokens)
 
     def _batches(self, split: str, num_tokens: int, seed: int | None = None):
@@ -194,7 +185,7 @@ class Sweep:
             seed=seed,
         )
 
-    @_once
+    @once
     def _calibration(self, seed: int):
         tokens = self._experiment.quantize.calibration_tokens
         return self._batches("calibration", tokens, seed)
@@ -205,33 +196,26 @@ class Sweep:
         seed = self._experiment.quantize.calibration_seeds[0]
         return heldout.num_tokens(self._calibration(seed))
 
-    @_once
-    def _steps(self, taps: str) -> steps.QuantSteps:
-        return steps.compile_quant(self._experiment, self._mesh, taps)
+    def _steps(self, setting: Setting) -> steps.QuantSteps:
+        return self._models.programs(setting.taps, ladder.recipe(setting).is_rotated)
 
     @functools.cached_property
     def _tokens_per_byte(self) -> float:
         manifest = manifest_lib.load(self._experiment.data.mixture.directories[0])
         return manifest.splits["heldout"].tokens_per_byte
 
-    @functools.cached_property
-    def _params(self) -> Params:
-        compiled = self._steps(self._experiment.quantize.taps[0])
-        return runs.final_params(self._experiment, self._run_dir, compiled.params)
-
-    @functools.partial(_once, keep=1)
-    def _quantized(self, weight_bits: int | None, scheme: str) -> Params:
-        if weight_bits is None:
-            return self._params
-        compiled = self._steps(self._experiment.quantize.taps[0])
-        return compiled.quantize(self._params, jnp.int32(weight_bits), scheme)
-
-    @_once
+    @once
     def _observed(
-        self, weight_bits: int | None, scheme: str, taps: str, seed: int
+        self,
+        weight_bits: int | None,
+        scheme: str,
+        taps: str,
+        seed: int,
+        recipe: ladder.Recipe,
     ) -> dict[str, calibrate.SiteSample]:
         """Observe the sites of the weight-quantized model (D5)."""
-        compiled, params = self._steps(taps), self._quantized(weight_bits, scheme)
+        compiled = self._models.programs(taps, recipe.is_rotated)
+        params = self._models.quantized(weight_bits, scheme, recipe)
         return calibrate.observe(
             lambda batch: compiled.calibrate(params, batch),
             lambda batch, binnings: compiled.histogram(params, batch, binnings),
@@ -239,9 +223,10 @@ class Sweep:
             TAP_SETS[taps],
         )
 
-    @functools.cached_property
-    def _known_rms(self) -> dict[str, np.ndarray]:
-        return calibrate.known_rms(self._params, NORMALIZED_SITES, sharding.fetched)
+    @once
+    def _known_rms(self, recipe: ladder.Recipe) -> dict[str, np.ndarray]:
+        params = self._models.unrounded(recipe)
+        return calibrate.known_rms(params, NORMALIZED_SITES, sharding.fetched)
 
     def _samples(self, setting: Setting) -> dict[str, calibrate.SiteSample]:
         return self._observed(
@@ -249,14 +234,16 @@ class Sweep:
             setting.scheme,
             setting.taps,
             setting.calibration_seed,
+            ladder.recipe(setting),
         )
 
     def _weights(self, setting: Setting) -> Params:
         """Return the parameters of a setting, rounded as it says."""
         weight_bits = QuantSpec.parse(setting.spec).weight_bits
-        return self._quantized(weight_bits, setting.scheme)
+        recipe = ladder.recipe(setting)
+        return self._models.quantized(weight_bits, setting.scheme, recipe)
 
-    @_once
+    @once
     def _targets(self, setting: Setting) -> steps.Targets:
         """Choose what each tapped site is rounded to, whatever the placement."""
         bits = QuantSpec.parse(setting.spec).act_bits
@@ -267,7 +254,7 @@ class Sweep:
                 setting.calibrator,
                 bits,
                 grid.SCHEMES[setting.scheme],
-                self._known_rms,
+                self._known_rms(ladder.recipe(setting).unrounded),
             )
             return calibrate.grids(ranges, bits, setting.scheme)
 
@@ -292,10 +279,10 @@ class Sweep:
         quantized = programs.quantized[setting.stream]
         return lambda batch: quantized(params, batch, targets)
 
-    @_once
+    @once
     def _losses(self, setting: Setting) -> np.ndarray:
         """Compute the mean loss of each held-out sequence."""
-        score = self._bound(setting, self._steps(setting.taps).score)
+        score = self._bound(setting, self._steps(setting).score)
         return heldout.losses(score, self.heldout)
 
     def answer(
@@ -306,26 +293,29 @@ class Sweep:
     ) -> scoring.Answers:
         """Compute the log-likelihoods of requests under a setting."""
         setting = settings.canonical(setting, self._experiment)
-        programs = self._steps(setting.taps).answer
+        programs = self._steps(setting).answer
         return scoring.answer(self._bound(setting, programs), plan, progress)
 
     def model(self, setting: Setting) -> decode.Model:
         """Return the model of a setting, for decoding."""
         setting = settings.canonical(setting, self._experiment)
-        params, config = self._weights(setting), self._experiment.model
+        is_rotated = ladder.recipe(setting).is_rotated
+        formed, turns = ladder.form(self._experiment, is_rotated)
+        params, config = self._weights(setting), formed.model
         if QuantSpec.parse(setting.spec).act_bits is None:
-            return decode.Model(params, config, transformer.PLAIN, {})
+            return decode.Model(params, config, transformer.Seams(turns=turns), {})
         seams = transformer.Seams(
             tap_lib.Taps(tap_lib.fake_quantize, TAP_SETS[setting.taps]),
             layers.STREAMS[setting.stream],
+            turns=turns,
         )
         targets = self._targets(_unplaced(setting))
         return decode.Model(params, config, seams, targets)
 
-    @_once
+    @once
     def _effects(self, setting: Setting) -> dict[str, tap_lib.Effect]:
         """Measure what each site's grid does to the clean activations, per layer."""
-        compiled = self._steps(setting.taps)
+        compiled = self._steps(setting)
         params, targets = self._weights(setting), self._targets(setting)
         limits = calibrate.bulk_limits(self._samples(setting))
         effects_by_site = tap_lib.by_site(
@@ -336,15 +326,15 @@ class Sweep:
             for site, effects in effects_by_site.items()
         }
 
-    @_once
+    @once
     def _divergence(self, setting: Setting) -> dict[str, np.ndarray]:
         """Measure R_l: how far the quantized model is from the full-precision one.
 
         Both models run on the first batch only.
         """
-        compiled = self._steps(setting.taps)
+        compiled = self._steps(setting)
         distortions = compiled.diverge[setting.stream](
-            self._params,
+            self._models.unrounded(ladder.recipe(setting).unrounded),
             self._weights(setting),
             self.heldout[0],
             self._targets(_unplaced(setting)),
@@ -354,11 +344,13 @@ class Sweep:
             for site, d in jax.device_get(distortions).items()
         }
 
-    @_once
-    def _gains(self, taps: str, stream: str) -> dict[str, dict[str, np.ndarray]]:
+    @once
+    def _gains(
+        self, taps: str, stream: str, recipe: ladder.Recipe
+    ) -> dict[str, dict[str, np.ndarray]]:
         """Measure how much of an error at one site arrives at another, unquantized."""
-        compiled = self._steps(taps)
-        return jax.device_get(compiled.propagate[stream](self._params, self.heldout[0]))
+        run = self._models.programs(taps, recipe.is_rotated).propagate[stream]
+        return jax.device_get(run(self._models.unrounded(recipe), self.heldout[0]))
 
     def _predicted(self, setting: Setting) -> dict[str, np.ndarray]:
         """Predict R_l from the sites' own errors and how far they travel.
@@ -375,7 +367,7 @@ class Sweep:
 
         coarse, fine = own(setting), own(finest)
         added = propagation.predict(
-            self._gains(setting.taps, setting.stream),
+            self._gains(setting.taps, setting.stream, ladder.recipe(setting).unrounded),
             {site: coarse[site] - fine[site] for site in coarse},
         )
         measured = self._divergence(finest)
@@ -384,15 +376,18 @@ class Sweep:
 
     @functools.cached_property
     def _loss_per_error(self) -> float:
-        compiled = self._steps(self._experiment.quantize.taps[0])
-        return float(compiled.loss_per_error(self._params, self.heldout[0]))
+        return float(
+            self._models.trained.loss_per_error(self._models.params, self.heldout[0])
+        )
 
     @functools.cached_property
     def _measured(self) -> dict[str, dict[str, Record]]:
         """What one pass tells of every full-precision site on the held-out tokens."""
-        compiled = self._steps(self._experiment.quantize.taps[0])
         return heldout.merge(
-            [compiled.measure(self._params, batch) for batch in self.heldout]
+            [
+                self._models.trained.measure(self._models.params, batch)
+                for batch in self.heldout
+            ]
         )
 
     def evaluate(
@@ -457,35 +452,19 @@ class Sweep:
         return outcome, sites, losses.tolist()
 
     def statistics(self) -> dict[str, Any]:
-        """Return all that is measured of the full-precision model, per site and layer.
-
-        Counts are over (x - center) / scale, with a center and a scale of each layer.
-        """
-        compiled = self._steps(self._experiment.quantize.taps[0])
+        """Return all that is measured of the full-precision model."""
         binnings = {
             site: central.to_float32(record["binning"])
             for site, record in self._measured.items()
         }
         counted = heldout.merge(
             [
-                compiled.histogram(self._params, batch, binnings)
+                self._models.trained.histogram(self._models.params, batch, binnings)
                 for batch in self.heldout
             ]
         )
-        records = {site: {**self._measured[site], **counted[site]} for site in counted}
-        edges, counts = heldout.histograms(records)
-        return {
-            "unit": "(x - center) / scale",
-            "num_tokens": heldout.num_tokens(self.heldout),
-            "edges": edges,
-            "sites": {
-                site: {**counts[site], **heldout.describe(record)}
-                for site, record in records.items()
-            },
-            "weights": {
-                name: heldout.as_lists(numbers)
-                for name, numbers in jax.device_get(
-                    compiled.weigh(self._params)
-                ).items()
-            },
-        }
+        return heldout.statistics(
+            {site: {**self._measured[site], **counted[site]} for site in counted},
+            jax.device_get(self._models.trained.weigh(self._models.params)),
+            heldout.num_tokens(self.heldout),
+        )

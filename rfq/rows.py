@@ -54,6 +54,9 @@ class Setting(NamedTuple):
             range is calibrated, or "per_token" and "per_group_N", whose ranges are
             those of each batch.
         scheme: How a range becomes a grid, of weights and activations.
+        methods: What is done to the model beside rounding to nearest, rows of
+            `quant.spec.METHODS` joined by "+", or "none". Of them "clip" is recorded
+            as the calibrator that it chooses.
     """
 
     spec: str
@@ -64,6 +67,7 @@ class Setting(NamedTuple):
     calibration_seed: int
     granularity: str = "per_tensor"
     scheme: str = "asymmetric"
+    methods: str = "none"
 
 
 # The fields of `Setting` that one table of a report has in common.
@@ -196,6 +200,7 @@ DEFAULTS: Mapping[str, Any] = {
     "calibration_seed": 0,
     "granularity": "per_tensor",
     "scheme": "asymmetric",
+    "methods": "none",
     "predicted_error": None,
     "predicted_loss_increase": None,
 }

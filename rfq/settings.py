@@ -10,13 +10,20 @@ from rfq.experiment import Experiment
 from rfq.quant.spec import QuantSpec
 from rfq.rows import Setting
 
+# The calibrator that "+clip" asks for: of all that clip it alone looks at the values,
+# at the bits and at the scheme.
+CLIP = "mse"
+
+# `Setting.methods` where weights and activations are rounded to nearest.
+NO_METHODS = Setting._field_defaults["methods"]
+
 
 def one(experiment: Experiment, spec: str, taps: str, stream: str) -> Setting:
     """Make one setting in float32, the rest as the first of the experiment's own.
 
     Args:
         experiment: the experiment of the run.
-        spec: a WnAm setting.
+        spec: a WnAm setting, with methods or without.
         taps: tap set, "" for the first.
         stream: placement, "" for the first.
 
@@ -37,12 +44,14 @@ def one(experiment: Experiment, spec: str, taps: str, stream: str) -> Setting:
 def every(experiment: Experiment, specs: Sequence[str]) -> list[Setting]:
     """List the whole grid of some WnAm settings, each once.
 
+    A setting with "+clip" has the calibrator CLIP instead of those of the grid; its
+    other methods are a field of their own.
     Full precision is scored in float32, which every increase is measured against, and
     as trained where that was in another dtype (D17). All else is float32 (D9).
     """
     config, trained = experiment.quantize, experiment.model.compute_dtype
     settings = []
-    for spec, *choices in itertools.product(
+    for text, *choices in itertools.product(
         specs,
         config.taps,
         config.streams,
@@ -51,8 +60,13 @@ def every(experiment: Experiment, specs: Sequence[str]) -> list[Setting]:
         config.granularities,
         config.schemes,
     ):
-        setting = Setting._make((spec, "float32", *choices))
-        if spec == "FP" and trained != "float32":
+        spec = QuantSpec.parse(text)
+        others = [name for name in spec.methods if name != "clip"]
+        methods = "+".join(others) or NO_METHODS
+        setting = Setting._make((spec.widths, "float32", *choices, methods))
+        if "clip" in spec.methods:
+            setting = setting._replace(calibrator=CLIP)
+        if text == "FP" and trained != "float32":
             settings.append(setting._replace(compute_dtype=trained))
         settings.append(setting)
     return list(dict.fromkeys(settings))
@@ -73,12 +87,12 @@ def canonical(setting: Setting, experiment: Experiment) -> Setting:
     elif experiment.model.skip == "residual_free":  # No skip path carries it.
         setting = setting._replace(stream="branch")
     if spec.weight_bits is None and spec.act_bits is None:
-        setting = setting._replace(scheme=first.schemes[0])
+        setting = setting._replace(scheme=first.schemes[0], methods=NO_METHODS)
     if spec.act_bits is None or setting.granularity != "per_tensor":
-        setting = setting._replace(  # Nothing is calibrated.
-            calibrator=first.calibrators[0],
-            calibration_seed=first.calibration_seeds[0],
-        )
+        # No range is calibrated.
+        setting = setting._replace(calibrator=first.calibrators[0])
+        if not {"smooth", "gptq"} & set(setting.methods.split("+")):  # Nothing is.
+            setting = setting._replace(calibration_seed=first.calibration_seeds[0])
     return setting
 
 

@@ -32,6 +32,7 @@ from rfq.model.config import ModelConfig
 from rfq.model.init import InitConfig
 from rfq.optim import AdamWConfig
 from rfq.optim.schedule import ScheduleConfig
+from rfq.types import Turns
 
 SEQ_LEN, NUM_STEPS, CHECKPOINT_EVERY = 16, 12, 4
 SPECS = ("FP", "W8A8", "W2A3", "A8", "A4", "W2")
@@ -77,10 +78,10 @@ def quick(patch: pytest.MonkeyPatch) -> None:
         )
 
     def compile_quant(
-        given: Experiment, mesh: jax.sharding.Mesh, tap_set: str
+        given: Experiment, mesh: jax.sharding.Mesh, tap_set: str, turns: Turns = ()
     ) -> steps.QuantSteps:
         only = dataclasses.replace(_ANY, model=given.model, sharding=given.sharding)
-        return _compile_quant(only, mesh, tap_set)
+        return _compile_quant(only, mesh, tap_set, turns)
 
     patch.setattr(
         sharding,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from rfq import params as params_lib
@@ -228,6 +228,33 @@ def unfolded(config: ModelConfig) -> ModelConfig:
     """
     untied = config.embedding == "plain"
     return dataclasses.replace(config, head="untied") if untied else config
+
+
+def check_methods(spec: str, methods: Sequence[str], model: ModelConfig) -> None:
+    """Refuse methods of a quantization setting for which a model has no exact form.
+
+    Args:
+        spec: The setting, for the message.
+        methods: Rows of `quant.spec.METHODS`.
+        model: The model.
+
+    Raises:
+        InputError: "rotate" meets a norm that rotations do not pass, or "smooth" one
+            without a gain for each channel.
+    """
+    norm = layers.NORMS[model.norm]
+    if "rotate" in methods and not norm.turns:
+        raise InputError(
+            f"quantization {spec!r} cannot rotate a model with model.norm="
+            f"{model.norm!r}, which subtracts the mean over the channels, and a "
+            "rotation moves that mean; leave out +rotate"
+        )
+    if "smooth" in methods and norm.one_gain:
+        raise InputError(
+            f"quantization {spec!r} cannot smooth a model with model.norm="
+            f"{model.norm!r}, which has no gain for each channel that could hold the "
+            "scales; leave out +smooth"
+        )
 
 
 def site_width(config: ModelConfig, site: str) -> int:

@@ -50,3 +50,35 @@ def test_widths_outside_2_to_16_are_refused(text):
 def test_a_width_is_an_integer(bits):
     with pytest.raises(errors.InputError, match="act_bits"):
         spec.QuantSpec(None, bits)
+
+
+METHODS = tuple(spec.METHODS)
+
+
+def test_methods_stand_behind_the_widths_in_the_order_of_the_ladder():
+    parsed = spec.parse("W4A4+rotate+gptq")
+    assert parsed == spec.QuantSpec(4, 4, ("rotate", "gptq"))
+    assert (parsed.name, parsed.widths) == ("W4A4+rotate+gptq", "W4A4")
+    for number in range(len(METHODS) + 1):
+        for methods in itertools.combinations(METHODS, number):
+            value = spec.QuantSpec(4, 8, methods)
+            assert spec.parse(value.name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("W4A4+gptq+rotate", r"out of their order.*write W4A4\+rotate\+gptq"),
+        ("W4A4+clip+clip", r"each stands once; write W4A4\+clip"),
+        ("W4A4+rotato", "'rotato' is unknown.*rotate"),
+        ("W4A4+", "method of.*unknown"),
+        ("FP+rotate", r"nothing for 'rotate' to do.*W4A8\+rotate"),
+        ("W4+clip", "nothing for 'clip' to do, which chooses ranges"),
+        ("W4+smooth", "nothing for 'smooth' to do"),
+        ("A8+gptq", "nothing for 'gptq' to do"),
+        ("+rotate", "not in WnAm notation"),
+    ],
+)
+def test_a_method_that_cannot_stand_there_is_refused(text, said):
+    with pytest.raises(errors.InputError, match=said):
+        spec.parse(text)
