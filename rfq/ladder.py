@@ -197,15 +197,15 @@ def grams(
         InputError: NaN or inf came past a site.
     """
     seen = taps.by_site(compiled.grams(params, batch) for batch in batches)
-    found = {
-        site: np.mean(each, axis=0, dtype=np.float64) for site, each in seen.items()
-    }
-    for site, gram in found.items():
-        if not np.isfinite(gram).all():
+    found: dict[str, np.ndarray] = {}
+    for site, each in seen.items():
+        mean = np.asarray(np.mean(each, axis=0, dtype=np.float64))
+        if not np.isfinite(mean).all():
             raise InputError(
                 f"site {site!r} produced NaN or inf during calibration; evaluate the "
                 "checkpoint in full precision first, it may have diverged"
             )
+        found[site] = mean.astype(np.float32)
     return found
 
 
