@@ -25,7 +25,11 @@ OTHER_SITES = tuple(site for site in SITES if site not in (*PAPER_SITES, FINAL))
 PLACEMENTS: Mapping[str, str] = {"branch": "branch", "in_place": "in place"}
 
 # The setting that the paper uses stands first.
-PREFERRED: Mapping[str, str] = {"taps": "paper", "calibrator": "min_max"}
+PREFERRED: Mapping[str, str] = {
+    "taps": "paper",
+    "calibrator": "min_max",
+    "methods": "none",
+}
 
 Setting = tuple[str | None, ...]  # The values of `rows.COMMON`.
 
