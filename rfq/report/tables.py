@@ -160,17 +160,16 @@ def weights_cost(evidence: Evidence) -> Table:
 
 
 def calibrators(shown: View) -> Table:
-    """Make the increase of loss by calibrator, where there are several."""
-    at = COMMON.index("calibrator")
+    """Make the increase of loss by calibrator and methods, where there are several."""
 
-    def rest(setting: view.Setting) -> view.Setting:
-        return setting[:at] + setting[at + 1 :]
+    def split(setting: view.Setting) -> tuple[str, dict[str, str | None]]:
+        rest = dict(zip(COMMON, setting, strict=True))
+        names = rest.pop("calibrator") or MISSING, rest.pop("methods")
+        return " + ".join(n for n in names if n and n != "none"), rest
 
-    views = {
-        setting[at] or MISSING: view.of(shown.results, setting)
-        for setting in view.settings(shown.results)
-        if rest(setting) == rest(shown.setting)
-    }
+    rest = split(shown.setting)[1]
+    alike = [s for s in view.settings(shown.results) if split(s)[1] == rest]
+    views = {split(s)[0]: view.of(shown.results, s) for s in alike}
     lines = []
     for precision, arm in itertools.product(shown.precisions, shown.arms):
         if precision.act_bits is None or len(views) < 2:

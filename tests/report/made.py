@@ -27,7 +27,7 @@ class Made:
         speed: training steps a second.
         curve: training loss at each logged step.
         accuracy: change of the mean accuracy at a setting.
-        taps, calibrator: those with which tasks were evaluated.
+        taps, calibrator, methods: those with which tasks were evaluated.
         diverged: no row, and a note that training failed.
         losses: of quantized sequences, as in losses.jsonl.
     """
@@ -61,6 +61,7 @@ class Made:
     accuracy: dict = dataclasses.field(default_factory=dict)
     taps: str = "paper"
     calibrator: str = "min_max"
+    methods: str = "none"
     model: dict = dataclasses.field(default_factory=dict)
     train: dict = dataclasses.field(default_factory=dict)
     losses: tuple[dict, ...] = ()
@@ -196,6 +197,7 @@ def _run(name: str, made: Made) -> dict:
                 "stream": stream,
                 "taps": made.taps,
                 "calibrator": made.calibrator,
+                "methods": made.methods,
                 "scores": {"piqa": {"primary": "acc", "acc": 0.5}},
                 "avg_change": change,
                 "avg_change_lo": change - 0.005,

@@ -277,8 +277,13 @@ def test_a_gap_has_the_interval_of_a_paired_bootstrap(judge):
 
 @pytest.mark.parametrize(
     ("setting", "lost"),
-    [({}, 0.2), ({"calibrator": "mse"}, None), ({"taps": "all"}, None)],
-    ids=["the same", "calibrator", "taps"],
+    [
+        ({}, 0.2),
+        ({"calibrator": "mse"}, None),
+        ({"taps": "all"}, None),
+        ({"methods": "rotate"}, None),
+    ],
+    ids=["the same", "calibrator", "taps", "methods"],
 )
 def test_accuracies_of_another_setting_are_no_evidence(tmp_path, setting, lost):
     found = story(tmp_path, **{KL: {"accuracy": {"W8A8": -0.2}, **setting}})
