@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, tuple[type, Callable, type | None]] = {
     "prepare tasks": (prepare.PrepareTasks, prepare.run_tasks, None),
     "bench optim": (bench.BenchOptim, bench.run_optim, Experiment),
     "bench quantize": (bench.BenchQuantize, bench.run_quantize, Experiment),
+    "bench integers": (bench.BenchIntegers, bench.run_integers, None),
 }
 
 
@@ -99,7 +100,7 @@ def _dispatch(argv: list[str]) -> int:
         if not argv[1:]:
             raise InputError(
                 f"rfq {argv[0]} stands for several commands; give one of "
-                f"{' and '.join(f'`rfq {name}`' for name in group)}"
+                f"{', '.join(f'`rfq {name}`' for name in group)}"
             )
         num_words = 2
     name = " ".join(argv[:num_words])

@@ -22,12 +22,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rfq import experiment as experiment_lib
-from rfq import files, heldout, metrics, runs, sharding, steps
+from rfq import files, heldout, metrics, runs, sharding, steps, taps
 from rfq import params as params_lib
 from rfq.data import manifest as manifest_lib
 from rfq.errors import InputError
 from rfq.experiment import Experiment
-from rfq.model import transformer
+from rfq.model import layers, products, transformer
 from rfq.model.config import (
     FED_BY,
     NORMALIZED_SITES,
@@ -37,6 +37,7 @@ from rfq.model.config import (
 )
 from rfq.quant import calibrate, grid, integer
 from rfq.quant.spec import QuantSpec
+from rfq.tasks import decode
 from rfq.types import Batch, Params
 
 FORMAT = "rfq.quantized.1"
@@ -156,6 +157,12 @@ def _run(
 def _checked(text: str, model: ModelConfig) -> QuantSpec:
     """Return a setting that can be exported, or raise a sentence that says why not."""
     spec = QuantSpec.parse(text)
+    if spec.methods:
+        raise InputError(
+            f"quantize.specs has {text!r}, and an export rounds to nearest without "
+            f"methods; export {spec.widths} (--calibrators mse chooses its ranges as "
+            "+clip does)"
+        )
     wide = max(spec.weight_bits or 0, spec.act_bits or 0) > integer.MAX_DOT_BITS
     if spec.weight_bits is None or (spec.act_bits is not None and wide):
         raise InputError(
@@ -213,18 +220,7 @@ def evaluate(directory: pathlib.Path, data_dir: str | None = None) -> dict[str, 
         InputError: the files are damaged, or the data were prepared otherwise.
     """
     quantized, described = load(directory)
-    experiment = runs.located(
-        experiment_lib.from_dict(described["experiment"]), described, directory
-    )
-    if data_dir is not None:
-        data = dataclasses.replace(experiment.data, dir=data_dir)
-        experiment = dataclasses.replace(experiment, data=data)
-    manifest = manifest_lib.load(experiment.data.dir)
-    manifest_lib.check(
-        manifest,
-        vocab_size=experiment.model.num_tokens,
-        tokenizer_fingerprint=described["tokenizer_fingerprint"],
-    )
+    experiment, manifest = _located(described, directory, data_dir)
     config = experiment.quantize
     mesh = sharding.make_mesh(config=experiment.sharding)
     sharding.check(config.batch_size, "quantize.batch_size", mesh)
@@ -257,6 +253,49 @@ def evaluate(directory: pathlib.Path, data_dir: str | None = None) -> dict[str, 
         "float32_bytes": 4 * num_params(experiment.model),
         "bfloat16_bytes": 2 * num_params(experiment.model),
     }
+
+
+def _located(
+    described: Mapping[str, Any], directory: pathlib.Path, data_dir: str | None
+) -> tuple[Experiment, manifest_lib.Manifest]:
+    """Find the experiment of a checkpoint and check that its data are those it knew."""
+    experiment = runs.located(
+        experiment_lib.from_dict(described["experiment"]), described, directory
+    )
+    if data_dir is not None:
+        data = dataclasses.replace(experiment.data, dir=data_dir)
+        experiment = dataclasses.replace(experiment, data=data)
+    manifest = manifest_lib.load(experiment.data.dir)
+    manifest_lib.check(
+        manifest,
+        vocab_size=experiment.model.num_tokens,
+        tokenizer_fingerprint=described["tokenizer_fingerprint"],
+    )
+    return experiment, manifest
+
+
+def opened(
+    directory: pathlib.Path, data_dir: str | None = None
+) -> tuple[Experiment, decode.Model]:
+    """Open a quantized checkpoint for decoding on its integers.
+
+    Args:
+        directory: What `save` wrote.
+        data_dir: As for `evaluate`.
+
+    Raises:
+        InputError: As `evaluate`.
+    """
+    quantized, described = load(directory)
+    experiment, _ = _located(described, directory, data_dir)
+    rounds = bool(quantized.sites)
+    seams = transformer.Seams(
+        taps.Taps(taps.fake_quantize, TAP_SETS["full"]) if rounds else taps.NO_TAPS,
+        layers.STREAMS[described["stream"]],
+        products.integer_matmul if rounds else products.dequantized_matmul,
+    )
+    params, states = jax.device_put((dict(quantized.params), quantized.states))
+    return experiment, decode.Model(params, experiment.model, seams, states)
 
 
 # --- Files --------------------------------------------------------------------------

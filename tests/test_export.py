@@ -1,5 +1,6 @@
 """Checkpoints of integers: what is written, what is read back, what it computes."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -9,13 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq import checkpoint, cli, export, heldout, metrics, runs, sharding, steps, taps
+from rfq import (
+    checkpoint,
+    cli,
+    export,
+    heldout,
+    integer_bench,
+    metrics,
+    runs,
+    sharding,
+    steps,
+    taps,
+)
 from rfq import params as params_lib
 from rfq.errors import InputError
 from rfq.experiment import Experiment
 from rfq.model import products, transformer
 from rfq.model.config import TAP_SETS
 from rfq.quant import grid, integer, weights
+from rfq.tasks import decode
 from tests import tiny
 from tests.model import examples
 from tests.oracles import deferred
@@ -459,3 +472,55 @@ def test_the_commands_write_and_score(residual, tmp_path, capsys):
         data = runs.load(run_dir)[0].data.dir
         assert cli.main(["evaluate", str(out / row["spec"]), "--data-dir", data]) == 0
         assert line in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_continued_on_its_integers(residual, tmp_path, capsys):
+    _, out, _ = residual
+    _, model = export.opened(out / "W8A8")
+    assert model.params["blocks"]["w_up"].dtype == np.int8
+    prompts = [np.arange(3, 9, dtype=np.int32), np.arange(40, 44, dtype=np.int32)]
+    how = {
+        "max_new_tokens": 6,
+        "sampling": decode.Sampling(),
+        "is_done": lambda number, new: False,
+    }
+    simulated = dataclasses.replace(model.seams, dot=deferred.matmul)
+    found, expected = (
+        decode.generate(one, prompts, **how)
+        for one in (model, model._replace(seams=simulated))
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(found)) > 2
+    assert (
+        cli.main(["generate", str(out / "W8A8"), "the", "--max-new-tokens", "4"]) == 0
+    )
+    assert capsys.readouterr().out
+    argv = ["generate", str(out / "W8A8"), "the", "--spec", "W4"]
+    assert cli.main(argv) == 2
+    assert "is a quantized checkpoint" in capsys.readouterr().err
+
+
+def test_methods_are_no_part_of_an_export(residual):
+    run_dir, out, _ = residual
+    experiment, _ = runs.load(run_dir)
+    with pytest.raises(InputError, match=r"without methods; export W8A8 \(--calib"):
+        export.run(_specs(experiment, "W8A8+rotate"), run_dir, out)
+
+
+@pytest.mark.slow
+def test_the_bench_compares_integers_with_float32(residual, tmp_path):
+    _, out, _ = residual
+    given = [out / name for name in ("W8A8", "W4")]
+    path = tmp_path / "rows.jsonl"
+    rows = integer_bench.run(given, num_prompts=2, num_rounds=1, json_path=path)
+    assert metrics.read(path) == rows
+    works = [
+        (row["work"], row["tokens"]) for row in rows if row["program"] == "float32"
+    ]
+    assert works == [("score", 32), ("generate", 16), ("product", 1), ("product", 32)]
+    assert len(rows) == len(works) * (1 + 2 * len(given))
+    size = {row["program"]: row["num_bytes"] for row in rows}
+    assert size["W8A8 on integers"] * 4 == size["float32"] == size["W8A8 simulated"]
+    assert size["W4 on integers"] * 8 == size["float32"]
+    assert all(row["tokens_per_second"] > 0 for row in rows)
+    assert {row["ratio"] for row in rows if row["program"] == "float32"} == {1.0}

@@ -1,11 +1,11 @@
-"""`rfq bench optim` and `rfq bench quantize`."""
+"""`rfq bench optim`, `rfq bench quantize` and `rfq bench integers`."""
 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated
 
-from rfq import metrics
+from rfq import integer_bench, metrics
 from rfq.commands import given, parsing
 from rfq.costs import bench
 
@@ -69,5 +69,39 @@ def run_quantize(args: BenchQuantize, overrides: Sequence[str]) -> None:
     experiment = given.arm("rfq bench quantize", args.config, overrides)
     given.banner()
     bench.run_quantize(experiment, num_rounds=args.rounds, json_path=args.json)
+    if args.json is not None:
+        metrics.say(f"rows: {args.json}")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchIntegers:
+    """Measure quantized checkpoints on their integers against float32.
+
+    It scores and generates with each checkpoint, with the same weights in float32, and
+    with float32 weights and activations that only simulate the integers. It gives the
+    tokens a second of each and the bytes of the weights, and times one product alone.
+
+    Example: rfq bench integers exported/W8A8 exported/W4A8
+    """
+
+    # Give checkpoints that `rfq quantize --export` made.
+    checkpoints: parsing.Positional[tuple[pathlib.Path, ...]]
+    # Continue so many prompts at once.
+    prompts: int = 8
+    # Time so many calls of each program.
+    rounds: int = 7
+    # Write the measurements to this file, one JSON object a line.
+    json: Annotated[pathlib.Path | None, parsing.FILE] = None
+
+
+def run_integers(args: BenchIntegers) -> None:
+    """Measure the checkpoints."""
+    given.banner()
+    integer_bench.run(
+        args.checkpoints,
+        num_prompts=args.prompts,
+        num_rounds=args.rounds,
+        json_path=args.json,
+    )
     if args.json is not None:
         metrics.say(f"rows: {args.json}")

@@ -158,8 +158,8 @@ def run_quantize(
         compiled = steps.compile_train(dataclasses.replace(experiment, log=log), mesh)
         params = compiled.init(jax.random.key(experiment.seed)).params
         calls[f"measure {name}"] = functools.partial(compiled.measure, params, batch)
-    seconds = _in_turn(
-        {name: _repeated(lambda _, call=c: call(), None) for name, c in calls.items()},
+    seconds = in_turn(
+        {name: repeated(lambda _, call=c: call(), None) for name, c in calls.items()},
         num_rounds,
         "programs",
     )
@@ -267,9 +267,9 @@ def _train_steps(
             "collectives": moved,
         }
         state = compiled.init(jax.random.key(experiment.seed))
-        calls[name] = _repeated(lambda state, run=program: run(state, batch)[0], state)
+        calls[name] = repeated(lambda state, run=program: run(state, batch)[0], state)
     title = f"steps on {mesh.size} device(s)"
-    seconds = _in_turn(calls, num_steps, title)
+    seconds = in_turn(calls, num_steps, title)
     for name, row in rows.items():
         ratios = seconds[name] / seconds[_BASELINE]
         row |= {
@@ -297,14 +297,14 @@ def _flops(program: jax.stages.Compiled) -> float | None:
     return None if analysis is None else float(analysis["flops"])
 
 
-def _repeated(call: Callable[[Any], Any], state: Any) -> Iterator[None]:
+def repeated(call: Callable[[Any], Any], state: Any) -> Iterator[None]:
     """Advance a state by one call at each `next`, and wait for the result."""
     while True:
         state = jax.block_until_ready(call(state))
         yield
 
 
-def _in_turn(
+def in_turn(
     calls: Mapping[str, Iterator[None]], num_rounds: int, title: str
 ) -> dict[str, np.ndarray]:
     """Time each call once per round after a warm-up: seconds [num_rounds] of each."""
@@ -341,11 +341,11 @@ def _updates(
         direction = config.directions(axes, None).matrix
         state = jax.jit(direction.init)(gradients[0])
         period = _whole_period(direction.update, gradients, _period(config))
-        calls[name] = _repeated(period, state)
+        calls[name] = repeated(period, state)
     if not worked:
         return []
     longest = max(map(_period, worked.values()))
-    seconds = _in_turn(calls, max(3, num_steps // longest), "updates alone")
+    seconds = in_turn(calls, max(3, num_steps // longest), "updates alone")
     gemm = sum(num * 2.0 * m * n * (m + n) for (m, n), num in sizes.items())
     gemm_rate = gemm / float(np.median(seconds["gemm"]))
     rows = []
@@ -437,7 +437,7 @@ def _gemms(sizes: Mapping[tuple[int, int], int]) -> Iterator[None]:
         return left @ g, g @ right
 
     compiled = jax.jit(products)
-    return _repeated(lambda _: [compiled(*three) for three in operands], None)
+    return repeated(lambda _: [compiled(*three) for three in operands], None)
 
 
 # --- What a person sees -------------------------------------------------------------

@@ -123,6 +123,7 @@ ALLOWED = {
     "rfq/steps.py": {"jax.jit"},
     "rfq/costs/bench.py": {"jax.jit"},
     "rfq/diagnose.py": {"jax.jit"},
+    "rfq/integer_bench.py": {"jax.jit"},
     "rfq/ladder.py": {"jax.jit"},
     "rfq/theory": {"jax.jit"},
     "rfq/tasks/decode.py": {"jax.jit"},

@@ -121,7 +121,7 @@ def test_a_bad_request_is_one_sentence(capsys, tmp_path):
 
 def test_the_command_explains_itself(capsys):
     assert cli.main(["bench"]) == 2
-    assert "`rfq bench optim` and `rfq bench quantize`" in capsys.readouterr().err
+    assert "`rfq bench optim`, `rfq bench quantize`" in capsys.readouterr().err
     assert cli.main(["bench", "optim", "--help"]) == 0
     assert "Example: rfq bench optim demo/" in capsys.readouterr().out
 
