@@ -21,6 +21,7 @@ from rfq.model.init import InitConfig
 from rfq.model.layers import STREAMS
 from rfq.optim.schedule import ScheduleConfig
 from rfq.quant import grid
+from rfq.quant.aware import QatConfig
 from rfq.quant.calibrate import CALIBRATORS
 from rfq.quant.spec import QuantSpec
 from rfq.sharding import ShardingConfig
@@ -160,13 +161,7 @@ class QuantizeConfig:
         for name in self.calibrators:
             lookup(CALIBRATORS, name, "quantize.calibrators")
         for name in self.granularities:
-            grid.extent_of(name, "quantize.granularities")
-            if name == "per_channel":
-                raise InputError(
-                    "quantize.granularities='per_channel' is for weights alone: a "
-                    "product sums over the channels of an activation; choose from "
-                    "per_tensor, per_token and per_group_N"
-                )
+            grid.check_activations(name, "quantize.granularities")
         for name in self.schemes:
             lookup(grid.SCHEMES, name, "quantize.schemes")
         for name in (
@@ -263,6 +258,7 @@ class Experiment:
     sharding: ShardingConfig = ShardingConfig()
     origin: OriginConfig = OriginConfig()
     start: StartConfig = StartConfig()
+    qat: QatConfig = QatConfig()
 
     def __post_init__(self):
         # An imported model has been trained elsewhere.
@@ -287,17 +283,25 @@ class Experiment:
                 f"sharding.microbatches={self.sharding.microbatches}"
             )
         init_lib.check(self.init, self.model)
+        lookup(TAP_SETS, self.qat.taps, "qat.taps")
+        lookup(STREAMS, self.qat.stream, "qat.stream")
         if self.train.skip_anneal and self.model.skip != "weighted":
             raise InputError(
                 f"train.skip_anneal={self.train.skip_anneal} needs "
                 f"model.skip='weighted', not {self.model.skip!r}"
             )
-        for name in self.quantize.granularities:
+        for what, name, tap_sets in (
+            *(
+                ("quantize.granularities", name, self.quantize.taps)
+                for name in self.quantize.granularities
+            ),
+            ("qat.granularity", self.qat.granularity, (self.qat.taps,)),
+        ):
             size = grid.group_size(name) or 1
-            for site in sorted({s for t in self.quantize.taps for s in TAP_SETS[t]}):
+            for site in sorted({site for each in tap_sets for site in TAP_SETS[each]}):
                 if size > 1 and site_width(self.model, site) % size:
                     raise InputError(
-                        f"quantize.granularities={name!r} does not divide the "
+                        f"{what}={name!r} does not divide the "
                         f"{site_width(self.model, site)} values of site {site!r}; "
                         "choose a divisor"
                     )
@@ -351,6 +355,7 @@ _YOUNGER: Mapping[str, Mapping[str, object]] = {
     "optimizer": {"rates": {}, "max_precondition_dim": 16_384},
     "origin": dataclasses.asdict(OriginConfig()),
     "start": dataclasses.asdict(StartConfig()),
+    "qat": dataclasses.asdict(QatConfig()),
 }
 
 # Old names of an optimizer's fields in recorded runs, and the one value that removed

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rfq import gradients, optim, sharding, taps
+from rfq import gradients, objective, optim, sharding, taps
 from rfq import params as params_lib
 from rfq.experiment import Experiment
 from rfq.model import config as model_config
@@ -39,9 +39,6 @@ class TrainState:
     params: Params
     opt_state: Any
 
-
-# Where the outputs of all blocks but the last, and that of the last, are seen.
-BLOCK_OUTPUTS = ("attn_norm_in", "final_norm_in")
 
 # {site: what it is rounded to}, leaves [L] or scalars; host numbers enter as data.
 Targets = Mapping[str, grid.Grid | grid.Dynamic]
@@ -101,24 +98,15 @@ def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
         params = params_lib.overlaid(drawn, given or {})
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-    weight = experiment.train.penalty_weight
-    excess = taps.Taps(taps.Excess(experiment.train.penalty_threshold), BLOCK_OUTPUTS)
-    trained = dataclasses.replace(plain, taps=excess if weight > 0 else taps.NO_TAPS)
-
-    def objective(params: Params, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        losses_BT, records = transformer.token_losses(params, batch, config, trained)
-        loss = jnp.mean(losses_BT)
-        if not records:
-            return loss, {"loss": loss}
-        # The input of the first block is no block's output.
-        into_L, last = (records[site] for site in BLOCK_OUTPUTS)
-        penalty = jnp.mean(jnp.append(into_L[1:], last))
-        return loss + weight * penalty, {"loss": loss, "penalty": penalty}
+    minimized = objective.make(experiment, plain)
 
     def train(state: TrainState, batch: Batch):
         with _matmul_precision(config):
             values, grads = gradients.accumulated(
-                objective, state.params, batch, experiment.sharding.microbatches
+                lambda params, part: minimized(params, part, state.step),
+                state.params,
+                batch,
+                experiment.sharding.microbatches,
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {

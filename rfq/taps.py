@@ -318,4 +318,22 @@ class Taps:
         return self.tap(x, state) if site in self.sites else (x, None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Both:
+    """Two taps, each at its own sites; only the first records."""
+
+    first: Taps
+    then: Taps
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """All sites of either."""
+        return (*self.first.sites, *self.then.sites)
+
+    def at(self, site: str, x: Array, state: SiteState) -> tuple[Array, Record]:
+        """Apply one tap and then the other."""
+        x, record = self.first.at(site, x, state)
+        return self.then.at(site, x, state)[0], record
+
+
 NO_TAPS = Taps()

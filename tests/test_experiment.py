@@ -27,6 +27,7 @@ from rfq.experiment import (
 from rfq.model.config import ModelConfig
 from rfq.model.init import InitConfig
 from rfq.optim.schedule import ScheduleConfig
+from rfq.quant.aware import QatConfig
 from rfq.sharding import ShardingConfig
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -94,6 +95,7 @@ CHANGES = {
     "sharding": (ShardingConfig(strategy="fsdp"), False),
     "origin": (OriginConfig(digest="0" * 16), True),
     "start": (StartConfig(fingerprint="0" * 12), True),
+    "qat": (QatConfig(spec="W8A4"), True),
 }
 
 

@@ -42,7 +42,7 @@ class Seams:
             weights have its inverse.
     """
 
-    taps: taps_lib.Taps = taps_lib.NO_TAPS
+    taps: taps_lib.Taps | taps_lib.Both = taps_lib.NO_TAPS
     stream: layers.Stream = layers.branch
     dot: products.Dot = products.matmul
     placing: places.Placing = places.ANYWHERE

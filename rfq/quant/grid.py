@@ -184,6 +184,21 @@ def extent_of(granularity: str, what: str = "granularity") -> Extent:
     return lookup(known, granularity, what)
 
 
+def check_activations(granularity: str, what: str) -> None:
+    """Check that parts of an activation can share a grid by this name.
+
+    Raises:
+        InputError: The name is unknown, or is "per_channel".
+    """
+    extent_of(granularity, what)
+    if granularity == "per_channel":
+        raise InputError(
+            f"{what}='per_channel' is for weights alone: a product sums over the "
+            "channels of an activation; choose from per_tensor, per_token and "
+            "per_group_N"
+        )
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dynamic:
