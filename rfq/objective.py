@@ -18,7 +18,7 @@ from rfq import taps
 from rfq.experiment import Experiment
 from rfq.model import layers, transformer
 from rfq.model.config import BLOCK_SITES, TAP_SETS
-from rfq.quant import aware, grid, weights
+from rfq.quant import aware, weights
 from rfq.types import Array, Batch, Params
 
 # Where the outputs of all blocks but the last, and that of the last, are seen.
@@ -84,7 +84,7 @@ def through_rounding(
         scalars.
     """
     qat = experiment.qat
-    is_on = step >= first_step(experiment)
+    is_on = (step >= first_step(experiment)) & (step % qat.every == 0)
     key = jax.random.fold_in(jax.random.key(experiment.seed), step)
     weight_key, site_key = jax.random.split(key)
     if qat.widths.weight_bits is not None:
@@ -110,7 +110,7 @@ def through_rounding(
         shape = (experiment.model.num_layers,) if site in BLOCK_SITES else ()
         bits = jnp.full(shape, qat.widths.act_bits, jnp.int32)
         return aware.Rounding(
-            grid.Dynamic(bits, qat.granularity, qat.scheme),
+            aware.RANGES[qat.range](qat, bits),
             jnp.broadcast_to(is_on, shape),
             jax.random.split(jax.random.fold_in(site_key, number), shape),
         )

@@ -133,7 +133,7 @@ def told(
         num_params=row.get("num_params") or _num_params(model),
         accelerated=None if device is None else "cpu" not in device,
         learning_rate=optimizer.get("learning_rate"),
-        rival=_rival(model, config.get("train", {})),
+        rival=_rival(config),
         rest=_rest(config),
         **outcome,
     )
@@ -170,8 +170,11 @@ def _num_params(model: Record) -> float | None:
     return layers * (4 + 2 * ratio) * width**2 + vocab * width
 
 
-def _rival(model: Record, train: Record) -> str | None:
-    """Name one of RIVALS, or a part of one."""
+def _rival(config: Record) -> str | None:
+    """Name one of RIVALS, a part of one, or another cure."""
+    model, train, qat = (config.get(k, {}) for k in ("model", "train", "qat"))
+    if qat.get("spec", "FP") != "FP":
+        return "training through rounding"
     if model.get("attention_gate") not in (None, "none"):
         return "gated attention"
     if train.get("penalty_weight"):
@@ -185,7 +188,7 @@ def _rival(model: Record, train: Record) -> str | None:
 def _rest(config: Record) -> str:
     """Write the factors of an experiment but rates, seed, temperature and logs."""
     free = {"learning_rate", "other_learning_rate", "beta"}
-    sections = ("model", "init", "optimizer", "schedule", "train")
+    sections = ("model", "init", "optimizer", "schedule", "train", "qat")
     kept = {
         section: sorted(
             (key, value)

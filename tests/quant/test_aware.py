@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rfq.quant import aware, grid
+from rfq.quant import aware, calibrate, grid
 
 X = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
 
@@ -43,6 +43,22 @@ def test_noise_has_the_energy_of_the_rounding_error(granularity):
     # It is Gaussian, so some of it is beyond half a step, where rounding never is.
     step = np.asarray(grid.grid_for(X, target).step)
     assert np.mean(np.abs(error) > 0.5 * step) == pytest.approx(0.083, abs=0.01)
+
+
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric_half"])
+def test_a_gaussian_range_is_the_calibrator_s(scheme):
+    qat = aware.QatConfig(spec="A4", range="gaussian", scheme=scheme)
+    target = aware.RANGES[qat.range](qat, jnp.full((3,), 4, jnp.int32))
+    found = aware.grid_of(X, jax.tree.map(lambda leaf: leaf[1], target))
+    rms = np.sqrt(np.mean(np.square(X, dtype=np.float64)))
+    sample = calibrate.LayerSample(None, rms, None, None)
+    make = grid.SCHEMES[scheme]
+    expected = make(*calibrate.gaussian(sample, 4, make), 4)
+    np.testing.assert_allclose(found.step, expected.step, rtol=1e-6)
+    assert (found.zero_point, found.levels) == (expected.zero_point, expected.levels)
+    _, slope = through("round", found)
+    clipped = np.abs(X) > 3 * rms
+    assert clipped.any() and not slope[clipped].any()
 
 
 @pytest.mark.parametrize("kind", sorted(aware.KINDS))

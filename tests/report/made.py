@@ -64,6 +64,7 @@ class Made:
     methods: str = "none"
     model: dict = dataclasses.field(default_factory=dict)
     train: dict = dataclasses.field(default_factory=dict)
+    qat: dict = dataclasses.field(default_factory=dict)
     losses: tuple[dict, ...] = ()
 
 
@@ -183,6 +184,7 @@ def _run(name: str, made: Made) -> dict:
                 },
                 "optimizer": {"name": optimizer, "learning_rate": made.rate},
                 "train": {"batch_size": 16, **made.train},
+                "qat": made.qat,
             }
         },
         metrics=metrics,

@@ -255,7 +255,8 @@ def test_runs_too_small_for_a_claim_decide_nothing_and_say_where_they_point(judg
 
 def test_a_norm_or_another_cure_is_not_the_paper_s_arm(judge):
     light = {"kurtosis": (0.0, 0.1), "loss": 1.0}
-    for name, cure in RIVALS.items():
+    rounded = {"residual_rounded_adamw": {"qat": {"spec": "W8A4"}}}
+    for name, cure in {**RIVALS, **rounded}.items():
         assert judge("C1", **{name: cure | light})["C1"].verdict == HOLDS
 
 
