@@ -16,7 +16,7 @@ from rfq import config_files, optim, taps
 from rfq.data.mixture import Mixture
 from rfq.errors import InputError, check_fields, lookup, nearest
 from rfq.model import init as init_lib
-from rfq.model.config import TAP_SETS, ModelConfig, check_methods, site_width
+from rfq.model.config import TAP_SETS, ModelConfig, check_groups, check_methods
 from rfq.model.init import InitConfig
 from rfq.model.layers import STREAMS
 from rfq.optim.schedule import ScheduleConfig
@@ -290,21 +290,10 @@ class Experiment:
                 f"train.skip_anneal={self.train.skip_anneal} needs "
                 f"model.skip='weighted', not {self.model.skip!r}"
             )
-        for what, name, tap_sets in (
-            *(
-                ("quantize.granularities", name, self.quantize.taps)
-                for name in self.quantize.granularities
-            ),
-            ("qat.granularity", self.qat.granularity, (self.qat.taps,)),
-        ):
-            size = grid.group_size(name) or 1
-            for site in sorted({site for each in tap_sets for site in TAP_SETS[each]}):
-                if size > 1 and site_width(self.model, site) % size:
-                    raise InputError(
-                        f"{what}={name!r} does not divide the "
-                        f"{site_width(self.model, site)} values of site {site!r}; "
-                        "choose a divisor"
-                    )
+        for tap_set in self.quantize.taps:
+            for name in self.quantize.granularities:
+                check_groups(self.model, tap_set, "quantize.granularities", name)
+        check_groups(self.model, self.qat.taps, "qat.granularity", self.qat.granularity)
         for text in (*self.quantize.specs, *self.tasks.specs):
             check_methods(text, QuantSpec.parse(text).methods, self.model)
         for what, tokens in (

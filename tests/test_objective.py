@@ -209,6 +209,7 @@ def test_a_penalty_is_of_the_blocks_outputs_as_they_are_before_rounding():
     ("qat", "words"),
     [
         ({"spec": "W8B4"}, ["'W8B4'", "WnAm"]),
+        ({"spec": "W4A4+rotate"}, ["'W4A4+rotate'", "give W4A4"]),
         ({"kind": "rounds"}, ["qat.kind='rounds'", "did you mean round?"]),
         ({"start": 1.0}, ["qat.start=1.0", "less than 1"]),
         ({"every": 0}, ["qat.every=0"]),

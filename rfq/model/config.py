@@ -8,6 +8,7 @@ from typing import Literal
 from rfq import params as params_lib
 from rfq.errors import InputError, check_fields
 from rfq.model import layers
+from rfq.quant import grid
 
 # Activations named in every block, in the order in which the forward pass meets them.
 BLOCK_SITES: tuple[str, ...] = (
@@ -301,3 +302,26 @@ def _matmul_weights(config: ModelConfig) -> int:
         block += c.width * c.num_heads
     projections = 2 * c.width**2 if c.embedding == "projected" else 0
     return c.num_layers * block + c.vocab_size * c.width + projections
+
+
+def check_groups(
+    config: ModelConfig, tap_set: str, what: str, granularity: str
+) -> None:
+    """Check that groups of a site's values have whole numbers at every site.
+
+    Args:
+        config: The model.
+        tap_set: A row of `TAP_SETS`.
+        what: Where the granularity was given, for the message.
+        granularity: What shares a grid, such as "per_group_16".
+
+    Raises:
+        InputError: The groups do not divide the values of a site.
+    """
+    size = grid.group_size(granularity) or 1
+    for site in sorted(TAP_SETS[tap_set]):
+        if site_width(config, site) % size:
+            raise InputError(
+                f"{what}={granularity!r} does not divide the "
+                f"{site_width(config, site)} values of site {site!r}; choose a divisor"
+            )

@@ -47,7 +47,11 @@ class QatConfig:
 
     def __post_init__(self):
         check_fields(self, "qat")
-        QuantSpec.parse(self.spec)
+        if self.widths.methods:
+            raise InputError(
+                f"qat.spec={self.spec!r} names methods, and training rounds to nearest "
+                f"alone; give {self.widths.widths}"
+            )
         lookup(KINDS, self.kind, "qat.kind")
         lookup(RANGES, self.range, "qat.range")
         grid_lib.check_activations(self.granularity, "qat.granularity")
