@@ -51,9 +51,9 @@ def test_a_gaussian_range_is_the_calibrator_s(scheme):
     target = aware.RANGES[qat.range](qat, jnp.full((3,), 4, jnp.int32))
     found = aware.grid_of(X, jax.tree.map(lambda leaf: leaf[1], target))
     rms = np.sqrt(np.mean(np.square(X, dtype=np.float64)))
-    sample = calibrate.LayerSample(None, rms, None, None)
     make = grid.SCHEMES[scheme]
-    expected = make(*calibrate.gaussian(sample, 4, make), 4)
+    end = rms * calibrate.gaussian_clip(4, make)
+    expected = make(-end, end, 4)
     np.testing.assert_allclose(found.step, expected.step, rtol=1e-6)
     assert (found.zero_point, found.levels) == (expected.zero_point, expected.levels)
     _, slope = through("round", found)
