@@ -106,17 +106,21 @@ def through_rounding(
         ]
         params = treedef.unflatten(rounded)
 
+    act_bits = qat.widths.act_bits
+    if act_bits is None:
+        return params, {}
+
     def of_site(number: int, site: str) -> aware.Rounding:
         shape = (experiment.model.num_layers,) if site in BLOCK_SITES else ()
-        bits = jnp.full(shape, qat.widths.act_bits, jnp.int32)
+        bits = jnp.full(shape, act_bits, jnp.int32)
         return aware.Rounding(
             aware.RANGES[qat.range](qat, bits),
             jnp.broadcast_to(is_on, shape),
             jax.random.split(jax.random.fold_in(site_key, number), shape),
         )
 
-    sites = _rounding(qat).sites
-    return params, {site: of_site(number, site) for number, site in enumerate(sites)}
+    sites = enumerate(TAP_SETS[qat.taps])
+    return params, {site: of_site(number, site) for number, site in sites}
 
 
 def first_step(experiment: Experiment) -> int:
