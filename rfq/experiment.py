@@ -341,7 +341,7 @@ _YOUNGER: Mapping[str, Mapping[str, object]] = {
         "skip_weight": 1.0,
     },
     "train": {"penalty_weight": 0.0, "penalty_threshold": 3.0, "skip_anneal": 0.0},
-    "optimizer": {"rates": {}, "max_precondition_dim": 16_384},
+    "optimizer": {"rates": {}, "anchors": {}, "max_precondition_dim": 16_384},
     "origin": dataclasses.asdict(OriginConfig()),
     "start": dataclasses.asdict(StartConfig()),
     "qat": dataclasses.asdict(QatConfig()),

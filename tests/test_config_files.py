@@ -1,5 +1,7 @@
 """Config files are found, run, and refused with their line."""
 
+import dataclasses
+import math
 import pathlib
 
 import pytest
@@ -104,6 +106,49 @@ def test_a_config_that_comes_with_rfq_is_found_by_its_name_from_anywhere(
         config_files.find("configs/demo/residual_adamw.py")
     with pytest.raises(InputError, match="is a folder of 4; give one of them"):
         experiment.load("demo")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("wide/*.py")))
+def test_a_wide_arm_is_its_deep_arm_but_for_the_sizes_of_the_wide_base(name):
+    wide, deep, base = (
+        experiment.load(CONFIGS / path)
+        for path in (f"wide/{name}.py", f"deep/{name}.py", "wide_base.py")
+    )
+    sizes = {"width": 128, "num_heads": 4, "seq_len": 128}
+    assert wide.model == dataclasses.replace(deep.model, **sizes)
+    # Sharpness is kept, so heads must be as wide as they were.
+    assert wide.model.head_width == deep.model.head_width
+    assert wide.init == deep.init
+    rates = {"learning_rate": base.optimizer.learning_rate}
+    same = dataclasses.replace(deep.optimizer, **(rates if "adamw" in name else {}))
+    assert wide.optimizer == same
+    for section in ("schedule", "train", "log", "quantize", "data"):
+        assert getattr(wide, section) == getattr(base, section)
+    assert wide.train.num_steps * wide.tokens_per_step == 20_480_000
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+@pytest.mark.parametrize("optimizer", ["kl_shampoo", "muon"])
+def test_a_variant_with_the_deep_recipe_stands_beside_the_literal_one(scale, optimizer):
+    name = f"residual_free_{optimizer}"
+    literal, variant, deep = (
+        experiment.load(CONFIGS / path)
+        for path in (f"{scale}/{name}.py", f"{scale}/{name}_deep.py", f"deep/{name}.py")
+    )
+    to_dict = experiment.to_dict
+    found = experiment.differences(to_dict(literal), to_dict(variant))
+    assert {field for field, _, _ in found} - {"init.w_down", "model.beta"} == {
+        *("arm", "init.alpha_qk", "init.soft_layers", "optimizer.rates.w_k"),
+        "optimizer.rates.w_q",
+    }
+    model, init = variant.model, variant.init
+    assert model.beta == 1.0
+    assert init == dataclasses.replace(deep.init, alpha_qk=init.alpha_qk)
+    # From 64 to 512 tokens, log T adds 2 to the logit of the depth (D21).
+    logit = init.alpha_qk * math.sqrt(model.head_width)
+    of_depth = {12: 12.0, 24: 16.0}[model.num_layers]
+    assert logit == pytest.approx(of_depth + math.log(512 / 64), abs=0.1)
+    assert variant.optimizer.rates == deep.optimizer.rates
 
 
 @pytest.mark.parametrize("name", ["absent.py", "notes.txt", ""])

@@ -136,6 +136,22 @@ def test_a_fresh_state_is_what_was_declared():
     )
 
 
+@pytest.mark.slow
+def test_anchored_parameters_stay_near_those_that_training_starts_with():
+    held = dataclasses.replace(OPTIMIZERS["adamw"], anchors={"w_v": 50.0})
+    mesh, moved = sharding.make_mesh(1), {}
+    for name, optimizer in {"free": OPTIMIZERS["adamw"], "held": held}.items():
+        functions = steps.compile_train(experiment(optimizer=optimizer), mesh)
+        # The old state, with its copy of W_V, is given away at every step.
+        state = functions.init(jax.random.key(0), PARAMS)
+        for batch in batches():
+            state, _ = functions.train(state, sharding.to_global(batch, mesh))
+        change = state.params["blocks"]["w_v"] - PARAMS["blocks"]["w_v"]
+        moved[name] = float(jnp.sqrt(jnp.mean(change**2)))
+    # At the peak rate half of the distance is taken back at every step.
+    assert 0.0 < moved["held"] < moved["free"] / 3
+
+
 def test_a_step_reports_what_it_did():
     metrics, state = trained("adamw")
     assert state.step == NUM_STEPS

@@ -11,6 +11,7 @@ guards itself against gradients that are not finite; any other is guarded by `gu
 """
 
 import dataclasses
+import operator
 import types
 import typing
 import warnings
@@ -23,11 +24,11 @@ import optax
 
 from rfq.errors import InputError
 from rfq.optim import axes as axes_lib
+from rfq.optim import decay as decay_lib
 from rfq.optim import matrix, schedule
 from rfq.optim.axes import Axes, tree_map
 
 Array = jax.Array
-Order = Literal["pre", "post"]
 Mask = optax.Params | Callable[[optax.Params], optax.Params] | None
 
 
@@ -78,22 +79,29 @@ class OptimizerConfig:
         rates: pattern of paths -> factor on the rate a of the leaves that it fits, in
             the update and in the decay: {"w_q": 10.0}. The first pattern that fits
             decides, see `rfq.optim.axes_by_path`; other leaves have the factor 1.
+        anchors: pattern of paths -> decay b of the leaves that it fits, towards the
+            value W_0 that they have when the optimizer is initialized, in place of
+            `weight_decay` towards 0: W (1 - a b) + a b W_0 - a U for "pre". A copy of
+            these leaves is kept in the state. {"w_v": 1.0, "w_o": 1.0} holds W_V and
+            W_O near where they start.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    decay: Order = "pre"
+    decay: decay_lib.Order = "pre"
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    anchors: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             _check(field.name, field.type, getattr(self, field.name))
-        factors = isinstance(self.rates, Mapping) and all(
-            isinstance(factor, int | float) and factor >= 0
-            for factor in self.rates.values()
-        )
-        accepted = "a mapping from patterns to factors >= 0, such as {'w_q': 10.0}"
-        require(factors, "rates", self.rates, accepted)
+        for name, number in (("rates", "factors"), ("anchors", "decays")):
+            value = getattr(self, name)
+            fits = isinstance(value, Mapping) and all(
+                isinstance(each, int | float) and each >= 0 for each in value.values()
+            )
+            accepted = f"a mapping from patterns to {number} >= 0, as {{'w_q': 10.0}}"
+            require(fits, name, value, accepted)
 
     @property
     def peaks(self) -> tuple[float, float]:
@@ -235,15 +243,23 @@ def assemble(
         labels = spread(["matrix" if leaf.axes else "other" for leaf in leaves])
         names = [leaf.path for leaf in leaves]
         factors = spread(axes_lib.match(config.rates, names, "rates", 1.0))
-        decays = spread(_decays(mask, tree))
+        pulls = axes_lib.match(config.anchors, names, "anchors", None)
+        anchored = [pull is not None for pull in pulls]
+        strengths = [config.weight_decay if p is None else p for p in pulls]
+        decays = map(operator.or_, _decays(mask, tree), anchored)
+        trees = spread(strengths), config.decay, spread(list(decays)), factors
+        held = spread(anchored) if config.anchors else None
         directions = config.directions(rows, placement)
-        branches = {
-            name: with_tail(
-                direction,
-                apply_rate_and_decay(
-                    rate, config.weight_decay, config.decay, decays, factors
-                ),
+
+        def tail(
+            rate: optax.ScalarOrSchedule,
+        ) -> optax.GradientTransformationExtraArgs:
+            return decay_lib.around_start(
+                decay_lib.apply_rate_and_decay(rate, *trees), held
             )
+
+        branches = {
+            name: with_tail(direction, tail(rate))
             for name, direction, rate in (
                 ("matrix", directions.matrix, learning_rate),
                 ("other", directions.other, other_learning_rate),
@@ -339,59 +355,11 @@ def clip_finite_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
-class DecayState(NamedTuple):
-    """Calls so far, the argument of the schedule."""
-
-    count: Array
-
-
-def apply_rate_and_decay(
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float,
-    order: Order,
-    mask: optax.Params,
-    factors: optax.Params,
-) -> optax.GradientTransformationExtraArgs:
-    """Turn directions U into updates: learning rate a, decoupled decay, minus sign.
-
-    "pre": -a U - a wd W. "post": -a U (1 - a wd) - a wd W. A leaf's a is the learning
-    rate times its factor. Where the extra argument `active` (booleans that broadcast
-    against the leaves) is False the update is zero. The schedule counts every call,
-    also those in which nothing is active.
-
-    Raises:
-        ValueError: decay needs `params` and the caller gave none.
-    """
-
-    def init(params: optax.Params) -> DecayState:
-        del params
-        return DecayState(jnp.zeros((), jnp.int32))
-
-    def update(updates, state: DecayState, params=None, *, active):
-        if params is None:
-            raise ValueError(
-                "weight decay needs the parameters: call update(grads, state, params)"
-            )
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-
-        def leaf(u: Array, p: Array, decays: bool, factor: float, alive: Array):
-            a = jnp.asarray(rate if factor == 1.0 else factor * rate, u.dtype)
-            shrink = jnp.where(decays, a * weight_decay, 0.0).astype(u.dtype)
-            kept = 1.0 - shrink if order == "post" else 1.0
-            step = -a * kept * u - shrink * p.astype(u.dtype)
-            return jnp.where(alive, step, 0.0).astype(p.dtype)
-
-        updates = tree_map(leaf, updates, params, mask, factors, active)
-        return updates, DecayState(optax.safe_increment(state.count))
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
 class TailState(NamedTuple):
     """States of a direction and of what turns it into an update."""
 
     direction: optax.OptState
-    tail: DecayState
+    tail: decay_lib.DecayState | decay_lib.AroundState
 
 
 def with_tail(

@@ -107,7 +107,7 @@ def direction(
     fields = [
         f
         for f in dataclasses.fields(config)
-        if f.name not in {*_RATES, "weight_decay", "decay", "rates"}
+        if f.name not in {*_RATES, "weight_decay", "decay", "rates", "anchors"}
         and not f.name.startswith("adam_")
     ]
 

@@ -18,9 +18,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(
     path.relative_to(ROOT)
     for path in (ROOT / "configs").rglob("*.py")
-    # tests/test_ablation.py has the arms of configs/small, among the families, and
-    # tests/test_continued.py what needs a run to go on from.
-    if path.parent.name not in ("ablation", "small", "continued")
+    # tests/test_ablation.py has the literal arms of configs/small, among the families,
+    # and tests/test_continued.py what needs a run to go on from.
+    if path.parent.name not in ("ablation", "continued")
+    if path.parent.name != "small" or path.stem.endswith("_deep")
 )
 
 

@@ -241,6 +241,31 @@ def test_rates_multiply_the_rate_of_the_leaves_that_they_fit(name):
     assert not updates["frozen"]["gain"].any() and updates["none"]["gain"].any()
 
 
+@rows
+def test_anchors_pull_the_leaves_that_they_fit_to_their_first_values(name):
+    """Other leaves keep every bit, and without a gradient nothing leaves its place."""
+    function = public.transform(optim.OPTIMIZERS[name], name)
+    options = {"axes": AXES} if "axes" in inspect.signature(function).parameters else {}
+    start, ends = make_params(), {}
+    for label, anchors in {"free": {}, "held": {"blocks/w": 5.0}}.items():
+        tx = function(0.05, weight_decay=0.1, anchors=anchors, **options)
+        params, state = start, tx.init(start)
+        for index in range(4):
+            grads = quadratic(index, start)
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        ends[label] = params
+        still, _ = tx.update(jax.tree.map(jnp.zeros_like, start), tx.init(start), start)
+        assert label == "free" or not still["blocks"]["w"].any()
+    held, free = (
+        jnp.linalg.norm(ends[label]["blocks"]["w"] - start["blocks"]["w"])
+        for label in ("held", "free")
+    )
+    assert held < 0.8 * free
+    ends["held"]["blocks"]["w"] = ends["free"]["blocks"]["w"]
+    chex.assert_trees_all_equal(ends["held"], ends["free"])
+
+
 IMPOSSIBLE = {"learning_rate": -1.0, "weight_decay": -1.0, "decay": "after", "b1": 1.0}
 
 

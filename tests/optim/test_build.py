@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from rfq import optim
-from rfq.optim import build, schedule
+from rfq.optim import build, decay, schedule
 
 
 def params():
@@ -14,17 +14,17 @@ def params():
 
 
 def tail(order, mask):
-    factors = {"w": 1.0, "b": 1.0}
-    return build.apply_rate_and_decay(0.5, 0.1, order, mask, factors)
+    factors, decays = {"w": 1.0, "b": 1.0}, {"w": 0.1, "b": 0.1}
+    return decay.apply_rate_and_decay(0.5, decays, order, mask, factors)
 
 
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_decay_before_and_after_the_update(order):
     """pre: W (1 - a wd) - a U; post: (W - a U)(1 - a wd)."""
-    w, u, a, decay = 2.0, 4.0, 0.5, 0.1
+    w, u, a, wd = 2.0, 4.0, 0.5, 0.1
     expected = {
-        "pre": w * (1 - a * decay) - a * u,
-        "post": (w - a * u) * (1 - a * decay),
+        "pre": w * (1 - a * wd) - a * u,
+        "post": (w - a * u) * (1 - a * wd),
     }[order]
     tx = tail(order, {"w": True, "b": False})
     direction = jax.tree.map(lambda p: jnp.full_like(p, u), params())
@@ -33,6 +33,31 @@ def test_decay_before_and_after_the_update(order):
     new = optax.apply_updates(params(), updates)
     np.testing.assert_allclose(new["w"], expected, rtol=1e-6)
     np.testing.assert_allclose(new["b"], 3.0 - a * u, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_an_anchored_leaf_decays_towards_where_it_started(order):
+    """pre: W - a b (W - W_0) - a U; post: W_0 + (W - a U - W_0)(1 - a b)."""
+    a, b, wd, u = 0.5, 0.4, 0.1, 4.0
+    tx = optim.sign_gd(
+        a, weight_decay=wd, decay=order, anchors={"w": b}, mask={"w": False, "b": True}
+    )
+    p = start = params()
+    state = tx.init(start)
+    assert [leaf.shape for leaf in jax.tree.leaves(state)].count((2, 3)) == 1
+    w, bias = 2.0, 3.0
+    for sign in (1.0, 1.0, -1.0):
+        grads = jax.tree.map(lambda leaf, s=sign: jnp.full_like(leaf, s * u), start)
+        updates, state = tx.update(grads, state, p)
+        p = optax.apply_updates(p, updates)
+        step = a * sign
+        if order == "pre":
+            w, bias = w - a * b * (w - 2.0) - step, bias * (1 - a * wd) - step
+        else:
+            w = 2.0 + (w - step - 2.0) * (1 - a * b)
+            bias = (bias - step) * (1 - a * wd)
+        np.testing.assert_allclose(p["w"], w, rtol=1e-6)
+        np.testing.assert_allclose(p["b"], bias, rtol=1e-6)
 
 
 def test_where_a_direction_is_not_active_nothing_changes():

@@ -319,6 +319,10 @@ def test_a_rate_of_no_parameter_and_traced_integers_are_named():
         optim.adamw(1e-3, rates={"w_p": 2.0}).init(W)
     with pytest.raises(InputError, match=r"optimizer.rates=.* must be a mapping"):
         optim.adamw(1e-3, rates={"w": -1.0})
+    with pytest.raises(InputError, match=r"`anchors` has the pattern 'w_p', which"):
+        optim.adamw(1e-3, anchors={"w_p": 2.0}).init(W)
+    with pytest.raises(InputError, match=r"optimizer.anchors=.* must be a mapping"):
+        optim.adamw(1e-3, anchors=2.0)
     tx = optax.inject_hyperparams(optim.soap)(1e-3, precondition_frequency=5)
     with pytest.raises(InputError, match=r"precondition_frequency .* static_args"):
         tx.init(W)
