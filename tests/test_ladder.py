@@ -69,6 +69,7 @@ def test_what_looks_at_no_data_does_not_depend_on_its_draw(given):
     assert ladder.recipe(one("W4", 1)) == ladder.Recipe()
 
 
+@pytest.mark.slow
 def test_fine_grids_show_the_same_function_in_every_form(unswept, given):
     rows = ptq.run(asked(given, "FP", *FORMS), unswept)
     assert [row["methods"] for row in rows[1:]] == [
@@ -79,6 +80,7 @@ def test_fine_grids_show_the_same_function_in_every_form(unswept, given):
         assert row["relative_error"] < 1e-5
 
 
+@pytest.mark.slow
 def test_each_rung_is_a_row_of_its_own(unswept, given, monkeypatch):
     rows = ptq.run(asked(given, *RUNGS), unswept)
     kept = metrics.read(unswept / "quantize" / "rows.jsonl")

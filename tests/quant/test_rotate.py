@@ -74,7 +74,14 @@ def rotated(model: ModelConfig, params, seed=0):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Which fast tests see: two that differ in everything.
+QUICK = ("residual", "llama, residual-free, tied")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS],
+)
 def test_a_rotated_model_is_the_same_function(name):
     model = examples.config(**MODELS[name])
     params, batch = examples.params(model), examples.batch(model)
