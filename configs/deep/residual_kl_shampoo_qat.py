@@ -1,0 +1,23 @@
+"""`residual_kl_shampoo`, which learns to bear W8A4 in the last fifth of the run.
+
+From there on every other step trains through rounding with ranges for each token, and
+the steps between keep the full-precision model what it was (D183).
+
+rfq train configs/deep/residual_kl_shampoo_qat.py --out runs/deep/mine
+"""
+
+import dataclasses
+import pathlib
+
+from rfq import experiment
+from rfq.quant.aware import QatConfig
+
+
+def config() -> experiment.Experiment:
+    """The control of 12 layers, trained through its rounding."""
+    base = experiment.load(pathlib.Path(__file__).parent / "residual_kl_shampoo.py")
+    return dataclasses.replace(
+        base,
+        arm="residual_kl_shampoo_qat",
+        qat=QatConfig(spec="W8A4", start=0.8, every=2, granularity="per_token"),
+    )
