@@ -1,6 +1,6 @@
-"""`residual_kl_shampoo`, which learns to bear W8A4 in the last fifth of the run.
+"""`residual_kl_shampoo`, which learns to bear W8A4 in the last third of the run.
 
-From there on every other step trains through rounding with ranges for each token, and
+From there on one step in four trains through rounding with ranges for each token, and
 the steps between keep the full-precision model what it was (D183).
 
 rfq train configs/deep/residual_kl_shampoo_qat.py --out runs/deep/mine
@@ -19,5 +19,5 @@ def config() -> experiment.Experiment:
     return dataclasses.replace(
         base,
         arm="residual_kl_shampoo_qat",
-        qat=QatConfig(spec="W8A4", start=0.8, every=2, granularity="per_token"),
+        qat=QatConfig(spec="W8A4", start=2 / 3, every=4, granularity="per_token"),
     )
