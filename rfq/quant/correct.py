@@ -1,16 +1,21 @@
 """Corrections of a rounded site, one of each channel, learnt from clean activations.
 
-Behind a rounded site stands x_hat' = gain x_hat + offset. A fit sees the clean tensor x
-and the rounded one x_hat of the same tokens, in a model whose earlier sites are rounded
-and corrected, so that a correction mends what has come down to it as well.
+Behind a rounded site stands gain x_hat + offset. A fit sees the clean tensor x and the
+rounded one x_hat of the same tokens, in a model whose earlier sites are rounded and
+corrected, so that a correction mends what has come down to it as well.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from rfq.types import Array
+from rfq import taps
+from rfq.errors import lookup
+from rfq.quant import grid as grid_lib
+from rfq.types import Array, Record
 
 
 class Correction(NamedTuple):
@@ -19,17 +24,6 @@ class Correction(NamedTuple):
     gain: Array
     offset: Array
 
-    def apply(self, x_hat: Array) -> Array:
-        """Return gain x_hat + offset."""
-        gain, offset = (_row(leaf, x_hat) for leaf in self)
-        return gain * x_hat + offset
-
-
-def scale(x: Array, x_hat: Array) -> Correction:
-    """Restore the root mean square of the whole tensor."""
-    gain = jnp.sqrt(jnp.mean(x**2) / jnp.mean(x_hat**2))
-    return Correction(jnp.full(x.shape[-1], gain), jnp.zeros(x.shape[-1]))
-
 
 def bias(x: Array, x_hat: Array) -> Correction:
     """Restore the mean of each channel (Nagel et al., arXiv 1906.04721)."""
@@ -37,43 +31,71 @@ def bias(x: Array, x_hat: Array) -> Correction:
 
 
 def bias_and_scale(x: Array, x_hat: Array) -> Correction:
-    """Restore the mean and the standard deviation of each channel."""
-    return _through_means(x, x_hat, jnp.sqrt(_ratio(_power(x), _power(x_hat))))
+    """Restore the mean and the standard deviation of each channel.
 
-
-def bias_and_gain(x: Array, x_hat: Array) -> Correction:
-    """Regress x on x_hat: gain cov(x, x_hat) / var(x_hat), and the offset to it.
-
-    No other line through x_hat has a smaller squared error.
+    A channel that rounds to a constant keeps a gain of 1.
     """
-    both = _mean(_centered(x) * _centered(x_hat))
-    return _through_means(x, x_hat, _ratio(both, _power(x_hat)))
-
-
-FITS: Mapping[str, Callable[[Array, Array], Correction]] = {
-    "scale": scale,
-    "bias": bias,
-    "bias_and_scale": bias_and_scale,
-    "bias_and_gain": bias_and_gain,
-}
-"""What a site is corrected to, by name: (x, x_hat) [..., D] -> `Correction`."""
-
-
-def _through_means(x: Array, x_hat: Array, gain: Array) -> Correction:
+    power = _mean((x_hat - _row(_mean(x_hat), x)) ** 2)
+    wanted = _mean((x - _row(_mean(x), x)) ** 2)
+    varies = power > 0.0
+    ratio = jnp.where(varies, wanted / jnp.where(varies, power, 1.0), 1.0)
+    gain = jnp.sqrt(ratio)
     return Correction(gain, _mean(x) - gain * _mean(x_hat))
 
 
-def _ratio(a: Array, b: Array) -> Array:
-    """Divide, with 1 where a channel rounds to a constant."""
-    return jnp.where(b > 0.0, a / jnp.where(b > 0.0, b, 1.0), 1.0)
+FITS: Mapping[str, Callable[[Array, Array], Correction]] = {
+    "bias": bias,
+    "bias_and_scale": bias_and_scale,
+}
+"""What a correction restores, by name: (x, x_hat) [..., D] -> `Correction`."""
 
 
-def _power(x: Array) -> Array:
-    return _mean(_centered(x) ** 2)
+def apply(x_hat: Array, correction: Correction) -> Array:
+    """Return gain x_hat + offset."""
+    gain, offset = (_row(leaf, x_hat) for leaf in correction)
+    return gain * x_hat + offset
 
 
-def _centered(x: Array) -> Array:
-    return x - _row(_mean(x), x)
+class Corrected(NamedTuple):
+    """The state of a site that is rounded and then corrected."""
+
+    target: grid_lib.Grid | grid_lib.Dynamic
+    correction: Correction
+
+
+def round_and_correct(x: Array, state: Corrected) -> tuple[Array, Record]:
+    """Round x to the site's grid and correct it; a tap."""
+    return apply(grid_lib.fake_quantize(x, state.target), state.correction), None
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Round and correct the quantized of two models, and record the corrections; a tap.
+
+    The two run side by side, the clean one first, as `taps.measure_divergence` says.
+    The state of a site is what it is rounded to.
+
+    Attributes:
+        name: A row of `FITS`.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+
+    name: str = "bias_and_scale"
+
+    def __post_init__(self):
+        lookup(FITS, self.name, "correction")
+
+    def __call__(
+        self, x: Array, state: grid_lib.Grid | grid_lib.Dynamic
+    ) -> tuple[Array, Record]:
+        """Leave the clean x alone."""
+        clean, quantized = jax.lax.all_gather(x, taps.PAIR)
+        x_hat = grid_lib.fake_quantize(quantized, state)
+        correction = FITS[self.name](clean.astype(jnp.float32), x_hat)
+        is_clean = jax.lax.axis_index(taps.PAIR) == 0
+        return jnp.where(is_clean, x, apply(x_hat, correction)), correction
 
 
 def _mean(x: Array) -> Array:
