@@ -102,19 +102,24 @@ class Arm:
 
 
 def told(
-    name: str, skip: str | None, runs: Sequence[Run], row: Record, **outcome: Any
+    name: str,
+    skip: str | None,
+    config: Record,
+    runs: Sequence[Record],
+    row: Record,
+    **outcome: Any,
 ) -> Arm:
     """Put together what runs and rows tell of an arm.
 
     Args:
         name: The arm.
         skip: Its connection.
-        runs: Its runs.
+        config: Its config.
+        runs: What config.json of each of its runs says.
         row: The fields that its rows repeat.
         outcome: The fields loss, kurtosis and status.
     """
-    config = config_of(runs)
-    devices = [row.get("device"), *(run.described.get("device") for run in runs)]
+    devices = [row.get("device"), *(run.get("device") for run in runs)]
     device = next((found for found in devices if found is not None), None)
     model, init, optimizer = (config.get(k, {}) for k in ("model", "init", "optimizer"))
     named = name.removeprefix(f"{skip}_")
@@ -137,11 +142,6 @@ def told(
         rest=_rest(config),
         **outcome,
     )
-
-
-def config_of(runs: Sequence[Run]) -> Record:
-    """Return the config of an arm: that of its first run with one."""
-    return next((run.experiment for run in runs if run.experiment), {})
 
 
 def status(

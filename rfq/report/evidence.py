@@ -9,7 +9,6 @@ it has learnt nothing. All of `Evidence` that returns arms or a `Number` raises
 
 import collections
 import dataclasses
-import functools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -132,17 +131,22 @@ def _cast(playing: Mapping[Part, Sequence[Arm]]) -> tuple[list[Arm], list[str]]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """A view, by parts instead of arms; `facts` has the arms that count."""
+    """A view, by parts instead of arms.
+
+    Attributes:
+        facts: The arms that count.
+        size: Layers and width: parts are compared at one size.
+    """
 
     shown: View
     facts: Mapping[str, Arm]
+    size: tuple[int | None, int | None]
 
-    @functools.cached_property
-    def size(self) -> tuple[int | None, int | None]:
-        """Layers and width that most arms have: parts are compared at one size."""
-        sizes = [(arm.num_layers, arm.width) for arm in self.facts.values()]
-        known = [size for size in sizes if None not in size]
-        return collections.Counter([*known, (None, None)]).most_common(1)[0][0]
+    @property
+    def place(self) -> str:
+        """What the arms of this size have in common, in words."""
+        layers, width = self.size
+        return f"{layers} layers of width {width}"
 
     def only(self, test: Callable[[Arm], bool]) -> "Evidence":
         """Return the evidence without the arms that fail a test."""
@@ -415,6 +419,15 @@ class Evidence:
         return logged.select(size.mean() * pl.col("step").max()).item()
 
 
+def every(shown: View) -> list[Evidence]:
+    """Return the evidence of a view by size, the size that most arms have first."""
+    facts = shown.facts
+    sizes = [(arm.num_layers, arm.width) for arm in facts.values()]
+    known = collections.Counter(size for size in sizes if None not in size)
+    found = [size for size, _ in known.most_common()] or [(None, None)]
+    return [Evidence(shown=shown, facts=facts, size=size) for size in found]
+
+
 def of(shown: View) -> Evidence:
-    """Return the evidence of all arms of a view."""
-    return Evidence(shown=shown, facts=shown.facts)
+    """Return the evidence of a view at the size that most arms have."""
+    return every(shown)[0]

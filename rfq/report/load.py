@@ -1,4 +1,8 @@
-"""Read what runs left into frames: every run once, every config under one name."""
+"""Read what runs left into frames: every run once, every config under one name.
+
+Losses on different data cannot be compared. What was measured on each of several data
+makes a result of its own (D161).
+"""
 
 import dataclasses
 import json
@@ -11,16 +15,14 @@ import polars as pl
 from rfq import experiment as experiment_lib
 from rfq import rows as rows_lib
 from rfq.errors import InputError
-from rfq.report.naming import Made, Names
+from rfq.report import naming
+from rfq.report.naming import TOLD, Made
 
 Record = Mapping[str, Any]
-# What rows tell of their config, and where a config has it.
-TOLD = {
-    "model.num_layers": "num_layers",
-    "model.width": "width",
-    "model.skip": "skip",
-    "optimizer.name": "optimizer",
-}
+_CONTEXT = "context.json"  # It stands beside rows.
+_CONFIGS = "configs.json"  # So may this: fingerprint -> the experiment.
+# What names a row.
+_ROW = ["arm", "seed", *rows_lib.Setting._fields]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,11 @@ class Run:
     statistics: Record
 
     @property
+    def data(self) -> str | None:
+        """The fingerprint of the data."""
+        return self.described.get("data_fingerprint")
+
+    @property
     def experiment(self) -> Record:
         """The config of the experiment."""
         return self.described.get("experiment", {})
@@ -60,10 +67,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
-    """Everything that sources hold, as frames with the columns arm and seed.
+    """Everything that sources hold of one data, as frames with columns arm and seed.
 
     Attributes:
         directory: Where the report goes.
+        data: The fingerprint of the data; None where no file tells.
         rows: The kind of `rfq.rows`, as are losses and tasks.
         tasks: One line a task.
         sites: What quantization does, one line a site, statistic and layer.
@@ -71,12 +79,15 @@ class Results:
         measures: Measured training steps, one line a site, statistic and layer.
         statistics: The full-precision model at the end, in the same form.
         histograms: Of measured steps, and of the end where `step` is null.
+        configs: What fixes an arm, by the fingerprint of its rows.
         context: context.json: the floors, the data and the planned arms.
         theory: The checks of `rfq theory`.
         notes: What was left out while reading, in sentences.
+        others: The results on other data.
     """
 
     directory: pathlib.Path
+    data: str | None
     rows: pl.DataFrame
     runs: Sequence[Run]
     losses: pl.DataFrame
@@ -86,9 +97,11 @@ class Results:
     measures: pl.DataFrame
     statistics: pl.DataFrame
     histograms: pl.DataFrame
+    configs: Mapping[str, Record]
     context: Record
     theory: Sequence[Record]
     notes: Sequence[str]
+    others: Sequence["Results"] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +113,7 @@ class _Source:
     notes: Sequence[str]
     runs: Sequence[Run] = ()
     context: Record = dataclasses.field(default_factory=dict)
+    known: Mapping[str, Record] = dataclasses.field(default_factory=dict)
     theory: Sequence[Record] = ()
 
     def configs(self) -> tuple[list[Made], list[int]]:
@@ -114,23 +128,47 @@ class _Source:
         for run in self.runs:
             home = (run.arm, run.seed)
             name = run.described.get("fingerprint") or prints.get(home)
-            found[home] = Made(*home, name, _flat(run.experiment))
+            known = {"data": run.data} if run.data else {}
+            found[home] = Made(*home, name, _flat(run.experiment) | known)
         keys = [row[:2] if row[:2] in found else row for row in rows]
         for key in keys:
             config = zip(TOLD, key[3:], strict=False)
             known = {path: x for path, x in config if x is not None}
             if key not in found:
                 arm, seed, name = key[:3]
-                found[key] = Made(arm, seed, name, known)
+                found[key] = Made(
+                    arm, seed, name, _flat(self.known.get(name, {})) | known
+                )
         places = {key: at for at, key in enumerate(found)}
         return list(found.values()), [places[key] for key in keys]
 
-    def data(self) -> str | None:
-        """Return the fingerprint of the data, the first that a file gives."""
+    def on(self, default: str | None) -> "_Source":
+        """Return the source with the data of every row and run, each under one name.
+
+        Args:
+            default: The data where no file of the source tells.
+        """
         records = (self.context, *(run.described for run in self.runs))
-        found = [record.get("data_fingerprint") for record in records]
-        found += self.rows["data_fingerprint"].to_list()
-        return next((value for value in found if value is not None), None)
+        told = [record.get("data_fingerprint") for record in records]
+        told += self.rows["data_fingerprint"].to_list()
+        data = next((each for each in told if each is not None), default)
+        # Fingerprints that name the same tokens, as it was found out.
+        same = dict.fromkeys(self.context.get("same_data", ()), data)
+        column = pl.col("data_fingerprint").fill_null(pl.lit(data, pl.String))
+        described = [
+            {**run.described, "data_fingerprint": same.get(fingerprint, fingerprint)}
+            for run in self.runs
+            for fingerprint in [run.data or data]
+        ]
+        return dataclasses.replace(
+            self,
+            rows=self.rows.with_columns(column.replace(same)),
+            runs=[
+                dataclasses.replace(run, described=each)
+                for run, each in zip(self.runs, described, strict=True)
+            ],
+            context={**self.context, "data_fingerprint": data},
+        )
 
 
 def read(sources: Sequence[str | pathlib.Path], out: pathlib.Path) -> Results:
@@ -143,57 +181,91 @@ def read(sources: Sequence[str | pathlib.Path], out: pathlib.Path) -> Results:
         sources: Directories, and files of rows.
         out: Where the report will be written.
 
+    Returns:
+        What was measured on the data that has most rows; `others` has the rest.
+
     Raises:
-        InputError: a source holds nothing to report or a file that cannot be read;
-            nothing was trained; data differ; two configs of one name cannot be told
-            apart.
+        InputError: a source holds nothing to report or a file that cannot be read, or
+            nothing was trained.
     """
-    opened = [_open(pathlib.Path(source)) for source in sources]
-    known = [(found, data) for found in opened if (data := found.data()) is not None]
-    for found, data in known:
-        if data != known[0][1]:
-            raise InputError(
-                f"{found.path} was trained on other data than {known[0][0].path}; "
-                "losses on them cannot be compared"
-            )
-    naming, rows, runs, notes = Names(), [], [], []
-    planned: list[str | None] = []
+    opened = [_open(pathlib.Path(source)).on(None) for source in sources]
+    whole = pl.concat([found.rows for found in opened])
+    if whole.is_empty() and not any(found.runs for found in opened):
+        raise InputError(
+            f"{', '.join(map(str, sources))}: no rows and no runs to report; give a "
+            "file of rows or a directory that `rfq compare` or `rfq train` wrote"
+        )
+    known = [d for found in opened if (d := found.context["data_fingerprint"])]
+    opened = [found.on(next(iter(known), None)) for found in opened]
+    taken: list[Made] = []
+    rows, runs, notes = [], {}, []
+    planned: list[str] = []
     for found in opened:
         configs, of_row = found.configs()
-        names, again = naming.settle(configs, found.path)
+        before = len(taken)
+        names = naming.settle(configs, taken, found.path.stem)
         arms = pl.Series("arm", [names[at] for at in of_row], pl.String)
-        rows.append(found.rows.with_columns(arms).filter(arms.is_not_null()))
-        pairs = zip(found.runs, names, strict=False)
-        runs += [dataclasses.replace(run, arm=name) for run, name in pairs if name]
-        own = {made.arm for made in configs}
-        planned += [*names, *(a for a in found.context.get("arms", ()) if a not in own)]
+        own = found.rows.with_columns(arms)
+        rows.append(own.unique(_ROW, keep="last", maintain_order=True))
+        for run, name in zip(found.runs, names, strict=False):
+            runs.setdefault((name, run.seed), dataclasses.replace(run, arm=name))
+        mine = {made.arm for made in configs}
+        planned += [*names, *(a for a in found.context.get("arms", ()) if a not in mine)]
         notes += found.notes
-        if again:
+        if len(configs) > len(taken) - before:
             notes.append(
-                f"These runs of {found.path} were given before and count once: "
-                f"{', '.join(again)}."
+                f"Some runs of {found.path} stand in a source before it; what both "
+                "hold counts once."
             )
-    whole = pl.concat(rows)
-    if whole.is_empty() and not runs:
-        raise InputError(
-            f"{', '.join(map(str, sources))}: no rows and no runs to report; give "
-            "also a directory that `rfq compare` or `rfq train` wrote"
-        )
-    context: dict[str, Any] = {}
-    for found in reversed(opened):
-        context |= found.context
-    seconds = [found.context.get("seconds") for found in opened]
-    lacks = None in seconds
-    context["seconds"] = None if lacks else sum(s for s in seconds if s is not None)
-    context["arms"] = list(dict.fromkeys(filter(None, planned)))
-    return Results(
-        directory=out,
-        rows=whole,
-        runs=runs,
-        context=context,
+    # A field that the first record of a row lacks is that of the next which has it.
+    whole = pl.concat(rows).group_by(_ROW, maintain_order=True)
+    whole = whole.agg(pl.all().drop_nulls().first()).select(rows[0].columns)
+    counted = whole.group_by("data_fingerprint").len().sort("len", descending=True)
+    every = [*counted["data_fingerprint"], *(run.data for run in runs.values())]
+    first, *others = (
+        _of_data(data, whole, list(runs.values()), opened, out)
+        for data in dict.fromkeys(every)
+    )
+    elsewhere = {arm for each in others for arm in _arms(each)}
+    arms = [arm for arm in dict.fromkeys(planned) if arm not in elsewhere]
+    return dataclasses.replace(
+        first,
+        context={**first.context, "arms": arms},
         theory=next((found.theory for found in opened if found.theory), ()),
         notes=list(dict.fromkeys(notes)),
-        **_frames(runs),
+        others=others,
+    )
+
+
+def _arms(results: Results) -> set[str]:
+    return {*results.rows["arm"], *(run.arm for run in results.runs)}
+
+
+def _of_data(
+    data: str | None,
+    rows: pl.DataFrame,
+    runs: Sequence[Run],
+    opened: Sequence[_Source],
+    out: pathlib.Path,
+) -> Results:
+    """Put together what was measured on one data."""
+    kept = [run for run in runs if run.data == data]
+    sources = [s for s in opened if s.context["data_fingerprint"] == data]
+    context: dict[str, Any] = {}
+    for found in reversed(sources):
+        context |= found.context
+    seconds = [found.context.get("seconds") for found in sources]
+    total = None if None in seconds else sum(s for s in seconds if s is not None)
+    return Results(
+        directory=out,
+        data=data,
+        rows=rows.filter(pl.col("data_fingerprint").eq_missing(pl.lit(data))),
+        runs=kept,
+        configs={name: each for s in opened for name, each in s.known.items()},
+        context={**context, "seconds": total, "arms": ()},
+        theory=(),
+        notes=(),
+        **_frames(kept),
     )
 
 
@@ -219,14 +291,14 @@ def read_json(path: pathlib.Path) -> Record:
 
 def _open(path: pathlib.Path) -> _Source:
     if path.is_file():
-        rows = rows_lib.read("rows", path)
-        if rows.is_empty() or rows["spec"].null_count():
-            raise InputError(
-                f"{str(path)!r} is no file of rows, of which each line has the field "
-                "'spec'; give rows.jsonl, or a directory that `rfq compare` or "
-                "`rfq train` wrote"
-            )
-        return _source(path, rows, [path])
+        records = rows_lib.lines(path)
+        rows = rows_lib.frame("rows", [r for r in records if "spec" in r], str(path))
+        beside = [read_json(path.with_name(name)) for name in (_CONTEXT, _CONFIGS)]
+        more = dict(zip(("context", "known"), beside, strict=True))
+        found = _source(path, rows, [path], **more)
+        lost = len(records) - len(rows)
+        said = f"{lost} lines of {path} are no rows and were left out."
+        return dataclasses.replace(found, notes=[*found.notes, *[said] * bool(lost)])
     if not path.is_dir():
         raise InputError(
             f"{str(path)!r} is not a directory and no file of rows; give one that "
@@ -244,7 +316,7 @@ def _open(path: pathlib.Path) -> _Source:
         )
     rows = pl.concat([own, joined.join(own, on=["arm", "seed"], how="anti")])
     files = [file for run in runs for file in sorted(run.home.rglob("*.jsonl"))]
-    context = read_json(path / "context.json")
+    context = read_json(path / _CONTEXT)
     more = {"runs": runs, "theory": theory, "context": context}
     return _source(path, rows, [path / "rows.jsonl", *files], **more)
 

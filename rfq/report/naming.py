@@ -1,15 +1,21 @@
-"""Settle the names of arms: one name stands for one config (D78, D130).
+"""Settle the names of arms: one name stands for one config (D78, D130, D160).
 
-A run that several sources hold counts once, under its first name. An arm whose name
-another config has before it, in another source or in the same, takes what differs from
-that into its own: `residual_adamw_num_layers_12`.
+A run that several sources hold has one name. An arm whose name another config has takes
+what differs from that into its own, as `residual_adamw_num_layers_12`. Where nothing
+that is recorded differs, it takes the name of its source.
 """
 
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rfq.errors import InputError
+# What rows tell of their config: where a config has it, and the field of a row.
+TOLD = {
+    "model.num_layers": "num_layers",
+    "model.width": "width",
+    "model.skip": "skip",
+    "optimizer.name": "optimizer",
+    "data": "data_fingerprint",
+}
 
 
 class Made(NamedTuple):
@@ -30,89 +36,79 @@ class Made(NamedTuple):
         theirs = other.config
         return [p for p, x in sorted(self.config.items()) if x != theirs.get(p, x)]
 
+    def twin(self, other: "Made") -> bool:
+        """Say whether both are one run."""
+        same = self.fingerprint == other.fingerprint and self.seed == other.seed
+        return same and self.fingerprint is not None and not self.differences(other)
+
     def apart(self, other: "Made") -> bool:
-        """Say whether one name stands for two configs."""
+        """Say whether two configs of one arm cannot share its name."""
         prints = {self.fingerprint, other.fingerprint} - {None}
         another = self.seed == other.seed and len(prints) > 1
-        return self.arm == other.arm and (another or bool(self.differences(other)))
+        return another or bool(self.differences(other))
+
+    def clashes(self, other: "Made") -> bool:
+        """Say whether two configs of one arm, of two sources, may not share a name."""
+        unknown = not self.config.keys() & other.config.keys()
+        return self.apart(other) or self.seed == other.seed or unknown
 
 
-class Names:
-    """The configs that have a name so far, under that name."""
+def settle(configs: Sequence[Made], taken: list[Made], source: str) -> list[str]:
+    """Name the configs of a source, and add them to those that have a name.
 
-    def __init__(self) -> None:
-        self.taken: list[Made] = []
-
-    def settle(
-        self, configs: Sequence[Made], where: pathlib.Path
-    ) -> tuple[list[str | None], list[str]]:
-        """Name the configs of a source.
-
-        Returns:
-            The name of each config, None for one that counted before, and a phrase for
-            each of these.
-
-        Raises:
-            InputError: two configs of one name cannot be told apart.
-        """
-        names: list[str | None] = [None] * len(configs)
-        again = []
-        # Further configs of a name are settled like those of a further source.
-        for group in _groups(configs):
-            before, named = list(self.taken), []
-            held = {(m.fingerprint, m.seed): m.arm for m in before if m.fingerprint}
-            homes: dict[tuple[str, int], str] = {}
-            for at in group:
-                made = configs[at]
-                home = (made.arm, made.seed)
-                twin = held.get((made.fingerprint or "", made.seed))
-                if home in homes:
-                    names[at] = homes[home]
-                elif twin is None:
-                    beside = [*named, *(configs[i] for i in group)]
-                    names[at] = homes[home] = _name(made, before, beside, where)
-                    named.append(made._replace(arm=homes[home]))
-                else:
-                    again.append(f"{made.arm} (seed {made.seed}) is {twin}")
-            self.taken += named
-        return names, again
+    Args:
+        configs: Under their own names.
+        taken: The configs of the sources before, under their settled names.
+        source: What the source is called.
+    """
+    names: dict[int, str] = {}
+    for group in _groups(configs):
+        new = []
+        for at in group:
+            twin = next((m for m in taken if m.twin(configs[at])), None)
+            if twin:
+                names[at] = twin.arm
+            else:
+                new.append(at)
+        named = [configs[at] for at in new]
+        others = {m.arm for m in configs} - {configs[group[0]].arm}
+        for name in _candidates(named, taken, source):
+            rivals = [m for m in taken if m.arm == name]
+            if name not in others and not any(
+                m.clashes(own) for m in rivals for own in named
+            ):
+                names |= dict.fromkeys(new, name)
+                taken += [own._replace(arm=name) for own in named]
+                break
+    return [names[at] for at in range(len(configs))]
 
 
 def _groups(configs: Sequence[Made]) -> list[list[int]]:
-    """Put configs into groups in which each name stands for one."""
+    """Put the configs of each arm into groups in which the name stands for one."""
     groups: list[list[int]] = []
     for at, made in enumerate(configs):
-        fit = (g for g in groups if not any(made.apart(configs[i]) for i in g))
-        group = next(fit, None)
-        if group is None:
-            groups.append(group := [])
-        group.append(at)
+        for group in groups:
+            mates = [configs[i] for i in group]
+            if mates[0].arm == made.arm and not any(map(made.apart, mates)):
+                group.append(at)
+                break
+        else:
+            groups.append([at])
     return groups
 
 
-def _name(
-    made: Made, taken: Sequence[Made], beside: Sequence[Made], where: pathlib.Path
-) -> str:
-    """Return the arm's name, with what differs if another config has it.
-
-    Args:
-        made: What is named.
-        taken: What was named before.
-        beside: What this source holds, under its own names and under final ones.
-        where: The source.
-    """
-    rival = next((m for m in taken if m.arm == made.arm and m.apart(made)), None)
-    changed = rival.differences(made) if rival else []
-    parts = [f"{path.split('.')[-1]}_{made.config[path]}" for path in changed]
-    own = made._replace(arm="_".join([made.arm, *parts]))
-    before = [m for m in taken if m.arm == own.arm]
-    known = [*before, *(m for m in beside if changed and m.arm == own.arm)]
-    if any(m.apart(own) or m.seed == own.seed for m in known) or any(
-        not m.config.keys() & own.config.keys() for m in before
-    ):
-        raise InputError(
-            f"arm {made.arm!r} (seed {made.seed}) of {where} has the name of another "
-            "config, and what is recorded does not tell them apart; give one another "
-            "--arm"
-        )
-    return own.arm
+def _candidates(
+    named: Sequence[Made], taken: Sequence[Made], source: str
+) -> Iterator[str]:
+    """Give names for the configs of one arm: its own first, and ever longer ones."""
+    for made in named[:1]:
+        yield (name := made.arm)
+        rivals = (m for m in taken if m.arm == name)
+        rival = next((m for m in rivals if any(map(m.apart, named))), None)
+        changed = rival.differences(made) if rival else []
+        rows_tell = [path for path in changed if path in TOLD] or changed
+        for paths in (rows_tell, changed if len(changed) < 4 else rows_tell):
+            parts = [f"{path.split('.')[-1]}_{made.config[path]}" for path in paths]
+            yield (name := "_".join([made.arm, *parts]))
+        yield f"{made.arm}_{source}"
+        yield f"{name}_{made.fingerprint}"

@@ -1,5 +1,6 @@
 """Put tables, figures and sentences into one HTML file that needs nothing else."""
 
+import dataclasses
 import pathlib
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -32,28 +33,68 @@ from rfq.report.render import Figure
 from rfq.report.view import View
 
 
+class Part(NamedTuple):
+    """What a report says of one data."""
+
+    evidence: Evidence
+    tables: dict[str, Table]
+    figures: dict[str, Figure]
+
+
 class Report(NamedTuple):
-    """Everything that a report says, before it is written."""
+    """Everything that a report says, before it is written.
+
+    Attributes:
+        everyone: The first view with the paper's arms too.
+        tables, figures: Of the data with most rows, and of the paper.
+        others: The parts on other data, by fingerprint.
+    """
 
     evidence: Evidence
     everyone: View
     judged: list[claims.Judged]
     tables: dict[str, Table]
     figures: dict[str, Figure]
+    others: dict[str, Part]
+
+    @property
+    def parts(self) -> list[Part]:
+        """Every part, the first first."""
+        first = Part(self.evidence, self.tables, self.figures)
+        return [first, *self.others.values()]
 
 
 def make(results: Results) -> Report:
     """Judge the claims of results, and make every table and figure."""
-    shown, printed = view.of(results), paper.load()
-    found = evidence.of(shown)
-    everyone, judged = view.with_arms(shown, printed.arms), claims.judge(found)
+    shown, *others = (view.of(each) for each in (results, *results.others))
+    printed = paper.load()
+    everyone = view.with_arms(shown, printed.arms)
+    judged = claims.judge([shown, *others])
+    first = _part(shown, everyone)
+    of_the_paper = [
+        *tables.claims(judged),
+        tables.theory(shown),
+        *map(beside.as_printed, printed.tables),
+    ]
+    return Report(
+        evidence=first.evidence,
+        everyone=everyone,
+        judged=judged,
+        tables=first.tables | {each.name: each for each in of_the_paper},
+        figures=first.figures,
+        others={str(each.results.data): _other(each) for each in others},
+    )
+
+
+def _part(shown: View, everyone: View) -> Part:
+    """Make the tables and figures of one data."""
+    found, results = evidence.of(shown), shown.results
     widths = {p.weight_bits for p in shown.precisions if p.name != "FP"}
     known = sorted(widths & {8, 16, None}, key=lambda w: (w is None, w != 8, w))
     measured = [s for s in view.OTHER_SITES if s in set(shown.ends["site"])]
     others = view.settings(results)[1:]
     written = [
         tables.glance(shown),
-        *tables.claims(judged),
         tables.main(shown),
         tables.arms(shown),
         *accuracy.tasks(found),
@@ -70,13 +111,23 @@ def make(results: Results) -> Report:
         tables.ranges(shown),
         beside.costs(found),
         tables.calibrators(shown),
-        tables.theory(shown),
         beside.paper_kurtosis(found),
-        *map(beside.as_printed, printed.tables),
         *(tables.main(view.of(results, setting)) for setting in others),
     ]
     by_name = {each.name: each for each in written}
-    return Report(found, everyone, judged, by_name, figures.every(found, everyone))
+    return Part(found, by_name, figures.every(found, everyone))
+
+
+def _other(shown: View) -> Part:
+    """Make what there is on further data, under names that say which."""
+    found, data = _part(shown, shown), shown.results.data
+    kept = [t for t in found.tables.values() if t.lines]
+    drawn = [f for f in found.figures.values() if f.panels and not f.is_printed]
+    return Part(
+        found.evidence,
+        {t.name: dataclasses.replace(t, name=f"{t.name}_{data}") for t in kept},
+        {f.name: dataclasses.replace(f, name=f"{f.name}_{data}") for f in drawn},
+    )
 
 
 def index(report: Report) -> list[dict[str, Any]]:
@@ -147,6 +198,8 @@ def html_page(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
     )
     looks = style.looks(report.everyone)
+    for part in report.others.values():
+        looks = {**looks, **style.looks(part.evidence.shown)}
     arms = {
         arm: {
             "tag": style.tag(arm),
@@ -169,6 +222,8 @@ def html_page(report: Report) -> str:
         "limits": notes.limits(shown),
         "arms": arms,
         "ours": shown.arms,
+        "boxed": [arm for part in report.parts for arm in part.evidence.shown.arms],
+        "others": report.others,
         "claims": report.judged,
         "number_text": tables.number_text,
         "tables": report.tables,
@@ -195,14 +250,14 @@ def run(results: Results) -> pathlib.Path:
     try:
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
-        for made in report.tables.values():
+        for made in (t for part in report.parts for t in part.tables.values()):
             for kind, text in (
                 ("md", cells.markdown(made)),
                 ("csv", cells.comma_separated(made)),
             ):
                 path = folders["tables"] / f"{made.name}.{kind}"
                 files.replace(path, text)
-        for figure in report.figures.values():
+        for figure in (f for part in report.parts for f in part.figures.values()):
             render.write_files(figure, folders["figures"])
         path = results.directory / "report.html"
         files.replace(path, html_page(report))
@@ -216,10 +271,11 @@ def run(results: Results) -> pathlib.Path:
 
 def summary(results: Results) -> str:
     """Return the result in one line an arm, with what a reader must know."""
-    shown = view.of(results)
-    made = tables.glance(shown)
+    views = [view.of(each) for each in (results, *results.others)]
+    shown, made = views[0], tables.glance(views[0])
     lines = [[title for _, title, _ in made.columns]]
-    lines += [[cell.text for cell in made.cells(line)] for line in made.lines]
+    for each in map(tables.glance, views):
+        lines += [[cell.text for cell in each.cells(line)] for line in each.lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     rows = [

@@ -183,9 +183,16 @@ class View:
     def _told(self) -> Mapping[str, Record]:
         """What the rows say of an arm, the first that says it."""
         fields = ("skip", "optimizer", "num_layers", "width", "num_params", "device")
+        fields = (*fields, "config_fingerprint")
         first = pl.col(fields).drop_nulls().first()
         told = self.results.rows.group_by("arm").agg(first)
         return {line["arm"]: line for line in told.iter_rows(named=True)}
+
+    def config(self, arm: str) -> Record:
+        """Return the config of an arm: that of its first run with one, or its rows'."""
+        found = (run.experiment for run in self.runs(arm) if run.experiment)
+        name = self._told.get(arm, {}).get("config_fingerprint")
+        return next(found, self.results.configs.get(name or "", {}))
 
     @functools.cached_property
     def skips(self) -> Mapping[str, str | None]:
@@ -193,7 +200,7 @@ class View:
         found = {}
         for arm in self.arms:
             named = [s for s in ("residual_free", "residual") if arm.startswith(s)]
-            model = arms.config_of(self.runs(arm)).get("model", {})
+            model = self.config(arm).get("model", {})
             told = model.get("skip"), self._told.get(arm, {}).get("skip"), *named
             found[arm] = next((skip for skip in told if skip), None)
         return found
@@ -210,7 +217,8 @@ class View:
             found[arm] = arms.told(
                 arm,
                 self.skips[arm],
-                runs,
+                self.config(arm),
+                [run.described for run in runs],
                 self._told.get(arm, {}),
                 loss=loss,
                 kurtosis=self.kurtosis(arm),

@@ -176,8 +176,8 @@ def judge(tmp_path):
         shown = view.of(
             story(tmp_path / str(len(list(tmp_path.iterdir()))), theory, **changes)
         )
-        seen = evidence.of(shown)
-        return {name: claims.decide(name, seen) for name in names}
+        every = [evidence.every(shown)]
+        return {name: claims.decide(name, every) for name in names}
 
     return judged
 

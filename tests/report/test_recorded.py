@@ -31,7 +31,7 @@ def recorded(name: str, home: pathlib.Path) -> view.View:
 
 @pytest.mark.parametrize("name", FILES)
 def test_verdicts_and_numbers_are_those_that_were_noted(name, tmp_path):
-    judged = claims.judge(evidence.of(recorded(name, tmp_path)))
+    judged = claims.judge([recorded(name, tmp_path)])
     for one in judged:
         noted = NOTED[name][one.id]
         assert one.judgement.verdict == noted["verdict"], one

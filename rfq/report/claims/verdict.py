@@ -50,6 +50,11 @@ class Judgement:
     numbers: Sequence[Number] = ()
     missing: Sequence[str] = ()
 
+    @property
+    def decided(self) -> bool:
+        """Whether there is a verdict."""
+        return self.verdict not in (UNTESTABLE, TOO_SMALL)
+
 
 Judge = Callable[[Evidence], Judgement]
 
