@@ -16,11 +16,12 @@ class Report:
     It takes any number of directories of `rfq compare`, or runs of `rfq train` that
     `rfq quantize` measured, or files of rows; a directory with theory.jsonl adds the
     lemmas. A run counts once, even if several of them hold it. If two configs share an
-    arm's name, the fields in which they differ are added to it.
+    arm's name, the fields in which they differ are added to it. Losses on different
+    data are not compared: each data has its own section, and its own claims.
 
     Example: rfq report runs/demo
     Example: rfq report runs/demo runs/mine runs/theory --out runs/all
-    Example: rfq report configs/results/demo.jsonl --out runs/recorded
+    Example: rfq report configs/results/*.jsonl --out runs/recorded
     """
 
     # Give directories of `rfq compare`, of `rfq train`, or with theory.jsonl, or files

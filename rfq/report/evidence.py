@@ -154,15 +154,18 @@ class Evidence:
         same = len(kept) == len(self.facts)
         return self if same else dataclasses.replace(self, facts=kept)
 
+    @property
+    def of_size(self) -> list[Arm]:
+        """The arms of the size."""
+        every = self.facts.values()
+        if self.size == (None, None):
+            return list(every)
+        return [arm for arm in every if (arm.num_layers, arm.width) == self.size]
+
     def of_one_size(self, test: Callable[[Arm], bool]) -> list[Arm]:
-        """Return arms of the common size with an outcome that pass a test."""
-        return [
-            arm
-            for arm in self.facts.values()
-            if arm.status not in ("missing", "unfinished")
-            and {(arm.num_layers, arm.width), (None, None)} & {self.size}
-            and test(arm)
-        ]
+        """Return arms of the size with an outcome that pass a test."""
+        ended = (a for a in self.of_size if a.status not in ("missing", "unfinished"))
+        return [arm for arm in ended if test(arm)]
 
     def where(self, test: Callable[[Arm], bool]) -> list[Arm]:
         """Return arms of the common size, without another cure, that pass a test."""
@@ -290,8 +293,17 @@ class Evidence:
         return found
 
     def heaviest(self, arm: Arm) -> Number:
-        """Return the largest absolute kurtosis over sites, layers and steps."""
-        found = self._measured(arm, "excess_kurtosis", "measures.jsonl")
+        """Return the largest absolute kurtosis over sites, layers and steps.
+
+        Without measures it is the stream's at the end, which its name says.
+        """
+        try:
+            found = self._measured(arm, "excess_kurtosis", "measures.jsonl")
+        except NotTestable:
+            if arm.kurtosis.value is None:
+                raise
+            end = self.kurtosis(arm)
+            return end._replace(value=abs(end.value))
         at = found.row(found["value"].abs().arg_max(), named=True)
         step = at["step"] or 0
         what = f"largest absolute over sites, layers and steps, at {step:,.0f}"

@@ -210,16 +210,19 @@ def read(sources: Sequence[str | pathlib.Path], out: pathlib.Path) -> Results:
         for run, name in zip(found.runs, names, strict=False):
             runs.setdefault((name, run.seed), dataclasses.replace(run, arm=name))
         mine = {made.arm for made in configs}
-        planned += [*names, *(a for a in found.context.get("arms", ()) if a not in mine)]
+        told = found.context.get("arms", ())
+        planned += [*names, *(arm for arm in told if arm not in mine)]
         notes += found.notes
         if len(configs) > len(taken) - before:
             notes.append(
                 f"Some runs of {found.path} stand in a source before it; what both "
                 "hold counts once."
             )
-    # A field that the first record of a row lacks is that of the next which has it.
-    whole = pl.concat(rows).group_by(_ROW, maintain_order=True)
-    whole = whole.agg(pl.all().drop_nulls().first()).select(rows[0].columns)
+    # A field that a record lacks is that of the next one whose loss is the same to the
+    # last bit. Of a run that was trained again, what was recorded first counts.
+    same = pl.concat(rows).group_by([*_ROW, "loss"], maintain_order=True)
+    whole = same.agg(pl.all().drop_nulls().first()).select(rows[0].columns)
+    whole = whole.unique(_ROW, keep="first", maintain_order=True)
     counted = whole.group_by("data_fingerprint").len().sort("len", descending=True)
     every = [*counted["data_fingerprint"], *(run.data for run in runs.values())]
     first, *others = (
@@ -292,11 +295,14 @@ def read_json(path: pathlib.Path) -> Record:
 def _open(path: pathlib.Path) -> _Source:
     if path.is_file():
         records = rows_lib.lines(path)
-        rows = rows_lib.frame("rows", [r for r in records if "spec" in r], str(path))
+        of_sites = [r for r in records if "sites" in r and r.get("spec") == "FP"]
+        plain = [r for r in records if "spec" in r and "sites" not in r]
+        rows = rows_lib.frame("rows", plain, str(path))
         beside = [read_json(path.with_name(name)) for name in (_CONTEXT, _CONFIGS)]
         more = dict(zip(("context", "known"), beside, strict=True))
-        found = _source(path, rows, [path], **more)
-        lost = len(records) - len(rows)
+        runs = [_recorded(path, record) for record in of_sites]
+        found = _source(path, rows, [path], runs=runs, **more)
+        lost = len(records) - len(rows) - len(runs)
         said = f"{lost} lines of {path} are no rows and were left out."
         return dataclasses.replace(found, notes=[*found.notes, *[said] * bool(lost)])
     if not path.is_dir():
@@ -334,6 +340,22 @@ def _source(
     ]
     notes += [f"{unnamed} rows name no arm and were left out."] if unnamed else []
     return _Source(path=path, rows=rows.drop_nulls("arm"), notes=notes, **more)
+
+
+def _recorded(path: pathlib.Path, record: Record) -> Run:
+    """Make a run of a record of the full-precision model's sites."""
+    schema = rows_lib.schema("sites")
+    line = rows_lib.frame("sites", [record], str(path)).row(0, named=True)
+    prints = {"fingerprint": line["config_fingerprint"]}
+    return Run(
+        arm=line["arm"],
+        seed=line["seed"],
+        home=path.with_suffix(""),
+        described={name: line[name] for name in schema if name != "sites"} | prints,
+        done={},
+        failed={},
+        statistics={"sites": record["sites"]},
+    )
 
 
 def _run(home: pathlib.Path) -> Run | None:
@@ -384,7 +406,7 @@ def _of_runs(kind: str, runs: Iterable[Run], folder: str = "") -> pl.DataFrame:
     return pl.concat([one.select(columns) for one in found])
 
 
-def _frames(runs: Sequence[Run]) -> dict[str, pl.DataFrame]:
+def _frames(runs: Sequence[Run]) -> dict[str, Any]:
     """Read the frames of all runs, under their settled names."""
     measures = _of_runs("measures", runs)
     columns = measures.select("arm", "seed", "step", "edges", "sites").rows()

@@ -120,7 +120,8 @@ def _part(shown: View, everyone: View) -> Part:
 
 def _other(shown: View) -> Part:
     """Make what there is on further data, under names that say which."""
-    found, data = _part(shown, shown), shown.results.data
+    everyone = view.with_arms(shown, paper.load().arms)
+    found, data = _part(shown, everyone), shown.results.data
     kept = [t for t in found.tables.values() if t.lines]
     drawn = [f for f in found.figures.values() if f.panels and not f.is_printed]
     return Part(

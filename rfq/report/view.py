@@ -315,7 +315,11 @@ class View:
     @functools.cached_property
     def _end_layers(self) -> Mapping[tuple, list[Estimate]]:
         by = ("arm", "site", "statistic", "layer")
-        return estimates.by_layer(estimates.of_groups(self.ends, by, "value"))
+        columns, told = [*by, "seed", "value"], self.results.statistics
+        # What was not measured in training was when training had ended.
+        rest = told.join(self.ends, on="arm", how="anti", maintain_order="left")
+        both = pl.concat([self.ends.select(columns), rest.select(columns)])
+        return estimates.by_layer(estimates.of_groups(both, by, "value"))
 
     def by_layer(self, arm: str, site: str, statistic: str) -> list[Estimate]:
         """Return a statistic by layer at the end of training."""

@@ -208,7 +208,7 @@ def test_a_run_that_two_directories_hold_counts_once(tmp_path):
         )
     alone, both = (load.read(given, tmp_path) for given in ([first], [first, second]))
     assert both.rows.equals(alone.rows)
-    assert any("count once" in note for note in both.notes)
+    assert any("counts once" in note for note in both.notes)
 
 
 def test_another_config_of_the_name_takes_what_differs_into_its_own(tmp_path):
@@ -226,8 +226,9 @@ def test_a_name_made_of_what_differs_is_not_given_to_two(tmp_path):
     name = f"{ADAMW}_num_layers_12"
     first = write(tmp_path / "a", STORY)
     second = write(tmp_path / "b", {ADAMW: deep, name: STORY[ADAMW]})
-    with pytest.raises(errors.InputError, match="give one another --arm"):
-        load.read([first, second], tmp_path)
+    both = load.read([first, second], tmp_path)
+    layers = {run.arm: run.experiment["model"]["num_layers"] for run in both.runs}
+    assert (layers[ADAMW], layers[name], layers[f"{ADAMW}_b"]) == (4, 4, 12)
 
 
 ROW = {"arm": "a", "seed": 0, "spec": "FP", "num_layers": 6, "config_fingerprint": "f"}
@@ -249,5 +250,23 @@ def test_rows_of_several_configs_are_told_apart(tmp_path, count):
     assert named({**other, "num_layers": 12}) == [("a", 0), ("a_num_layers_12", 0)]
     deep = {"config_fingerprint": "h", "seed": 1, "num_layers": 12}
     assert named(deep) == [("a", 0), ("a_num_layers_12", 1)]
-    with pytest.raises(errors.InputError, match="give one another --arm"):
-        named(other)
+    # Where nothing that is recorded differs, the source does, and then the fingerprint.
+    assert named(other)[1] == (f"a_{count - 1}" if count > 1 else "a_0", 0)
+
+
+def test_what_was_measured_on_other_data_stands_apart(tmp_path):
+    for number, data in enumerate(("d", "e")):
+        (tmp_path / data).mkdir()
+        rows = [{**ROW, "data_fingerprint": data, "loss": 3.0 + number}] * (2 - number)
+        rows = [{**row, "seed": seed} for seed, row in enumerate(rows)]
+        text = "\n".join(map(json.dumps, rows)) + "\n"
+        (tmp_path / data / "rows.jsonl").write_text(text)
+    found = load.read([tmp_path / "e", tmp_path / "d"], tmp_path / "out")
+    (other,) = found.others
+    assert (found.data, other.data) == ("d", "e")
+    assert {*found.rows["loss"]} == {3.0} and {*other.rows["loss"]} == {4.0}
+    assert not {*found.rows["arm"]} & {*other.rows["arm"]}
+    report.run(found)
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "On other data: e" in text
+    assert (tmp_path / "out" / "tables" / "glance_e.csv").is_file()

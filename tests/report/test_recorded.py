@@ -6,50 +6,106 @@ import statistics
 
 import pytest
 
-from rfq import errors, metrics
+from rfq import errors, experiment, metrics
 from rfq.commands import report as command
-from rfq.report import claims, evidence, law, load, render, tables, view
+from rfq.report import claims, law, load, render, tables, view
 
 RESULTS = pathlib.Path(__file__).parents[2] / "configs" / "results"
-FILES = {
-    "demo": ("demo",),
-    "all": ("demo", "demo_ablation", "demo_weights", "demo_calibrators"),
-}
+EVERY = sorted(path.name for path in RESULTS.glob("*.jsonl"))
+FILES = {"demo": ["demo.jsonl"], "every": EVERY}
 NOTED = json.loads((pathlib.Path(__file__).parent / "data/recorded.json").read_text())
 
 
-def recorded(name: str, home: pathlib.Path) -> view.View:
-    """Reads recorded rows; arms of 12 layers have the names of others in the files."""
-    rows = [
-        row for file in FILES[name] for row in metrics.read(RESULTS / f"{file}.jsonl")
-    ]
-    metrics.rewrite(home / "rows.jsonl", rows)
-    floors = {"unigram": 5.068, "bigram": 3.349}
-    (home / "context.json").write_text(json.dumps({"floors": floors}))
-    return view.of(load.read([home], home))
+def views(name: str, home: pathlib.Path) -> list[view.View]:
+    """Reads recorded rows as one command does: a view for each data."""
+    found = load.read([RESULTS / file for file in FILES[name]], home)
+    return [view.of(each) for each in (found, *found.others)]
+
+
+def said(name: str, home: pathlib.Path) -> tuple[dict, dict]:
+    """Verdicts with their numbers, and the numbers of every line of the first table."""
+    seen = views(name, home)
+    verdicts = {
+        one.id: {
+            "verdict": one.judgement.verdict,
+            "numbers": {n.what: [n.value, n.lo, n.hi] for n in one.judgement.numbers},
+        }
+        for one in claims.judge(seen)
+    }
+    lines = {}
+    for made in map(tables.glance, seen):
+        for line in made.lines:
+            cells = {k: v for cell in made.cells(line) for k, v in cell.data.items()}
+            lines[cells.pop("arm")] = cells
+    return verdicts, lines
+
+
+def same(ours, noted) -> bool:
+    """Says whether nested numbers and words agree, numbers to rounding."""
+    if isinstance(noted, dict):
+        keys = isinstance(ours, dict) and ours.keys() == noted.keys()
+        return keys and all(same(ours[key], noted[key]) for key in noted)
+    if isinstance(noted, list):
+        return all(same(x, y) for x, y in zip(ours, noted, strict=True))
+    if isinstance(noted, float | int) and isinstance(ours, float | int):
+        return ours == pytest.approx(noted, rel=1e-9, abs=1e-12)
+    return ours == noted
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_verdicts_and_numbers_are_those_that_were_noted(name, tmp_path):
-    judged = claims.judge([recorded(name, tmp_path)])
-    for one in judged:
-        noted = NOTED[name][one.id]
-        assert one.judgement.verdict == noted["verdict"], one
-        found = {n.what: [n.value, n.lo, n.hi] for n in one.judgement.numbers}
-        assert found.keys() == noted["numbers"].keys()
-        for what, numbers in noted["numbers"].items():
-            for ours, theirs in zip(found[what], numbers, strict=True):
-                close = pytest.approx(theirs or 0.0, rel=1e-9, abs=1e-12)
-                assert (ours is None) == (theirs is None) and (ours or 0.0) == close
+    verdicts, lines = said(name, tmp_path)
+    assert verdicts.keys() == set(claims.CLAIMS)
+    for ours, noted in ((verdicts, f"{name}"), (lines, f"{name}_glance")):
+        assert ours.keys() == NOTED[noted].keys()
+        for key, value in ours.items():
+            assert same(value, NOTED[noted][key]), (key, value)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_losses_and_increases_are_those_that_were_noted(name, tmp_path):
-    made = tables.glance(recorded(name, tmp_path))
-    for line in made.lines:
-        cells = {k: v for cell in made.cells(line) for k, v in cell.data.items()}
-        for key, value in NOTED[f"{name}_glance"][cells["arm"]].items():
-            assert cells[key] == pytest.approx(value, rel=1e-9, abs=1e-12)
+def test_every_recorded_row_is_in_one_report(tmp_path):
+    seen = views("every", tmp_path)
+    counted = {(*row,) for each in seen for row in each.results.rows.select(KEY).rows()}
+    lines = [row for file in FILES["every"] for row in metrics.read(RESULTS / file)]
+    rows = [row for row in lines if "loss_increase" in row]
+    prints = {(row["config_fingerprint"], row["spec"], row["taps"]) for row in rows}
+    assert {(key[1], key[2], key[3]) for key in counted} == prints
+    homes = {key[:2] for key in counted}
+    # One name for each config, whatever the seed, and no run under two names.
+    assert len(homes) == len({fingerprint for _, fingerprint in homes})
+    assert [each.results.data for each in seen] == ["5059c1f15b56", "e8fa5b2f63fb"]
+
+
+KEY = ["arm", "config_fingerprint", "spec", "taps"]
+
+
+def test_two_fingerprints_of_the_recorded_data_name_the_same_tokens():
+    """Runs that were measured under both have the same losses to the last bit."""
+    context = json.loads((RESULTS / "context.json").read_text())
+    named = context["data_fingerprint"], *context["same_data"]
+    losses = [
+        {
+            tuple(row[name] for name in SAME): row["loss"]
+            for file in ("demo.jsonl", "demo_calibrators.jsonl")
+            for row in metrics.read(RESULTS / file)
+            if row["data_fingerprint"] == data
+        }
+        for data in named
+    ]
+    both = losses[0].keys() & losses[1].keys()
+    assert len({key[0] for key in both}) == 4
+    assert [losses[0][key] for key in both] == [losses[1][key] for key in both]
+
+
+SAME = ("config_fingerprint", "spec", "stream", "calibrator", "calibration_seed")
+
+
+def test_configs_beside_the_rows_have_the_fingerprints_that_they_say():
+    configs = json.loads((RESULTS / "configs.json").read_text())
+    base = experiment.to_dict(experiment.load("demo/residual_adamw"))
+    free = {name: base[name] for name in experiment.FREE_SECTIONS}
+    for name, described in configs.items():
+        made = experiment.from_dict({**free, **described})
+        assert experiment.fingerprint(made) == name
 
 
 def test_files_of_rows_are_read_as_they_are(tmp_path):
@@ -69,7 +125,7 @@ def test_files_of_rows_are_read_as_they_are(tmp_path):
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
-    with pytest.raises(errors.InputError, match="no file of rows"):
+    with pytest.raises(errors.InputError, match="no rows and no runs"):
         load.read([RESULTS / "bench_optim.jsonl"], tmp_path)
 
 

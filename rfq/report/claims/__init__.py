@@ -146,17 +146,23 @@ def decide(name: str, every: Sequence[Sequence[Evidence]]) -> Judgement:
     found = [(e, _at_one(scale, ask, e)) for e in places]
     decided = [(e, said) for e, said in found if said.decided]
     if not decided:
+        # Where some arm is large enough, what is missing is of more use.
         small = [said for _, said in found if said.verdict == TOO_SMALL]
-        return [*small, found[0][1]][0]
+        seen = [(e.of_size if at_each_size else e.facts.values()) for e in places]
+        able = [any(map(scale.reached_by, arms)) for arms in seen]
+        both = zip(found, able, strict=True)
+        large = [said for (_, said), is_able in both if is_able]
+        return [*small, *large, found[0][1]][0]
     if len(decided) == 1:
         (e, said), where = decided[0], at_each_size and len(places) > 1
         why = f"Of {e.place}: {said.why}" if where else said.why
         return dataclasses.replace(said, why=why)
-    verdicts = {said.verdict for _, said in decided}
+    verdicts = [said.verdict for _, said in decided]
+    numbers = [(e.place, n) for e, said in decided for n in said.numbers]
     return Judgement(
-        verdicts.pop() if len(verdicts) == 1 else CORRECTED,
+        verdicts[0] if len(set(verdicts)) == 1 else CORRECTED,
         " ".join(f"Of {e.place} it {said.verdict}. {said.why}" for e, said in decided),
-        [n._replace(what=f"{e.place}: {n.what}") for e, s in decided for n in s.numbers],
+        [n._replace(what=f"{place}: {n.what}") for place, n in numbers],
         list(dict.fromkeys(each for _, said in decided for each in said.missing)),
     )
 

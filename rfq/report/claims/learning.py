@@ -130,8 +130,11 @@ def _depths(e: Evidence, test: Callable[[Arm], bool]) -> Depths:
 def adamw_fails_deep(e: Evidence) -> Judgement:
     """C13: residual-free AdamW against the bigram floor, by depth.
 
-    Where spectral optimizers fail too, the depth is not too much for AdamW alone.
+    Where spectral optimizers fail too, with the same reading of the initialization, the
+    depth is not too much for AdamW alone.
     """
+    ours = [a for a in e.facts.values() if a.part == ("residual_free", "adamw")]
+    readings = {(a.num_layers, _reading(a)) for a in ours}
 
     def tried(optimizers: Sequence[str], depths: Sequence[int] = ()) -> Depths:
         return _depths(
@@ -140,6 +143,7 @@ def adamw_fails_deep(e: Evidence) -> Judgement:
                 arm.optimizer in optimizers
                 and arm.recipe in (None, "orthogonal")
                 and (not depths or arm.num_layers in depths)
+                and (arm.num_layers, _reading(arm)) in readings
             ),
         )
 

@@ -238,11 +238,14 @@ def kurtosis_explains(e: Evidence) -> Judgement:
 def only_route(e: Evidence) -> Judgement:
     """C20: a residual arm as good at W8A6 and W4A4, at no cost in full precision?"""
     best = min(e.sides()[1], key=lambda arm: arm.loss.value or 0.0)
-    names = ("W8A6", "W4A4")
-    base = [(n, e.increase(best, n, stream)) for n, stream, _ in _cells(*names)]
-    unmeasured = dict.fromkeys(name for name, found in base if found.value is None)
-    if unmeasured:
+    for names in (("W8A6", "W4A4"), ("W8A6", "W8A4")):
+        base = [(n, e.increase(best, n, stream)) for n, stream, _ in _cells(*names)]
+        unmeasured = dict.fromkeys(name for name, found in base if found.value is None)
+        if not unmeasured:
+            break
+    else:
         raise NotTestable(*(f"{n} rows of {arm_label(best.name)}" for n in unmeasured))
+    instead = [] if names[1] == "W4A4" else [f"W4A4 rows of {arm_label(best.name)}"]
     numbers, measured, as_good = [e.loss(best)], [], []
     rivals = e.of_one_size(lambda arm: arm.skip == "residual")
     for arm in (arm for arm in rivals if arm.trained):
@@ -259,12 +262,13 @@ def only_route(e: Evidence) -> Judgement:
         if no_cost and max(known) <= NEGLIGIBLE:
             as_good.append(arm_label(arm.name))
     if as_good:
-        why = f"As good at W8A6 and W4A4 and no worse before: {', '.join(as_good)}."
-        return Judgement(FAILS, why, numbers)
+        at = " and ".join(names)
+        why = f"As good at {at} and no worse before: {', '.join(as_good)}."
+        return Judgement(FAILS, why, numbers, instead)
     kinds = {part_label(RESIDUAL_KL): e.playing(RESIDUAL_KL)}
     for rival in RIVALS:
         kinds[f"residual with {rival}"] = [arm for arm in rivals if arm.rival == rival]
-    absent = [
+    absent = instead + [
         f"{' and '.join(names)} rows of {name}"
         if evidence.best(arms)
         else lacking(name, arms)
