@@ -273,20 +273,23 @@ def run(results: Results) -> pathlib.Path:
 def summary(results: Results) -> str:
     """Return the result in one line an arm, with what a reader must know."""
     views = [view.of(each) for each in (results, *results.others)]
-    shown, made = views[0], tables.glance(views[0])
-    lines = [[title for _, title, _ in made.columns]]
-    for each in map(tables.glance, views):
-        lines += [[cell.text for cell in each.cells(line)] for line in each.lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    rows = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    ]
+    made = list(map(tables.glance, views))
     warnings = [
         line
-        for alert in notes.alerts(shown)
+        for alert in notes.alerts(views[0])
         for line in textwrap.wrap(f"! {alert}", 88, subsequent_indent="  ")
     ]
-    caption = textwrap.wrap(made.caption, 88)
-    return "\n".join(line.rstrip() for line in [*rows, "", *caption, *warnings])
+    caption = textwrap.wrap(made[0].caption, 88)
+    texts = [*map(_plain, made), "\n".join([*caption, *warnings])]
+    return "\n\n".join(texts)
+
+
+def _plain(made: Table) -> str:
+    """Write a table in plain text, without its caption."""
+    lines = [[title for _, title, _ in made.columns]]
+    lines += [[cell.text for cell in made.cells(line)] for line in made.lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    rows = (zip(line, widths, strict=True) for line in lines)
+    texts = ("  ".join(cell.ljust(width) for cell, width in row) for row in rows)
+    return "\n".join(text.rstrip() for text in texts)

@@ -157,10 +157,10 @@ def decide(name: str, every: Sequence[Sequence[Evidence]]) -> Judgement:
         (e, said), where = decided[0], at_each_size and len(places) > 1
         why = f"Of {e.place}: {said.why}" if where else said.why
         return dataclasses.replace(said, why=why)
-    verdicts = [said.verdict for _, said in decided]
+    agree = len({said.verdict for _, said in decided}) == 1
     numbers = [(e.place, n) for e, said in decided for n in said.numbers]
     return Judgement(
-        verdicts[0] if len(set(verdicts)) == 1 else CORRECTED,
+        decided[0][1].verdict if agree else CORRECTED,
         " ".join(f"Of {e.place} it {said.verdict}. {said.why}" for e, said in decided),
         [n._replace(what=f"{place}: {n.what}") for place, n in numbers],
         list(dict.fromkeys(each for _, said in decided for each in said.missing)),
