@@ -340,6 +340,7 @@ _YOUNGER: Mapping[str, Mapping[str, object]] = {
         "head_decay": 1.0,
         "skip_weight": 1.0,
     },
+    "schedule": {"decay_share": 0.2},
     "train": {"penalty_weight": 0.0, "penalty_threshold": 3.0, "skip_anneal": 0.0},
     "optimizer": {"rates": {}, "anchors": {}, "max_precondition_dim": 16_384},
     "origin": dataclasses.asdict(OriginConfig()),

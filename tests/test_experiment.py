@@ -144,6 +144,8 @@ def test_a_younger_field_counts_where_it_changes_anything():
             "train": TrainConfig(skip_anneal=0.5),
         },
         {"optimizer": optim.KLShampooConfig(rates={"w_q": 10.0})},
+        {"schedule": ScheduleConfig(kind="wsd")},
+        {"schedule": ScheduleConfig(kind="wsd", decay_share=0.5)},
         {"optimizer": optim.KLShampooConfig(anchors={"w_q": 10.0})},
         {"optimizer": optim.KLShampooConfig(max_precondition_dim=None)},
         {"optimizer": optim.SoapConfig(max_precondition_dim=16_384)},

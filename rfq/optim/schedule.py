@@ -1,4 +1,4 @@
-"""Learning-rate schedules: warm up from zero, then cosine, linear or constant."""
+"""Learning-rate schedules: warm up from zero, then cosine, linear, constant or WSD."""
 
 import dataclasses
 from typing import Literal
@@ -7,7 +7,7 @@ import optax
 
 from rfq.errors import InputError
 
-KINDS = ("cosine", "constant", "linear")
+KINDS = ("cosine", "constant", "linear", "wsd")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,14 +15,17 @@ class ScheduleConfig:
     """Shape of the learning rate over a run; the peak belongs to the optimizer.
 
     Attributes:
-        kind: what follows the warm-up.
+        kind: what follows the warm-up. "wsd" (warm-up, stable, decay; Hu et al., arXiv
+            2404.06395) stays at the peak and falls linearly over the last decay_share.
         warmup_steps: calls over which the rate rises linearly from 0 to its peak.
-        final_fraction: last rate over peak rate, for "cosine" and "linear".
+        final_fraction: last rate over peak rate, for all kinds but "constant".
+        decay_share: share of the whole run over which "wsd" decays.
     """
 
-    kind: Literal["cosine", "constant", "linear"] = "cosine"
+    kind: Literal["cosine", "constant", "linear", "wsd"] = "cosine"
     warmup_steps: int = 2_000
     final_fraction: float = 0.1
+    decay_share: float = 0.2
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -37,6 +40,11 @@ class ScheduleConfig:
         if not 0.0 <= self.final_fraction <= 1.0:
             raise InputError(
                 f"schedule.final_fraction={self.final_fraction} must be in [0, 1]"
+            )
+        if not 0.0 < self.decay_share <= 1.0:
+            raise InputError(
+                f"schedule.decay_share={self.decay_share} must be in (0, 1], a share "
+                "of the run"
             )
 
 
@@ -57,9 +65,13 @@ def make(config: ScheduleConfig, peak: float, num_steps: int) -> optax.Schedule:
         )
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
     num_decay = num_steps - config.warmup_steps
+    # "wsd" decays at least one step, and not before the warm-up is over.
+    num_last = min(num_decay, max(1, round(config.decay_share * num_steps)))
+    end = peak * config.final_fraction
     decays = {
         "cosine": optax.cosine_decay_schedule(peak, num_decay, config.final_fraction),
-        "linear": optax.linear_schedule(peak, peak * config.final_fraction, num_decay),
+        "linear": optax.linear_schedule(peak, end, num_decay),
         "constant": optax.constant_schedule(peak),
+        "wsd": optax.linear_schedule(peak, end, num_last, num_decay - num_last),
     }
     return optax.join_schedules([warmup, decays[config.kind]], [config.warmup_steps])
