@@ -198,7 +198,7 @@ def read(sources: Sequence[str | pathlib.Path], out: pathlib.Path) -> Results:
     known = [d for found in opened if (d := found.context["data_fingerprint"])]
     opened = [found.on(next(iter(known), None)) for found in opened]
     taken: list[Made] = []
-    rows, runs, notes = [], {}, []
+    rows, runs, notes, again = [], {}, [], []
     planned: list[str] = []
     for found in opened:
         configs, of_row = found.configs()
@@ -213,11 +213,12 @@ def read(sources: Sequence[str | pathlib.Path], out: pathlib.Path) -> Results:
         told = found.context.get("arms", ())
         planned += [*names, *(arm for arm in told if arm not in mine)]
         notes += found.notes
-        if len(configs) > len(taken) - before:
-            notes.append(
-                f"Some runs of {found.path} stand in a source before it; what both "
-                "hold counts once."
-            )
+        again += [str(found.path)] if len(configs) > len(taken) - before else []
+    if again:
+        notes.append(
+            f"Of {', '.join(again)} some runs stand in a source before it; what both "
+            "hold counts once."
+        )
     # A field that a record lacks is that of the next one whose loss is the same to the
     # last bit. Of a run that was trained again, what was recorded first counts.
     same = pl.concat(rows).group_by([*_ROW, "loss"], maintain_order=True)

@@ -46,6 +46,8 @@ def answer(evidence: Evidence) -> str:
     }
     counts = {"of": len(sides), "won": won, "lost": lost, "even": sides.count(0)}
     specs = ", ".join(GLANCE_SPECS)
+    if None not in evidence.size:
+        specs += f", {evidence.place}"
     return _say(leads[won > 0, lost > 0]) + _say("answer", specs=specs, **counts)
 
 

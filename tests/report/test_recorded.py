@@ -108,22 +108,6 @@ def test_configs_beside_the_rows_have_the_fingerprints_that_they_say():
         assert experiment.fingerprint(made) == name
 
 
-def test_files_of_rows_are_read_as_they_are(tmp_path):
-    files = [RESULTS / f"demo{name}.jsonl" for name in ("", "_seeds", "_ablation")]
-    found = load.read(files, tmp_path)
-    homes = set(found.rows.select("arm", "seed", "num_layers").unique().rows())
-    free, adamw = "residual_free_kl_shampoo", "residual_adamw"
-    assert {row for row in homes if row[0] == free} == {(free, s, 6) for s in range(3)}
-    assert {row for row in homes if row[0] == adamw} == {
-        (adamw, s, 6) for s in range(3)
-    }
-    assert {row for row in homes if row[2] == 12} == {
-        ("residual_free_adamw_num_layers_12", 0, 12),
-        (f"{free}_num_layers_12", 0, 12),
-    }
-    assert len(found.rows) == sum(len(metrics.read(file)) for file in files)
-
-
 def test_a_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(errors.InputError, match="no rows and no runs"):
         load.read([RESULTS / "bench_optim.jsonl"], tmp_path)
