@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, tuple[type, Callable, type | None]] = {
     "inspect": (inspect.Inspect, inspect.run, None),
     "prepare tokenizer": (prepare.PrepareTokenizer, prepare.run_tokenizer, None),
     "prepare tasks": (prepare.PrepareTasks, prepare.run_tasks, None),
+    "bench train": (bench.BenchTrain, bench.run_train, Experiment),
     "bench optim": (bench.BenchOptim, bench.run_optim, Experiment),
     "bench quantize": (bench.BenchQuantize, bench.run_quantize, Experiment),
     "bench integers": (bench.BenchIntegers, bench.run_integers, None),

@@ -1,6 +1,6 @@
 """DRIVER of `rfq bench integers`: the speed and size of quantized checkpoints.
 
-All programs run in turn, as in `costs.bench`, so that other work of the machine slows
+All programs run in turn, by `costs.clock`, so that other work of the machine slows
 all of them alike.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from rfq import experiment as experiment_lib
 from rfq import export, metrics, provenance
-from rfq.costs import bench
+from rfq.costs import clock
 from rfq.errors import InputError
 from rfq.experiment import Experiment
 from rfq.model import products, transformer
@@ -74,8 +74,8 @@ def run(
     experiment, _ = next(iter(opened.values()))
     rows: list[dict[str, Any]] = []
     for work, tokens, calls in _works(experiment, models, num_prompts):
-        seconds = bench.in_turn(
-            {n: bench.repeated(lambda _, c=c: c(), None) for n, c in calls.items()},
+        seconds = clock.in_turn(
+            {n: clock.repeated(lambda _, c=c: c(), None) for n, c in calls.items()},
             num_rounds,
             f"{work}, {tokens:,} tokens",
         )

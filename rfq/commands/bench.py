@@ -1,4 +1,4 @@
-"""`rfq bench optim`, `rfq bench quantize` and `rfq bench integers`."""
+"""`rfq bench` train, optim, quantize and integers."""
 
 import dataclasses
 import pathlib
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from rfq import integer_bench, metrics
 from rfq.commands import given, parsing
-from rfq.costs import bench
+from rfq.costs import bench, bench_quantize, bench_train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,45 @@ def run_quantize(args: BenchQuantize, overrides: Sequence[str]) -> None:
     """Measure quantization of the model of the config."""
     experiment = given.arm("rfq bench quantize", args.config, overrides)
     given.banner()
-    bench.run_quantize(experiment, num_rounds=args.rounds, json_path=args.json)
+    bench_quantize.run_quantize(experiment, num_rounds=args.rounds, json_path=args.json)
+    if args.json is not None:
+        metrics.say(f"rows: {args.json}")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchTrain:
+    """Measure where a training step goes, beside its matrix products and PyTorch.
+
+    It trains the model of a config on random tokens; no data are needed. The forward
+    pass, the gradients and the whole step take turns with the products of activations
+    and weights that they need, so the table says which share of their time is such
+    products. With --peer, decoders of the same sizes in PyTorch take turns too, one
+    eager and one compiled. Overrides work as for `rfq train`.
+
+    Example: rfq bench train demo/residual_adamw --peer
+    """
+
+    # A config file, or the name of a config that comes with rfq.
+    config: parsing.Positional[pathlib.Path]
+    # Measure PyTorch too. RFQ_PEER_PYTHON names a Python that has it, if this one has
+    # not.
+    peer: bool = False
+    # Time so many calls of each program.
+    rounds: int = 15
+    # Write the measurements to this file, one JSON object a line.
+    json: Annotated[pathlib.Path | None, parsing.FILE] = None
+
+
+def run_train(args: BenchTrain, overrides: Sequence[str]) -> None:
+    """Measure the training step of the model of the config."""
+    experiment = given.arm("rfq bench train", args.config, overrides)
+    given.banner()
+    bench_train.run(
+        experiment,
+        num_rounds=args.rounds,
+        with_peer=args.peer,
+        json_path=args.json,
+    )
     if args.json is not None:
         metrics.say(f"rows: {args.json}")
 

@@ -1,11 +1,6 @@
-"""DRIVER of `rfq bench`: what a step costs, measured on random tokens, without data.
-
-All programs that are compared run in turn, step by step, so that other work of the
-machine slows all of them alike; ratios are taken within a turn.
-"""
+"""DRIVER of `rfq bench optim`: what each optimizer costs, on random tokens."""
 
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,25 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfq import experiment as experiment_lib
-from rfq import metrics, optim, provenance, sharding, steps
+from rfq import metrics, optim, sharding, steps
 from rfq import params as params_lib
-from rfq import taps as tap_lib
-from rfq.costs import hlo
+from rfq.costs import clock, hlo
 from rfq.errors import InputError, lookup
 from rfq.experiment import Experiment
-from rfq.model import init as init_lib
 from rfq.model import transformer
 from rfq.optim.build import OptimizerConfig
-from rfq.quant import calibrate
 from rfq.types import Array, Params
-
-Row = dict[str, Any]
 
 _BASELINE = "adamw"
 _MIB = 2**20
-# Calls before the clock runs: optimizers treat the first gradient in its own way.
-_WARM_UP = 2
 # The update alone goes through so many sets of gradients: then no factor stays singular
 # on our 4:1 matrices.
 _GRADIENT_SETS = 4
@@ -78,7 +65,7 @@ def run_optim(
     optimizers: Sequence[str],
     num_steps: int,
     json_path: pathlib.Path | None,
-) -> list[Row]:
+) -> list[clock.Row]:
     """Measure optimizers in the training step of an experiment, and on their own.
 
     The experiment's own optimizer keeps its settings, the others have their defaults;
@@ -118,111 +105,12 @@ def run_optim(
     _say_steps(rows)
     updates = _updates(experiment, configs, num_steps)
     _say_updates(updates)
-    described = _described(experiment, "optim")
+    described = clock.described(experiment, "optim")
     rows = [{**row, **described} for row in (*rows, *updates)]
     if json_path is not None:
         metrics.make_directory(json_path.parent)
         metrics.rewrite(json_path, rows)
     return rows
-
-
-def run_quantize(
-    experiment: Experiment, *, num_rounds: int, json_path: pathlib.Path | None
-) -> list[Row]:
-    """Measure what quantization and statistics cost beside a plain forward pass.
-
-    Args:
-        experiment: the model, at its initialization; its data are not read.
-        num_rounds: timed calls of each program.
-        json_path: a JSON-lines file for the rows that are returned, None for none.
-
-    Returns:
-        A row for each program: "program", "median_ms" of a batch of
-        `quantize.batch_size` sequences, and "ratio", the median over rounds of its time
-        over the plain pass's. "measure ..." is a measured step of training.
-    """
-    if num_rounds < 1:
-        raise InputError(f"--rounds={num_rounds} must be >= 1")
-    mesh = sharding.make_mesh(config=experiment.sharding)
-    size = experiment.quantize.batch_size
-    sharding.check(size, "quantize.batch_size", mesh)
-    tokens = _random_tokens(experiment, size)
-    batch = sharding.to_global(tokens, mesh)
-    calls: dict[str, Callable[[], Any]] = {}
-    for taps in experiment.quantize.taps:
-        calls |= _quantizing(experiment, taps, mesh, batch)
-    every = tuple(name for name, row in tap_lib.STATISTICS.items() if row.numbers)
-    for name in (*every, "everything"):
-        statistics = every if name == "everything" else (name,)
-        log = dataclasses.replace(experiment.log, statistics=statistics)
-        compiled = steps.compile_train(dataclasses.replace(experiment, log=log), mesh)
-        params = compiled.init(jax.random.key(experiment.seed)).params
-        calls[f"measure {name}"] = functools.partial(compiled.measure, params, batch)
-    seconds = in_turn(
-        {name: repeated(lambda _, call=c: call(), None) for name, c in calls.items()},
-        num_rounds,
-        "programs",
-    )
-    described = _described(experiment, "quantize")
-    rows = [
-        {
-            "program": name,
-            "tokens": size * experiment.model.seq_len,
-            "median_ms": 1e3 * float(np.median(spent)),
-            "ratio": float(np.median(spent / seconds[_PLAIN])),
-            **described,
-        }
-        for name, spent in seconds.items()
-    ]
-    metrics.say(f"{'program':32} {'ms':>10} {'x plain':>8}")
-    for row in rows:
-        metrics.say(f"{row['program']:32} {row['median_ms']:10.2f} {row['ratio']:8.2f}")
-    if json_path is not None:
-        metrics.make_directory(json_path.parent)
-        metrics.rewrite(json_path, rows)
-    return rows
-
-
-_PLAIN = "score"
-
-
-def _quantizing(
-    experiment: Experiment, taps: str, mesh: jax.sharding.Mesh, batch: Array
-) -> dict[str, Callable[[], Any]]:
-    """Build the programs of a sweep over one tap set; ranges are of their own batch."""
-    compiled = steps.compile_quant(experiment, mesh, taps)
-    params = init_lib.init(
-        experiment.init, experiment.model, key=jax.random.key(experiment.seed)
-    )
-    params = jax.device_put(params, jax.tree.map(lambda p: p.sharding, compiled.params))
-    rounded = compiled.quantize(params, jnp.int32(8))
-    seen = jax.device_get(compiled.calibrate(rounded, batch))
-    ranges = {site: record["range"] for site, record in seen.items()}
-    targets = calibrate.grids({site: (r.lo, r.hi) for site, r in ranges.items()}, 8)
-    limits = {site: r.hi for site, r in ranges.items()}
-    calls: dict[str, Callable[[], Any]] = {
-        _PLAIN: lambda: compiled.score.plain(params, batch),
-        f"calibrate {taps}": lambda: compiled.calibrate(rounded, batch),
-        f"distort {taps}": lambda: compiled.distort(rounded, batch, targets, limits),
-    }
-    for stream in experiment.quantize.streams:
-        score, diverge = compiled.score.quantized[stream], compiled.diverge[stream]
-        calls[f"score {taps} {stream}"] = functools.partial(
-            score, rounded, batch, targets
-        )
-        calls[f"diverge {taps} {stream}"] = functools.partial(
-            diverge, params, rounded, batch, targets
-        )
-    return calls
-
-
-def _described(experiment: Experiment, bench: str) -> Row:
-    return {
-        "bench": bench,
-        "arm": experiment.arm,
-        "config_fingerprint": experiment_lib.fingerprint(experiment),
-        **provenance.described(),
-    }
 
 
 def _config(experiment: Experiment, name: str) -> OptimizerConfig:
@@ -243,8 +131,8 @@ def _train_steps(
     configs: Mapping[str, OptimizerConfig],
     num_steps: int,
     mesh: jax.sharding.Mesh,
-) -> list[Row]:
-    tokens = _random_tokens(experiment, experiment.train.batch_size)
+) -> list[clock.Row]:
+    tokens = clock.random_tokens(experiment, experiment.train.batch_size)
     batch = sharding.to_global(tokens, mesh)
     rows, calls = {}, {}
     for name, config in configs.items():
@@ -267,9 +155,11 @@ def _train_steps(
             "collectives": moved,
         }
         state = compiled.init(jax.random.key(experiment.seed))
-        calls[name] = repeated(lambda state, run=program: run(state, batch)[0], state)
+        calls[name] = clock.repeated(
+            lambda state, run=program: run(state, batch)[0], state
+        )
     title = f"steps on {mesh.size} device(s)"
-    seconds = in_turn(calls, num_steps, title)
+    seconds = clock.in_turn(calls, num_steps, title)
     for name, row in rows.items():
         ratios = seconds[name] / seconds[_BASELINE]
         row |= {
@@ -282,42 +172,9 @@ def _train_steps(
     return list(rows.values())
 
 
-def _random_tokens(experiment: Experiment, batch_size: int) -> np.ndarray:
-    """Draw this process's rows of a batch."""
-    num_rows = batch_size // jax.process_count()
-    return np.random.default_rng(experiment.seed).integers(
-        experiment.model.vocab_size,
-        size=(num_rows, experiment.model.seq_len + 1),
-        dtype=np.int32,
-    )
-
-
 def _flops(program: jax.stages.Compiled) -> float | None:
     analysis = program.cost_analysis()
     return None if analysis is None else float(analysis["flops"])
-
-
-def repeated(call: Callable[[Any], Any], state: Any) -> Iterator[None]:
-    """Advance a state by one call at each `next`, and wait for the result."""
-    while True:
-        state = jax.block_until_ready(call(state))
-        yield
-
-
-def in_turn(
-    calls: Mapping[str, Iterator[None]], num_rounds: int, title: str
-) -> dict[str, np.ndarray]:
-    """Time each call once per round after a warm-up: seconds [num_rounds] of each."""
-    seconds = {name: np.zeros(num_rounds) for name in calls}
-    with metrics.progress(title, num_rounds) as bar:
-        for turn in range(-_WARM_UP, num_rounds):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                next(call)
-                if turn >= 0:
-                    seconds[name][turn] = time.perf_counter() - start
-            bar.update(max(turn, 0) + 1)
-    return seconds
 
 
 # --- The update alone ---------------------------------------------------------------
@@ -325,7 +182,7 @@ def in_turn(
 
 def _updates(
     experiment: Experiment, configs: Mapping[str, OptimizerConfig], num_steps: int
-) -> list[Row]:
+) -> list[clock.Row]:
     """Time the matrices' updates on one device beside the products that they need.
 
     One turn is a whole refresh period of one optimizer, or the GEMMs of a step: G Q and
@@ -341,11 +198,11 @@ def _updates(
         direction = config.directions(axes, None).matrix
         state = jax.jit(direction.init)(gradients[0])
         period = _whole_period(direction.update, gradients, _period(config))
-        calls[name] = repeated(period, state)
+        calls[name] = clock.repeated(period, state)
     if not worked:
         return []
     longest = max(map(_period, worked.values()))
-    seconds = in_turn(calls, max(3, num_steps // longest), "updates alone")
+    seconds = clock.in_turn(calls, max(3, num_steps // longest), "updates alone")
     gemm = sum(num * 2.0 * m * n * (m + n) for (m, n), num in sizes.items())
     gemm_rate = gemm / float(np.median(seconds["gemm"]))
     rows = []
@@ -437,13 +294,13 @@ def _gemms(sizes: Mapping[tuple[int, int], int]) -> Iterator[None]:
         return left @ g, g @ right
 
     compiled = jax.jit(products)
-    return repeated(lambda _: [compiled(*three) for three in operands], None)
+    return clock.repeated(lambda _: [compiled(*three) for three in operands], None)
 
 
 # --- What a person sees -------------------------------------------------------------
 
 
-def _say_steps(rows: Sequence[Row]) -> None:
+def _say_steps(rows: Sequence[clock.Row]) -> None:
     metrics.say(
         "training step, ms, and times AdamW's; per device: state, FLOPs, collectives\n"
         f"{'optimizer':12} {'devices':>7} {'median':>9} {'p99':>9} {'mean':>9} "
@@ -461,7 +318,7 @@ def _say_steps(rows: Sequence[Row]) -> None:
         )
 
 
-def _say_updates(rows: Sequence[Row]) -> None:
+def _say_updates(rows: Sequence[clock.Row]) -> None:
     if not rows:
         return
     metrics.say(

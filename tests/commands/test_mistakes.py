@@ -64,7 +64,7 @@ def test_an_override_that_cannot_be_is_one_sentence(config, tmp_path, capsys, wo
 COMMANDS = {
     "trian": "command='trian' is unknown",
     "tarin CONFIG": "did you mean train?",
-    "bench": "give one of `rfq bench optim`, `rfq bench quantize`, `rfq bench in",
+    "bench": "give one of `rfq bench train`, `rfq bench optim`, `rfq bench quan",
     "bench optmi": "did you mean bench optim?",
     "train": "rfq train",
     "compare": "needs at least one config, before any override",

@@ -122,6 +122,7 @@ BANNED = {
 ALLOWED = {
     "rfq/steps.py": {"jax.jit"},
     "rfq/costs/bench.py": {"jax.jit"},
+    "rfq/costs/bench_train.py": {"jax.jit"},
     "rfq/diagnose.py": {"jax.jit"},
     "rfq/integer_bench.py": {"jax.jit"},
     "rfq/ladder.py": {"jax.jit"},

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from rfq import cli, optim
-from rfq.costs import bench
+from rfq.costs import bench, bench_quantize, bench_train, peer
 from rfq.errors import InputError
 from rfq.model import init as init_lib
 from rfq.model import transformer
@@ -121,7 +121,7 @@ def test_a_bad_request_is_one_sentence(capsys, tmp_path):
 
 def test_the_command_explains_itself(capsys):
     assert cli.main(["bench"]) == 2
-    assert "`rfq bench optim`, `rfq bench quantize`" in capsys.readouterr().err
+    assert "`rfq bench train`, `rfq bench optim`" in capsys.readouterr().err
     assert cli.main(["bench", "optim", "--help"]) == 0
     assert "Example: rfq bench optim demo/" in capsys.readouterr().out
 
@@ -156,7 +156,7 @@ def test_programs_of_a_sweep_are_measured_beside_a_plain_pass(
 ):
     path = tmp_path / "rows.jsonl"
     given = tiny.with_fields(experiment(), "quantize", streams=("branch",))
-    rows = bench.run_quantize(given, num_rounds=2, json_path=path)
+    rows = bench_quantize.run_quantize(given, num_rounds=2, json_path=path)
     found = {row["program"]: row for row in rows}
     assert set(found) == {
         "score", "score paper branch", "calibrate paper", "distort paper",
@@ -169,4 +169,59 @@ def test_programs_of_a_sweep_are_measured_beside_a_plain_pass(
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows
     assert "x plain" in capsys.readouterr().out
     with pytest.raises(InputError, match="--rounds=0"):
-        bench.run_quantize(given, num_rounds=0, json_path=None)
+        bench_quantize.run_quantize(given, num_rounds=0, json_path=None)
+
+
+# A peer that knows the words and computes nothing.
+WORDS = """
+import json, sys
+sizes = json.loads(sys.stdin.readline())
+assert sizes["num_layers"] == 1 and sizes["batch_size"] == 8
+told = {"torch": "2", "gemm_gflops_per_second": 7.0, "num_parameters": 1}
+print(json.dumps(told), flush=True)
+for line in sys.stdin:
+    assert line.strip() in ("forward", "gradients", "step")
+    print(0.0, flush=True)
+"""
+
+
+def test_a_step_is_measured_beside_its_products_and_a_peer(
+    quickly, tmp_path, capsys, monkeypatch
+):
+    program = tmp_path / "peer.py"
+    program.write_text(WORDS)
+    monkeypatch.setattr(peer, "PROGRAM", program)
+    path = tmp_path / "rows.jsonl"
+    given = tiny.with_fields(experiment(), "train", batch_size=8)
+    rows = bench_train.run(given, num_rounds=2, with_peer=True, json_path=path)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    found = {(row["program"], row["call"]): row for row in rows}
+    programs = ("rfq", "torch eager", "torch compiled")
+    assert set(found) == {(p, c) for p in programs for c in peer.CALLS}
+    for (program, call), row in found.items():
+        assert (row["ratio"] == 1) == (program == "rfq")
+        assert row["floor_ms"] == pytest.approx(
+            found["rfq", "forward"]["floor_ms"] * (1 if call == "forward" else 3)
+        )
+        assert row["gemm_fraction"] == pytest.approx(row["floor_ms"] / row["median_ms"])
+    # Four 16 x 16 and two 16 x 64 matrices, and the head.
+    flops = 2 * 8 * given.model.seq_len * (4 * 16 * 16 + 2 * 16 * 64 + 16 * 259)
+    forward = found["rfq", "forward"]
+    rate = flops / forward["floor_ms"] / 1e6
+    assert forward["gemm_gflops_per_second"] == pytest.approx(rate)
+    assert found["torch eager", "step"]["gemm_gflops_per_second"] == 7
+    assert "a step of rfq, ms: forward" in capsys.readouterr().out
+
+
+def test_a_peer_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
+    program = tmp_path / "peer.py"
+    program.write_text("import no_such_torch")
+    monkeypatch.setattr(peer, "PROGRAM", program)
+    with pytest.raises(InputError, match="No module named 'no_such_torch'"):
+        peer.Peer(experiment(), compiled=False)
+    free = tiny.with_fields(experiment(), "model", skip="residual_free")
+    with pytest.raises(InputError, match="skip residual, or leave"):
+        peer.Peer(free, compiled=False)
+    monkeypatch.setattr(peer, "PROGRAM", tmp_path / "none.py")
+    with pytest.raises(InputError, match="of a checkout, which no"):
+        peer.Peer(experiment(), compiled=False)
