@@ -301,6 +301,9 @@ def _jacobian(
 # --- What is said and written ---------------------------------------------------------
 
 
+# How `outcome` calls a run.
+LEARNED, STAYED = "learned", "stayed at the unigrams' loss"
+
 # An experiment, with its run directory if it was trained.
 Subject = tuple[Experiment, pathlib.Path | None]
 
@@ -335,12 +338,52 @@ def run(
                 metrics.say(f"figure: {path}")
     if out is not None:
         metrics.say(f"rows: {out / 'diagnose.jsonl'}")
-    counts = collections.Counter(
-        (kind(row["verdict"]), row["ended"]) for row in rows if row["ended"]
-    )
+    counts = confusion(rows)
     for (said, ended), count in sorted(counts.items()):
         metrics.say(f"{count} of {counts.total()} runs: {said}, then {ended}")
+    endings = [row for row in rows if row["ended"] in (LEARNED, STAYED)]
+    if {row["ended"] for row in endings} == {LEARNED, STAYED}:
+        metrics.say(
+            f"the limit of the cosine that tells these {len(endings)} endings apart "
+            f"best is {cosine_limit(endings):.3f}; verdicts use {Thresholds().cosine}"
+        )
     return rows
+
+
+def confusion(
+    rows: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds()
+) -> collections.Counter[tuple[str, str]]:
+    """Count {(verdict without its layer, how the run ended)} of the rows of runs."""
+    return collections.Counter(
+        (kind(verdict(_found(row), limits)), row["ended"])
+        for row in rows
+        if row["ended"]
+    )
+
+
+def cosine_limit(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Choose the limit of the cosine from runs: what tells their two endings best.
+
+    All rows are of runs that learned or stayed, and some are of each kind.
+    It has the smallest sum of two shares: of runs that learned and are called
+    collapsed, and of runs that did not and are not called so. Limits lie half-way
+    between two neighboring largest cosines; of several, the one in the widest gap.
+    """
+    peaks = np.asarray([np.max(_found(row).token_cosine) for row in rows])
+    stayed = np.asarray([row["ended"] != LEARNED for row in rows])
+    sorted_peaks = np.unique(peaks)
+    gaps, limits = np.diff(sorted_peaks), (sorted_peaks[1:] + sorted_peaks[:-1]) / 2
+
+    def badness(limit: float) -> float:
+        called = peaks > limit
+        return round(float(np.mean(called[~stayed]) + np.mean(~called[stayed])), 9)
+
+    order = [(badness(limit), -gap) for limit, gap in zip(limits, gaps, strict=True)]
+    return float(limits[min(range(len(order)), key=order.__getitem__)])
+
+
+def _found(row: Mapping[str, Any]) -> Found:
+    return Found(*(np.asarray(row[name], np.float64) for name in Found._fields))
 
 
 def kind(said: str) -> str:
@@ -374,7 +417,7 @@ def outcome(
 ) -> str:
     """Say where training ended; a loss that is None was not finite."""
     learned = loss is not None and loss < unigram - limits.plateau
-    return "learned" if learned else "stayed at the unigrams' loss"
+    return LEARNED if learned else STAYED
 
 
 def _items(found: Found) -> list[tuple[str, Numbers]]:

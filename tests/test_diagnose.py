@@ -121,6 +121,29 @@ def test_thresholds_are_data():
     assert diagnose.verdict(given, Thresholds(cosine=0.2)) == "collapses at layer 1"
 
 
+def test_a_limit_is_where_it_tells_endings_apart():
+    def row(cosine, ended):
+        measured = found(token_cosine=np.asarray([0.01, cosine, 0.0, 0.0]))
+        lists = {name: list(map(float, v)) for name, v in diagnose._items(measured)}
+        return {"ended": ended, **lists}
+
+    stayed = diagnose.STAYED
+    apart = [row(c, diagnose.LEARNED) for c in (0.05, 0.1, 0.2)]
+    alike = [row(c, stayed) for c in (0.5, 0.7, 0.9)]
+    assert diagnose.cosine_limit(apart + alike) == pytest.approx(0.35)
+    # One that stays although it starts apart moves nothing, and counts as missed.
+    odd = row(0.02, stayed)
+    assert diagnose.cosine_limit([*apart, *alike, odd]) == pytest.approx(0.35)
+    table = diagnose.confusion([*apart, *alike, odd, row(0.9, "")])
+    assert table == {
+        ("healthy", diagnose.LEARNED): 3,
+        ("collapses", stayed): 3,
+        ("healthy", stayed): 1,
+    }
+    every = Thresholds(cosine=0.01)
+    assert diagnose.confusion(apart, every) == {("collapses", diagnose.LEARNED): 3}
+
+
 def test_what_is_measured_is_written_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(diagnose, "measure", lambda arm: found())
     arm = experiment.Experiment(arm="mine", model=ModelConfig(num_layers=4))
@@ -162,6 +185,8 @@ def test_what_became_of_a_run_stands_beside_its_verdict(tmp_path, monkeypatch, c
         "1 of 4 runs: healthy, then learned",
         "mine seed 3: healthy; it has not come to its end",
         "1 of 4 runs: healthy, then stayed at the unigrams' loss",
+        # Cosines of .1 learned and stayed, .9 stayed.
+        "tells these 3 endings apart best is 0.500; verdicts use 0.4",
     ):
         assert line in said
 

@@ -3,11 +3,14 @@ r"""Sixty-four short residual-free trainings, to learn which initializations col
 The recipes are drawn at random: depth, mixing of heads, sharpness, soft layers, the
 pairs of matrices and the temperature. Rates follow the depth as in `configs/deep`, and
 no recipe has rates of its own. The limits of `rfq diagnose` are not chosen from these
-runs yet (D110 of `rfq/DECISIONS.md`).
+runs yet (D110 of `rfq/DECISIONS.md`). The first call of it below says which limit the
+runs of even numbers choose, and the second one counts how often verdicts are right on
+the others (D169).
 
 launch/sweep.sh configs/ablation/collapse.py --scale demo --out runs/collapse \
   -- --quantize.specs FP
-rfq diagnose runs/collapse/arms/*/seed-*
+rfq diagnose runs/collapse/arms/recipe_*[02468]/seed-*
+rfq diagnose runs/collapse/arms/recipe_*[13579]/seed-*
 """
 
 import dataclasses
