@@ -29,7 +29,7 @@ def config() -> Experiment:
             skip="residual",
             beta=1.0,
             compute_dtype="float32",
-            remat=False,
+            remat="none",
             scan_unroll=6,
             loss_chunks=1,
         ),

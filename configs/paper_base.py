@@ -27,7 +27,10 @@ def config() -> Experiment:
     """The residual control: no temperature, GPT-2 initialization, AdamW at 1e-3."""
     return Experiment(
         arm="paper_base",
-        model=ModelConfig(skip="residual", beta=1.0),
+        # DECISIONS D193: no product twice, in the memory of a card of 80 GB.
+        model=ModelConfig(
+            skip="residual", beta=1.0, attention="auto", remat="products"
+        ),
         init=InitConfig(recipe="gpt2"),
         optimizer=AdamWConfig(learning_rate=1e-3, weight_decay=0.01),
         schedule=ScheduleConfig(warmup_steps=2_000),

@@ -134,7 +134,7 @@ def measure(experiment: Experiment) -> Found:
         experiment.model,
         compute_dtype="float32",
         attention="xla",
-        remat=False,
+        remat="none",
         scan_unroll=1,
     )
     params_key, key = jax.random.split(jax.random.key(experiment.seed))

@@ -356,6 +356,14 @@ _RENAMED: Mapping[str, Mapping[str, str]] = {
 _RETIRED: Mapping[str, Mapping[str, object]] = {"kl_shampoo": {"mode": "fast"}}
 
 
+# Fields of the model that say how it is computed and not what: a fingerprint has, for
+# each value, the one under which the first rows were recorded.
+_HOW: Mapping[str, Mapping[object, object]] = {
+    "remat": {"none": False, "block": True, "products": True},
+    "attention": {"auto": "xla"},
+}
+
+
 def fingerprint(experiment: Experiment) -> str:
     """Return twelve hexadecimal digits that name the trained function and its path.
 
@@ -368,6 +376,9 @@ def fingerprint(experiment: Experiment) -> str:
     for old, new in _RENAMED.get(optimizer["name"], {}).items():
         optimizer[old] = optimizer.pop(new)
     optimizer.update(_RETIRED.get(optimizer["name"], {}))
+    for name, recorded in _HOW.items():
+        value = described["model"][name]
+        described["model"][name] = recorded.get(value, value)
     for section, neutral in _YOUNGER.items():
         for name, value in neutral.items():
             if described[section].get(name) == value:

@@ -65,16 +65,13 @@ def _eigh_by_rotations(a: Array) -> tuple[Array, Array]:
     return values, vectors
 
 
-def solve_transposed(lower: Array, x: Array) -> Array:
-    """Return X L^-T of a lower triangular L, inside a function of `per_matrix`."""
-    return jax.lax.platform_dependent(
-        lower,
-        x,
-        tpu=rolled.solve_transposed,
-        default=lambda lower, x: jax.lax.linalg.triangular_solve(
-            lower, x, left_side=False, lower=True, transpose_a=True
-        ),
+def _cholesky_qr(x: Array) -> tuple[Array, Array]:
+    """Return X L^-T and L, for the Cholesky factor L of X^T X = L L^T."""
+    lower = cholesky(jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST))
+    q = jax.lax.linalg.triangular_solve(
+        lower, x, left_side=False, lower=True, transpose_a=True
     )
+    return q, lower
 
 
 # Functions of one matrix [m, n]; vmap them over a batch.
@@ -85,3 +82,4 @@ singular_values = per_matrix(lambda a: jnp.linalg.svd(a, compute_uv=False))
 cholesky = per_matrix(
     lambda a: jax.lax.linalg.cholesky(a, symmetrize_input=False), rolled.cholesky
 )
+cholesky_qr = per_matrix(_cholesky_qr, rolled.cholesky_qr)

@@ -73,7 +73,8 @@ class TrainSteps:
 
 def compile_train(experiment: Experiment, mesh: Mesh) -> TrainSteps:
     """Build the functions of a training run; each compiles at its first call."""
-    config = experiment.model
+    config = model_config.attention_on(experiment.model, mesh.devices.flat[0])
+    experiment = dataclasses.replace(experiment, model=config)
     shapes = transformer.shapes(config)
     placing = sharding.placing(mesh)
     params_placed = sharding.params_shardings(mesh, shapes)
@@ -224,7 +225,8 @@ def compile_quant(
 
     The activations of a model with rotated weights take `turns`, as `Seams`.
     """
-    trained = model_config.rolled(experiment.model)
+    trained = model_config.attention_on(experiment.model, mesh.devices.flat[0])
+    trained = model_config.rolled(trained)
     config = model_config.in_float32(trained)
     tapped = TAP_SETS[tap_set]
     plain = transformer.Seams(placing=sharding.placing(mesh), turns=turns)

@@ -65,9 +65,6 @@ BROKEN = {
     "from rfq.model.config import ModelConfig\n\nModelConfig(width='96')\n": (
         "line 3: model.width='96' is of type str; give int"
     ),
-    "from rfq.model.config import ModelConfig\nModelConfig(remat=1)\n": (
-        "line 2: model.remat=1 is of type int; give bool"
-    ),
     "from rfq.experiment import TrainConfig\nTrainConfig(clip_norm='1')\n": (
         "line 2: train.clip_norm='1' is of type str; give float | None"
     ),

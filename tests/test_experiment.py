@@ -172,6 +172,18 @@ def test_a_run_with_former_names_of_fields_still_opens(name, former):
             from_dict(described)
 
 
+@pytest.mark.parametrize(("old", "new"), [(True, "block"), (False, "none")])
+def test_a_run_that_recorded_remat_as_a_flag_still_opens(old, new):
+    described = to_dict(BASE)
+    described["model"]["remat"] = old
+    opened = from_dict(described)
+    assert opened.model.remat == new
+    # The fingerprints are those that the flag gave, and how a step is computed is free.
+    kept = dataclasses.replace(BASE.model, remat="products", attention="auto")
+    same = fingerprint(dataclasses.replace(BASE, model=kept)) == fingerprint(opened)
+    assert same == (old is True)
+
+
 def test_another_optimizer_is_another_fingerprint():
     # Two of them, with all the fields that they share equal.
     two = [

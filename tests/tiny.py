@@ -46,7 +46,7 @@ MODEL = ModelConfig(
     skip="residual",
     beta=1.0,
     compute_dtype="float32",
-    remat=False,
+    remat="none",
     loss_chunks=1,
 )
 

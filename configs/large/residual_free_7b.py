@@ -1,6 +1,6 @@
 """Seven billion parameters with the paper's recipe, for a pod of 256 devices.
 
-rfq train configs/large/residual_free_7b.py --dry-run --devices 256 --sharding.tensor 8
+rfq train large/residual_free_7b --dry-run --target cpu:256 --sharding.tensor 8
 34 layers of width 4,096 with 32 heads; parameters are cut along the width over one mesh
 axis and over heads, MLP and vocabulary over another; a batch is taken in four parts.
 """
@@ -28,6 +28,7 @@ def config() -> experiment.Experiment:
             seq_len=2048,
             skip="residual_free",
             beta=1.1,
+            remat="block",
         ),
         init=InitConfig(recipe="orthogonal"),
         optimizer=KLShampooConfig(learning_rate=5e-4),

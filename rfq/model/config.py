@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from rfq import params as params_lib
 from rfq.errors import InputError, check_fields
@@ -110,10 +110,13 @@ class ModelConfig:
     head: Literal[*HEADS] = "tied"  # pyright: ignore
     rope_base: float = 10_000.0  # Slowest rotation of RoPE, positions per radian.
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # For activations.
-    # "xla" runs anywhere; "cudnn" is flash attention on NVIDIA GPUs, bfloat16 only.
-    attention: Literal["xla", "cudnn"] = "xla"
-    # Recompute each block in the backward pass instead of keeping its activations.
-    remat: bool = True
+    # "xla" runs anywhere; "cudnn" is flash attention on NVIDIA GPUs, bfloat16 only;
+    # "auto" is "cudnn" where it runs, see `attention_on`.
+    attention: Literal["auto", "xla", "cudnn"] = "xla"
+    # What the backward pass computes again: "none" keeps all activations; "block" keeps
+    # each block's input and runs the block again; "products" also keeps what matrix
+    # products are needed for, and runs norms, activations and softmax again.
+    remat: Literal["none", "block", "products"] = "block"
     # Blocks per iteration of the layer scan: 1 compiles fastest, num_layers runs
     # fastest on CPU.
     scan_unroll: int = 1
@@ -146,6 +149,8 @@ class ModelConfig:
         return 1 if layers.NORMS[self.norm].one_gain else self.width
 
     def __post_init__(self):
+        if isinstance(self.remat, bool):  # As recorded runs and older configs have it.
+            object.__setattr__(self, "remat", "block" if self.remat else "none")
         check_fields(self, "model")
         for name in (
             "num_layers", "width", "num_heads", "vocab_size", "seq_len", "scan_unroll",
@@ -256,6 +261,24 @@ def check_methods(spec: str, methods: Sequence[str], model: ModelConfig) -> None
             f"{model.norm!r}, which has no gain for each channel that could hold the "
             "scales; leave out +smooth"
         )
+
+
+def attention_on(config: ModelConfig, device: Any) -> ModelConfig:
+    """Decide model.attention="auto" for a device: "cudnn" where it runs, else "xla".
+
+    cuDNN's fused attention takes bfloat16 and heads of up to 128, a multiple of 8, on
+    NVIDIA GPUs from Ampere on.
+    """
+    if config.attention != "auto":
+        return config
+    fused = (
+        "NVIDIA" in device.device_kind
+        and float(getattr(device, "compute_capability", 8.0)) >= 8.0
+        and config.compute_dtype == "bfloat16"
+        and config.head_width <= 128
+        and config.head_width % 8 == 0
+    )
+    return dataclasses.replace(config, attention="cudnn" if fused else "xla")
 
 
 def site_width(config: ModelConfig, site: str) -> int:

@@ -5,10 +5,11 @@ Softmax, norms and the loss are computed in float32 whatever the carrier.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from rfq.model.cache import Cache
 from rfq.types import Array
@@ -128,7 +129,7 @@ def causal_attention(
     k_BTHK: Array,
     v_BTHK: Array,
     scale: Array,
-    implementation: Literal["xla", "cudnn"],
+    implementation: Literal["auto", "xla", "cudnn"],
     slope_H: Array | None = None,
 ) -> Array:
     """Compute softmax(scale * q.k, over earlier and own positions) v, per head.
@@ -143,7 +144,8 @@ def causal_attention(
         v_BTHK: Values, of the shape of the keys.
         scale: Scalar tau_l / sqrt(K) or tau_l / sqrt(D); data, so that all layers of a
             scan share one program.
-        implementation: "xla" anywhere, "cudnn" for flash attention on NVIDIA GPUs.
+        implementation: "xla" anywhere, "cudnn" for flash attention on NVIDIA GPUs;
+            "auto" that nobody decided is "xla".
         slope_H: m of each head; None for no bias.
     """
     q_BTHK = (q_BTHK.astype(jnp.float32) * scale).astype(q_BTHK.dtype)
@@ -154,7 +156,7 @@ def causal_attention(
         bias=_distance_bias(slope_H, k_BTHK.shape[1]),
         scale=1.0,
         is_causal=True,
-        implementation=implementation,
+        implementation="xla" if implementation == "auto" else implementation,
     )
 
 
@@ -313,27 +315,57 @@ def head_gate(heads_BTHK: Array, logits_BTH: Array) -> Array:
     return heads_BTHK * gate_BTH[..., None].astype(heads_BTHK.dtype)
 
 
+# What model.remat keeps for the backward pass, beside a block's input: the names under
+# which the forward pass marks the results of products.
+KEPT: Mapping[str, tuple[str, ...]] = {
+    "block": (),
+    "products": ("q", "k", "v", "mix", "stream", "hidden", "gate", "logits"),
+}
+
+
+def keeping(names: tuple[str, ...]) -> Callable[..., Any]:
+    """Make the policy of `jax.checkpoint` that keeps what bears these names.
+
+    Where it keeps mixes, it also keeps what fused attention made besides (a number for
+    each query), without which it would run again.
+    """
+    named = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def policy(primitive, *args, **params) -> Any:
+        if "mix" in names and "dot_product_attention_fwd" in primitive.name:
+            return True
+        return named(primitive, *args, **params)
+
+    return policy
+
+
 def token_cross_entropy(
-    h_BTD: Array, targets_BT: Array, num_chunks: int, head: Callable[[Array], Array]
+    h_BTD: Array,
+    targets_BT: Array,
+    num_chunks: int,
+    head: Callable[[Array], Array],
+    kept: tuple[str, ...] = (),
 ) -> Array:
     """Compute -log softmax(head(h))[target] at every position, in nats.
 
     The sequence is cut in `num_chunks` slices whose logits are formed, reduced and
     dropped one after the other (and again in the backward pass), so that at most
-    B * T / num_chunks * V logits exist at a time.
+    B * T / num_chunks * V logits exist at a time in float32.
 
     Args:
         h_BTD: Features.
         targets_BT: Token ids.
         num_chunks: Slices of the sequence.
         head: h [B, C, D] -> logits [B, C, V].
+        kept: "logits" keeps them for the backward pass, in the type that the head gives
+            them, which saves their product; see `KEPT`.
 
     Returns:
         Float32 [B, T].
     """
 
     def losses(h_BCD: Array, targets_BC: Array) -> Array:
-        logits_BCV = head(h_BCD).astype(jnp.float32)
+        logits_BCV = checkpoint_name(head(h_BCD), "logits").astype(jnp.float32)
         picked = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)
         return jax.nn.logsumexp(logits_BCV, axis=-1) - picked[..., 0]
 
@@ -342,7 +374,7 @@ def token_cross_entropy(
     B, T, D = h_BTD.shape
     h_NBCD = h_BTD.reshape(B, num_chunks, T // num_chunks, D).swapaxes(0, 1)
     targets_NBC = targets_BT.reshape(B, num_chunks, -1).swapaxes(0, 1)
-    step = jax.checkpoint(losses)
+    step = jax.checkpoint(losses, policy=keeping(kept))
     losses_NBC = jax.lax.map(lambda chunk: step(*chunk), (h_NBCD, targets_NBC))
     return losses_NBC.swapaxes(0, 1).reshape(B, T)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from rfq import params as params_lib
 from rfq import taps as taps_lib
@@ -117,7 +118,8 @@ class _Block(nn.Module):
             return y_BTHK
 
         def to_hidden(h_BTD: Array, name: str) -> Array:
-            return dot(h_BTD, _declare(self, name, D, F), name, "mlp")
+            y_BTF = dot(h_BTD, _declare(self, name, D, F), name, "mlp")
+            return checkpoint_name(y_BTF, "hidden")
 
         def connect(x_BTD: Array, tapped_BTD: Array, update_BTD: Array) -> Array:
             carried = skip.join(
@@ -136,24 +138,26 @@ class _Block(nn.Module):
         q = to_heads(h_BTD, "q", H, "heads")
         k = to_heads(h_BTD, "k", c.kv_heads, "kv_heads")
         v = to_heads(h_BTD, "v", c.kv_heads, "kv_heads")
-        q = site("q", layers.rope(q, c.rope_base, at_BT))
-        k = site("k", layers.rope(k, c.rope_base, at_BT))
-        v = site("v", v)
+        q = checkpoint_name(site("q", layers.rope(q, c.rope_base, at_BT)), "q")
+        k = checkpoint_name(site("k", layers.rope(k, c.rope_base, at_BT)), "k")
+        v = checkpoint_name(site("v", v), "v")
         if cache is not None:
             records[CACHE] = cache = cache_lib.extended(cache, k, v)
 
         def attend(q: Array, slope_H: Array | None) -> Array:
             if cache is None:
-                return layers.causal_attention(q, k, v, scale, c.attention, slope_H)
+                mix = layers.causal_attention(q, k, v, scale, c.attention, slope_H)
+                return checkpoint_name(mix, "mix")
             return layers.cached_attention(q, cache, scale, slope_H)
 
         heads_BTHK = kind.mix(attend, q, v, *of_heads)
         if c.attention_gate == "head":
             w_gate = _declare(self, "w_gate", D, H)
             logits_BTH = dot(h_BTD, w_gate, "w_gate", "heads")
+            logits_BTH = checkpoint_name(logits_BTH, "gate")
             heads_BTHK = layers.head_gate(heads_BTHK, logits_BTH)
         update = dot(site("attn_out", heads_BTHK), w_o, "w_o", "width")
-        x_BTD = connect(x_BTD, tapped, update)
+        x_BTD = checkpoint_name(connect(x_BTD, tapped, update), "stream")
 
         # MLP.
         tapped = site("mlp_norm_in", x_BTD)
@@ -178,7 +182,10 @@ class _Transformer(nn.Module):
         final_norm = _declare(self, "final_norm", c.gain_width)
         if c.head == "untied":
             _declare(self, HEADS[c.head], c.vocab_size, c.width)  # `head` reads it.
-        block = nn.remat(_Block, prevent_cse=False) if c.remat else _Block
+        block = _Block
+        if c.remat != "none":
+            policy = layers.keeping(layers.KEPT[c.remat])
+            block = nn.remat(_Block, prevent_cse=False, policy=policy)
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -275,7 +282,11 @@ def token_losses(
     """
     h_BTD, records = features(params, batch[:, :-1], config, seams, states)
     losses_BT = layers.token_cross_entropy(
-        h_BTD, batch[:, 1:], config.loss_chunks, head(params, config, seams, states)
+        h_BTD,
+        batch[:, 1:],
+        config.loss_chunks,
+        head(params, config, seams, states),
+        layers.KEPT.get(config.remat, ()),
     )
     return losses_BT, records
 

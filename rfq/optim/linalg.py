@@ -64,20 +64,13 @@ def cholesky_iteration(factor: Array) -> tuple[Array, Array, Array]:
     correlation = jnp.where(eye == 1.0, 1.0 + jitter, correlation)
     c = d[:, None] * factorize.cholesky(correlation)
     norms = jnp.linalg.norm(c, axis=0, keepdims=True)
-    once, lower = _cholesky_qr(c / norms)
+    once, lower = factorize.cholesky_qr(c / norms)
     gram = dot(once.T, once, EXACT)
-    twice, lower_again = _cholesky_qr(once)
+    twice, lower_again = factorize.cholesky_qr(once)
     r = dot(lower_again.T, lower.T, EXACT) * norms
     # The second pass squares the first one's error. A comparison with NaN is False.
     sound = (jnp.max(jnp.abs(gram - eye)) < 0.01) & jnp.all(jnp.isfinite(twice))
     return twice, dot(r, r.T, EXACT), sound
-
-
-@factorize.per_matrix
-def _cholesky_qr(x: Array) -> tuple[Array, Array]:
-    """Return X L^-T and L, for the Cholesky factor L of X^T X = L L^T."""
-    lower = factorize.cholesky(dot(x.T, x, EXACT))
-    return factorize.solve_transposed(lower, x), lower
 
 
 def reorthonormalize(basis: Array) -> Array:

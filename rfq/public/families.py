@@ -122,7 +122,7 @@ def to_model(config: Config, where: str, *, seq_len: int | None) -> ModelConfig:
         head="tied" if tied else "untied",
         rope_base=_rope_base(config, where),
         compute_dtype="float32",
-        remat=False,
+        remat="none",
         loss_chunks=math.gcd(16, length),
     )
 

@@ -55,8 +55,7 @@ def trained(config, tmp_path, monkeypatch):
         ("--quantize.specs=A8", "quantize", {"specs": ("A8",)}),
         ("--optimizer.b1 0.5", "optimizer", {"b1": 0.5}),
         ("--optimizer.learning-rate 3e-3", "optimizer", {"learning_rate": 3e-3}),
-        ("--model.remat", "model", {"remat": True}),
-        ("--model.no-remat", "model", {"remat": False}),
+        ("--model.remat products", "model", {"remat": "products"}),
         ("--sharding.strategy fsdp", "sharding", {"strategy": "fsdp"}),
     ],
 )

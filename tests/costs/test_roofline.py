@@ -1,11 +1,15 @@
 """The work of a program: FLOPs, bytes and exchanges, with loops multiplied out."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from rfq.costs import hlo, plan, roofline, targets, work
-from rfq.model.config import flops_per_token
+from rfq.experiment import Experiment, TrainConfig
+from rfq.model.config import ModelConfig, flops_per_token
+from rfq.optim.schedule import ScheduleConfig
 from tests.tiny import MODEL, experiment
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
@@ -180,3 +184,40 @@ def test_the_unit_of_a_product_follows_type_and_precision():
         assert work._unit(hlo.Shape("f32", (2,)), line) == name
     assert work._unit(hlo.Shape("f32", (2,)), "dot(%a, %b)") == "float32"
     assert work._unit(hlo.Shape("s8", (2,)), "dot(%a, %b)") == "int8"
+
+
+# Wide enough that attention's own products are a small part, as in the paper's model.
+KEEPING = ModelConfig(
+    num_layers=2,
+    width=128,
+    num_heads=4,
+    vocab_size=512,
+    seq_len=32,
+    compute_dtype="float32",
+    loss_chunks=4,
+)
+
+
+def stepped(remat: str):
+    given = Experiment(
+        arm="remat",
+        model=dataclasses.replace(KEEPING, remat=remat),
+        train=TrainConfig(num_steps=20, batch_size=4),
+        schedule=ScheduleConfig(warmup_steps=2),
+    )
+    found = plan.make(given, targets.Target("one", (jax.devices()[0],), None))
+    assert found.roofline is not None
+    return found.roofline.flops
+
+
+@pytest.mark.parametrize("skip", ["residual", "residual_free"])
+def test_keeping_products_multiplies_next_to_nothing_twice(skip, monkeypatch):
+    monkeypatch.setitem(globals(), "KEEPING", dataclasses.replace(KEEPING, skip=skip))
+    whole, kept = stepped("block"), stepped("products")
+    passes = kept["forward"] + kept["backward"]
+    # The logits of attention, one of its two products.
+    attention = 4 * 32 * 2 * 2 * 32 * 128
+    assert kept["recomputed"] <= attention
+    assert passes + kept["recomputed"] <= 1.02 * passes
+    # A block run again is a third of both passes, but for its last product.
+    assert whole["recomputed"] > 0.25 * passes

@@ -22,7 +22,7 @@ CONFIG = ModelConfig(
     seq_len=10,
     beta=1.3,
     compute_dtype="float32",
-    remat=False,
+    remat="none",
     loss_chunks=1,
 )
 # Everything that a model may have beside the paper's parts.
@@ -96,7 +96,7 @@ INITIALIZED = ModelConfig(
     skip="residual_free",
     beta=1.0,
     compute_dtype="float32",
-    remat=False,
+    remat="none",
     loss_chunks=1,
 )
 

@@ -1,6 +1,8 @@
 """Sizes follow from the config, and impossible ones are refused by name."""
 
+import dataclasses
 import math
+import types
 
 import hypothesis
 import hypothesis.strategies as st
@@ -120,3 +122,22 @@ def test_the_paper_quantizes_four_tensors_a_block():
     assert TAP_SETS["paper"] == ("attn_norm_in", "attn_in", "mlp_norm_in", "mlp_in")
     assert all(set(sites) <= set(SITES) for sites in TAP_SETS.values())
     assert set(BLOCK_SITES) < set(TAP_SETS["full"])
+
+
+@pytest.mark.parametrize(
+    ("device", "change", "attention"),
+    [
+        ({"device_kind": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0"}, {}, 1),
+        ({"device_kind": "NVIDIA V100", "compute_capability": "7.0"}, {}, 0),
+        ({"device_kind": "TPU v5"}, {}, 0),
+        ({"device_kind": "cpu"}, {}, 0),
+        ({"device_kind": "NVIDIA H100"}, {"compute_dtype": "float32"}, 0),
+        ({"device_kind": "NVIDIA H100"}, {"width": 1536, "num_heads": 6}, 0),
+    ],
+)
+def test_automatic_attention_is_fused_where_cudnn_can(device, change, attention):
+    model = config_lib.ModelConfig(attention="auto", **change)
+    found = config_lib.attention_on(model, types.SimpleNamespace(**device))
+    assert found.attention == ("xla", "cudnn")[attention]
+    asked = dataclasses.replace(model, attention="xla")
+    assert config_lib.attention_on(asked, types.SimpleNamespace(**device)) == asked

@@ -142,7 +142,8 @@ def test_a_loss_does_not_depend_on_later_tokens(skip, others):
 @pytest.mark.parametrize(
     "change",
     [
-        {"remat": True, "scan_unroll": 2, "loss_chunks": 5},
+        {"remat": "block", "scan_unroll": 2, "loss_chunks": 5},
+        {"remat": "products", "loss_chunks": 5},
         pytest.param({"scan_unroll": 99}, marks=pytest.mark.slow),
     ],
     ids=str,

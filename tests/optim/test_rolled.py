@@ -31,13 +31,15 @@ def semidefinite(size: int, seed: int = 0, num: int = 3) -> jax.Array:
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 11])
-def test_cholesky_and_solve_are_lapacks(size, doubled, narrow):
+def test_cholesky_and_the_qr_by_it_are_lapacks(size, doubled, narrow):
     a = semidefinite(size)
     lower = jax.vmap(rolled.cholesky)(a)
     np.testing.assert_allclose(lower, jnp.linalg.cholesky(a), atol=1e-12)
-    x = jax.random.normal(jax.random.key(1), (3, 7, size))
-    solved = jax.vmap(rolled.solve_transposed)(lower, x)
-    np.testing.assert_allclose(solved @ lower.mT, x, atol=1e-11)
+    x = jax.random.normal(jax.random.key(1), (3, 13, size))
+    q, lower = jax.vmap(rolled.cholesky_qr)(x)
+    np.testing.assert_allclose(q @ lower.mT, x, atol=1e-11)
+    np.testing.assert_allclose(q.mT @ q, jnp.stack([jnp.eye(size)] * 3), atol=1e-11)
+    np.testing.assert_array_equal(lower, jnp.tril(lower))
 
 
 def test_an_indefinite_matrix_is_not_finite_and_spoils_no_other(doubled, narrow):
@@ -82,7 +84,7 @@ def test_single_precision_is_kept_over_panels():
 @pytest.fixture
 def as_on_tpu(monkeypatch, narrow):
     """All but eigenvectors as a TPU computes them."""
-    for name in ("qr", "cholesky", "solve_transposed"):
+    for name in ("qr", "cholesky", "cholesky_qr"):
         monkeypatch.setattr(factorize, name, getattr(rolled, name))
 
 

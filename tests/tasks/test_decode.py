@@ -27,7 +27,7 @@ BASE = ModelConfig(
     skip="residual",
     beta=1.0,
     compute_dtype="float32",
-    remat=False,
+    remat="none",
     loss_chunks=1,
 )
 VARIANTS = {
