@@ -19,7 +19,7 @@ def continued(run: Experiment) -> Experiment:
     return dataclasses.replace(
         run,
         arm=f"{run.arm}_adamw",
-        model=dataclasses.replace(run.model, remat=True),
+        model=dataclasses.replace(run.model, remat="block"),
         optimizer=AdamWConfig(learning_rate=2e-5),
         schedule=ScheduleConfig(warmup_steps=20),
         train=TrainConfig(num_steps=200, batch_size=size),
