@@ -29,6 +29,7 @@ class Train(planned.Options):
     once the new run has its first checkpoint, but not the data that both read.
 
     Example: rfq train demo/residual_adamw --out runs/mine
+
     Example: rfq train continued/adamw --from runs/smollm2 --out runs/tuned
     """
 

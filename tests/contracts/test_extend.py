@@ -1,4 +1,4 @@
-"""What README.md's "Extend it" says of each line, done in a copy of the package.
+"""What CONTRIBUTING.md's "Extend it" says of each line, done in a copy of the package.
 
 One file and one row make an extension, and the contract of its table holds for it:
 tests that take their cases from the tables run in the copy, those about the new rows
@@ -21,7 +21,7 @@ NEW = "newcomer"  # The name of every new row.
 
 
 class Extension(NamedTuple):
-    """A line of README.md's table.
+    """A line of CONTRIBUTING.md's table.
 
     Attributes:
         file: where the code goes; made if it is not there.
@@ -103,7 +103,7 @@ def mean_magnitude(r):
     return r.total / r.count
 '''
 
-# Line of the table in README.md -> what it asks for.
+# Line of the table in CONTRIBUTING.md -> what it asks for.
 EXTENSIONS = {
     "optimizer": Extension(
         file="rfq/optim/newcomer.py",
@@ -261,9 +261,9 @@ CONTRACTS = (
 )
 
 
-def test_the_table_in_the_readme_has_these_lines():
+def test_the_table_in_contributing_has_these_lines():
     """Each names the file of the code, and the table with its file."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "CONTRIBUTING.md").read_text()
     table = text.split("## Extend it")[1].split("##")[0]
     lines = [line for line in table.splitlines() if line.startswith("|")][2:]
     named = []
