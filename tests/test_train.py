@@ -157,6 +157,26 @@ def test_a_run_killed_three_times_is_the_uninterrupted_one(
     _assert_same_run(tmp_path, whole, given)
 
 
+@pytest.mark.slow  # It compiles a step of its own.
+@pytest.mark.parametrize("kind", ["round", "noise"])
+def test_a_run_killed_while_it_trains_through_rounding_is_the_uninterrupted_one(
+    kind, given, tmp_path, monkeypatch
+):
+    given = tiny.with_fields(given, "qat", spec="W4A4", kind=kind, start=0.25, every=2)
+    train.run(given, tmp_path / "whole")
+
+    def killed(self, step, note):
+        if step == 7:
+            raise tiny.Killed
+
+    run_dir = tmp_path / "killed"
+    with monkeypatch.context() as patch, pytest.raises(tiny.Killed):
+        patch.setattr(metrics.Progress, "update", killed)
+        train.run(given, run_dir)
+    train.run(given, run_dir)
+    _assert_same_run(run_dir, tmp_path / "whole", given)
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "num_calls"),
     [
