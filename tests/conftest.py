@@ -90,6 +90,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"needs 8 devices, XLA_FLAGS gives {jax.device_count()}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_programs():
+    """Frees compiled programs before a process has as many maps as Linux allows.
+
+    XLA maps the code of each program on its own. A process that reaches 65,530 maps
+    (vm.max_map_count) dies in the middle of a compilation.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture(scope="session")
 def one_device_env() -> dict[str, str]:
     """The environment for a subprocess that should see one CPU device, as a user's."""
