@@ -18,9 +18,10 @@ from rfq import metrics, runs
 from rfq import params as params_lib
 from rfq.data import tokenize
 from rfq.errors import InputError
-from rfq.experiment import Experiment, StartConfig
+from rfq.experiment import Experiment
 from rfq.model import transformer
 from rfq.model.config import ModelConfig
+from rfq.origins import StartConfig
 from rfq.types import Params
 
 _RECORD = "source.json"

@@ -20,6 +20,7 @@ from rfq.model.config import TAP_SETS, ModelConfig, check_groups, check_methods
 from rfq.model.init import InitConfig
 from rfq.model.layers import STREAMS
 from rfq.optim.schedule import ScheduleConfig
+from rfq.origins import OriginConfig, StartConfig
 from rfq.quant import grid
 from rfq.quant.aware import QatConfig
 from rfq.quant.calibrate import CALIBRATORS
@@ -207,37 +208,6 @@ class TasksConfig:
             raise InputError(
                 f"tasks.max_documents={self.max_documents} must be >= 1; None is all"
             )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OriginConfig:
-    """The public checkpoint that a run was imported from, or went on from.
-
-    It is empty for other runs.
-    """
-
-    family: str = ""  # The model_type of its config.json.
-    dtype: str = ""  # The type of its tensors, in which it is exported again.
-    context: int = 0  # Its longest sequence; model.seq_len may be shorter.
-    digest: str = ""  # Names the values of its tensors.
-
-    def __post_init__(self):
-        check_fields(self, "origin")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StartConfig:
-    """The run whose last parameters a run starts with; empty where it draws its own.
-
-    `rfq train --from RUN` fills it in.
-    """
-
-    arm: str = ""
-    fingerprint: str = ""  # Names the experiment of that run, its seed included.
-    data_fingerprint: str = ""  # Names the data that it was trained on.
-
-    def __post_init__(self):
-        check_fields(self, "start")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,6 @@ from rfq.experiment import (
     DataConfig,
     Experiment,
     LogConfig,
-    OriginConfig,
     QuantizeConfig,
     TrainConfig,
 )
@@ -37,6 +36,7 @@ from rfq.model import transformer
 from rfq.model.config import ModelConfig
 from rfq.model.init import InitConfig
 from rfq.optim.schedule import ScheduleConfig
+from rfq.origins import OriginConfig
 from rfq.public import families, tensors
 from rfq.public.sources import Source, open_source
 from rfq.types import Params

@@ -14,6 +14,7 @@ from rfq import cli, continued, metrics, runs, train
 from rfq import experiment as experiment_lib
 from rfq.errors import InputError
 from rfq.model import transformer
+from rfq.origins import StartConfig
 from tests import tiny
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs" / "continued"
@@ -95,7 +96,7 @@ def test_what_a_run_started_with_is_recorded(source, whole):
     _, out = whole
     described = json.loads((source / "config.json").read_text())
     experiment, _ = runs.load(out)
-    assert experiment.start == experiment_lib.StartConfig(
+    assert experiment.start == StartConfig(
         arm="tiny",
         fingerprint=described["fingerprint"],
         data_fingerprint=described["data_fingerprint"],
@@ -103,7 +104,7 @@ def test_what_a_run_started_with_is_recorded(source, whole):
     told = json.loads((out / "source.json").read_text())
     assert told == {"run": str(source.absolute()), "config": described}
     # A run that drew its own parameters is another experiment.
-    alone = dataclasses.replace(experiment, start=experiment_lib.StartConfig())
+    alone = dataclasses.replace(experiment, start=StartConfig())
     fingerprints = map(experiment_lib.fingerprint, (experiment, alone))
     assert len(set(fingerprints)) == 2
 

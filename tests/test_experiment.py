@@ -15,9 +15,7 @@ from rfq.experiment import (
     DataConfig,
     Experiment,
     LogConfig,
-    OriginConfig,
     QuantizeConfig,
-    StartConfig,
     TasksConfig,
     TrainConfig,
     fingerprint,
@@ -27,6 +25,7 @@ from rfq.experiment import (
 from rfq.model.config import ModelConfig
 from rfq.model.init import InitConfig
 from rfq.optim.schedule import ScheduleConfig
+from rfq.origins import OriginConfig, StartConfig
 from rfq.quant.aware import QatConfig
 from rfq.sharding import ShardingConfig
 
