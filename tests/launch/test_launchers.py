@@ -227,11 +227,11 @@ def test_the_paper_is_five_runs_and_two_controls_in_one_command(place):
     data = "--out runs/paper --data.dir my data --data.tokenizer t.model"
     (place.folder / "data" / "tasks").mkdir(parents=True)
     place.run("reproduce_paper.sh", *args)
-    place.run("reproduce_paper.sh", "--dry-run", "--devices", "4")
+    place.run("reproduce_paper.sh", "--dry-run", "--target", "cpu:4")
     assert place.called() == [
         f"{first} {data} --seeds 0 1",
         f"{first} {data} --tasks.names all --tasks.dir data/tasks --seeds 0 1",
-        f"{first} --dry-run --devices 4",
+        f"{first} --dry-run --target cpu:4",
     ]
 
 
