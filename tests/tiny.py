@@ -86,7 +86,9 @@ def quick(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         sharding,
         "make_mesh",
-        lambda num_devices=1, config=None: _make_mesh(num_devices, config),
+        lambda num_devices=1, config=None, devices=None: _make_mesh(
+            num_devices, config, devices=devices
+        ),
     )
     patch.setattr(steps, "compile_train", compile_train)
     patch.setattr(steps, "compile_quant", compile_quant)

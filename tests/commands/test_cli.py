@@ -212,7 +212,7 @@ def test_a_dry_run_says_what_a_run_costs_and_allocates_nothing(
 
 
 def test_a_dry_run_needs_no_data(config, capsys, monkeypatch):
-    monkeypatch.setattr(plan, "run", lambda arms, **options: None)
+    monkeypatch.setattr(plan, "run", lambda arms, target, **options: None)
     argv = ["train", config, "--dry-run", "--data.dir", "nowhere"]
     assert cli.main(argv) == 0
 
@@ -222,7 +222,9 @@ def test_the_dry_run_of_a_compare_covers_each_arm_once(
 ):
     seen = []
     monkeypatch.setattr(
-        plan, "run", lambda arms, num_seeds, **options: seen.append((arms, num_seeds))
+        plan,
+        "run",
+        lambda arms, target, num_seeds, **options: seen.append((arms, num_seeds)),
     )
     argv = ["compare", config, "--seeds", "0", "1", "--dry-run"]
     assert cli.main(argv) == 0
@@ -246,7 +248,7 @@ def test_a_family_is_compared_as_a_whole_and_trained_arm_by_arm(
     family, capsys, monkeypatch
 ):
     seen = []
-    monkeypatch.setattr(plan, "run", lambda arms, **options: seen.extend(arms))
+    monkeypatch.setattr(plan, "run", lambda arms, target, **options: seen.extend(arms))
     words = (family, "--scale", "small", "--dry-run", "--train.num-steps", "9")
     command_lib.said(capsys, "compare", *words)
     command_lib.said(capsys, "train", *words, "--arm", "small")
